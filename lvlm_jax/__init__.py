@@ -1,0 +1,17 @@
+"""Large vision-language models in JAX: train, fine-tune, evaluate, run.
+
+Importing this package touches no backend, flag, environment variable or network.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from lvlm_jax.api import load
+
+        return load
+    raise AttributeError(f"module 'lvlm_jax' has no attribute {name!r}")

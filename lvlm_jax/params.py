@@ -1,0 +1,176 @@
+"""Parameter trees as plain nested dicts: paths, masks, splitting, and the two shapes of a stack of layers.
+
+A path joins the keys with ``/``: ``llm/layers/0/attn/q/kernel``. On disk the layers of a stack are always apart
+(``layers/0``, ``layers/1`` ...); a scanned model runs on one leaf with a leading axis L (``layers/...``).
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LAYERS = "layers"
+
+
+def flatten(tree: Mapping) -> dict[str, Any]:
+    """Nested dict -> flat dict keyed by path, in sorted order (the order in which JAX flattens a dict)."""
+    out = {}
+    for key in sorted(tree):
+        value = tree[key]
+        if isinstance(value, Mapping):
+            out.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
+        else:
+            out[str(key)] = value
+    return out
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """Flat dict keyed by path -> nested dict."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+@functools.cache
+def _pattern(glob: str) -> re.Pattern:
+    """``*`` matches within one path element, ``**`` any number of elements."""
+    parts = []
+    for element in glob.split("/"):
+        if element == "**":
+            parts.append(r"(?:[^/]+/)*[^/]+" if element == glob.split("/")[-1] else r"(?:[^/]+/)*")
+        else:
+            parts.append(re.escape(element).replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
+            parts.append("/")
+    text = "".join(parts)
+    return re.compile(text[:-1] if text.endswith("/") else text)
+
+
+def match(paths: Iterable[str], patterns: Iterable[str]) -> dict[str, bool]:
+    """Which paths match any of the glob patterns.
+
+    Raises:
+      ValueError: a pattern that matches no path, with the nearest top-level names.
+    """
+    paths = list(paths)
+    hit = dict.fromkeys(paths, False)
+    for pattern in patterns:
+        regex = _pattern(pattern)
+        found = [path for path in paths if regex.fullmatch(path)]
+        if not found:
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
+            tops = sorted({path.split("/")[0] for path in paths})
+            raise ValueError(
+                f"parameter pattern {pattern!r} matches nothing. The tree begins with {tops}; near: {near}. "
+                "'*' stays within one path element, '**' spans several: 'llm/**', 'llm/layers/*/attn/**'."
+            )
+        hit.update(dict.fromkeys(found, True))
+    return hit
+
+
+def mask(tree: Mapping, patterns: Iterable[str]) -> dict:
+    """Boolean tree, True where a leaf's path matches a pattern; an unmatched pattern is an error (see `match`)."""
+    return unflatten(match(flatten(unstacked_view(tree)), patterns)) if _is_stacked(tree) else unflatten(
+        match(flatten(tree), patterns)
+    )
+
+
+def split(tree: Mapping, mask: Mapping) -> tuple[dict, dict]:
+    """(leaves whose mask is True, the others), both nested dicts without the branches that became empty."""
+    flat, chosen = flatten(tree), flatten(mask)
+    if flat.keys() != chosen.keys():
+        raise ValueError(f"mask and tree differ at {sorted(flat.keys() ^ chosen.keys())[:5]}")
+    picked = {path: leaf for path, leaf in flat.items() if chosen[path]}
+    rest = {path: leaf for path, leaf in flat.items() if not chosen[path]}
+    return unflatten(picked), unflatten(rest)
+
+
+def merge(*trees: Mapping) -> dict:
+    """Union of nested dicts with disjoint leaves; the inverse of `split`."""
+    flat: dict = {}
+    for tree in trees:
+        part = flatten(tree)
+        if both := flat.keys() & part.keys():
+            raise ValueError(f"the same leaf stands in two trees: {sorted(both)[:5]}")
+        flat.update(part)
+    return unflatten(flat)
+
+
+def size(tree: Any) -> int:
+    """Number of scalars in a tree of arrays or shape structs."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The tree with its floating leaves in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two shapes of a stack of layers
+
+
+def _apart(layers: Mapping) -> bool:
+    return all(str(key).isdigit() for key in layers)
+
+
+def _is_stacked(tree: Any) -> bool:
+    if not isinstance(tree, Mapping):
+        return False
+    return any((k == LAYERS and not _apart(v)) or _is_stacked(v) for k, v in tree.items() if isinstance(v, Mapping))
+
+
+def _map_layers(tree: Any, change: Callable[[Mapping], Mapping]) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {k: change(v) if k == LAYERS and isinstance(v, Mapping) else _map_layers(v, change) for k, v in tree.items()}
+
+
+def stack_layers(tree: Mapping) -> dict:
+    """``layers/0/x, layers/1/x, ...`` -> ``layers/x`` with a leading axis L; stacks already scanned are left alone."""
+
+    def change(layers: Mapping) -> Mapping:
+        if not _apart(layers):
+            return layers
+        rows = [layers[str(i)] for i in range(len(layers))]
+        return jax.tree.map(lambda *leaves: _stack(leaves), *rows)
+
+    return _map_layers(tree, change)
+
+
+def _stack(leaves: tuple) -> Any:
+    first = leaves[0]
+    if isinstance(first, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+    return (np if isinstance(first, np.ndarray) else jnp).stack(leaves)
+
+
+def unstack_layers(tree: Mapping) -> dict:
+    """``layers/x`` with a leading axis L -> ``layers/0/x, layers/1/x, ...``: the layout on disk and for decoding."""
+    return _map_layers(tree, _unstack)
+
+
+def unstacked_view(tree: Mapping) -> dict:
+    """The unstacked tree in which every leaf of a scanned stack is its shape only: for matching paths."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
+    return unstack_layers(shapes)
+
+
+def _unstack(layers: Mapping) -> Mapping:
+    if _apart(layers):
+        return layers
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return {str(i): jax.tree.map(lambda x, i=i: _row(x, i), layers) for i in range(depth)}
+
+
+def _row(x: Any, i: int) -> Any:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x[i]

@@ -1,0 +1,99 @@
+"""What a model eats: conversations on the host (`Example`), arrays on the device (`Batch`).
+
+A prompt is a list of segments, never a string that is searched for a placeholder: whoever types ``<image>`` or ``</s>``
+gets those characters.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from lvlm_jax.shapes import Array, Float, Int
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A run of plain text, tokenized as the characters it is."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """A picture: a path, encoded bytes, a PIL image, or uint8[H, W, 3]."""
+
+    source: Any
+
+
+Segment = Text | Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What one speaker says: text and pictures in order."""
+
+    role: Role
+    segments: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One conversation. `origin` says where it came from (``train.json:12``) and stands in every error about it."""
+
+    turns: tuple[Turn, ...]
+    id: str = ""
+    origin: str = ""
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures in reading order."""
+        return tuple(s for turn in self.turns for s in turn.segments if isinstance(s, Image))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An `Example` as ids: what the packer packs.
+
+    tokens int32[n]; weights float32[n], the loss weight of each token as a target; visual int32[n], which of the
+    example's own visual tokens fills this position (picture j holds j*Q ... j*Q+Q-1), -1 for text.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    visual: np.ndarray
+    images: tuple[Image, ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One step's input. Rows come in G groups of B/G; a group's pictures live on the group's data shard.
+
+    | field           | shape           | meaning                                                                       |
+    | --------------- | --------------- | ----------------------------------------------------------------------------- |
+    | tokens          | int32[B, T]     | token ids; any valid id where a picture fills the position                    |
+    | weights         | float32[B, T]   | loss weight of this token as a target, predicted from the position before it   |
+    | positions       | int32[B, T]     | position within the example (RoPE), restarting at 0                           |
+    | segments        | int32[B, T]     | 0 padding; 1, 2, ... the examples packed in this row                          |
+    | image_index     | int32[B, T]     | which visual token of the group fills this position, in [0, N*Q); -1 text     |
+    | patches         | float32[G,N,P,C]| normalised pixels of each patch in (row, column, channel) order               |
+    | patch_positions | int32[G,N,P,2]  | (row, column) of each patch in its picture                                    |
+    | patch_segments  | int32[G,N,P]    | 0 padding; 1, 2, ... the pictures that share a vision row                     |
+    """
+
+    tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    weights: Float[Array, "B T"] | Float[np.ndarray, "B T"]
+    positions: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    segments: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    image_index: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
+    patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
+    patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+
+    def replace(self, **changes: Any) -> "Batch":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
