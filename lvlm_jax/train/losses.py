@@ -1,0 +1,174 @@
+"""Losses as pure functions that return (loss_sum, weight_sum, correct_sum): sums, so that microbatches add up."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lvlm_jax.shapes import Array, Bool, Float, Int
+
+Sums = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+
+
+def language_loss(
+    hidden: Float[Array, "B T D"],
+    head_kernel: Float[Array, "D V"],
+    tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"],
+    weights: Float[Array, "B T"] | Float[np.ndarray, "B T"],
+    *,
+    chunk: int = 256,
+    skip_unlabelled: bool = True,
+    head_trained: bool = True,
+) -> Sums:
+    """Weighted next-token cross-entropy that never holds a B x T x V array.
+
+    Position t predicts tokens[t+1] with weights[t+1]; `weights` is the loss weight of a token as a target. Loss and
+    gradient are computed in one pass over chunks of `chunk` positions of every row. With `skip_unlabelled` the labelled
+    positions of each row are moved to its front (within the row, so nothing leaves a data shard) and only as many
+    chunks run as the fullest row needs; without it the number of chunks is static, for pods whose steps should all take
+    equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
+    the head is not computed (it comes back as zero).
+
+    Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
+    are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
+
+    Returns:
+      Sum of weight times loss; sum of weights; sum of weights where the likeliest token is the target.
+    """
+    after = ((0, 0), (0, 1))
+    targets = jnp.pad(jnp.asarray(tokens)[:, 1:], after)
+    shifted = jnp.pad(jnp.asarray(weights, jnp.float32)[:, 1:], after)
+    return _cross_entropy(chunk, skip_unlabelled, head_trained, hidden, head_kernel, targets, shifted)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(chunk, skip, head_trained, hidden, kernel, targets, weights):
+    return _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=False, head=False)[0]
+
+
+def _forward(chunk, skip, head_trained, hidden, kernel, targets, weights):
+    sums, grads = _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=True, head=head_trained)
+    return sums, grads
+
+
+def _backward(chunk, skip, head_trained, grads, cotangents):
+    dhidden, dkernel = grads
+    scale = cotangents[0]
+    dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
+    return dhidden, None if dkernel is None else (dkernel * scale).astype(dkernel.dtype), None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, head):
+    """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions."""
+    (B, T, D), V = hidden.shape, kernel.shape[1]
+    chunk = min(chunk, T)
+    total = -(-T // chunk)
+    order = jnp.argsort(weights <= 0, axis=1, stable=True) if skip else jnp.broadcast_to(jnp.arange(T), (B, T))
+    fill = ((0, 0), (0, total * chunk - T))
+    places = jnp.pad(order, fill)
+    target, weight = (jnp.pad(jnp.take_along_axis(x, order, 1), fill) for x in (targets, weights))
+    work = kernel.astype(hidden.dtype)
+    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def one_chunk(i, carry):
+        loss, correct, dhidden, dkernel = carry
+        at, y, w = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in (places, target, weight))
+        h = jax.vmap(lambda row, index: row[index])(hidden, at)
+        logits = dot("btd,dv->btv", h, work)
+        top = logits.max(-1)
+        exps = jnp.exp(logits - top[..., None])
+        mass = exps.sum(-1)
+        own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
+        # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
+        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - own), 0.0).sum()
+        correct += jnp.where(own >= top, w, 0.0).sum()
+        if gradient:
+            hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
+            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - hot)
+            slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
+            dh = dot("btv,dv->btd", slope, work).astype(hidden.dtype)
+            dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dh, i * chunk, 1)
+            if head:
+                dkernel += dot("btd,btv->dv", h, slope)
+        return loss, correct, dhidden, dkernel
+
+    zero = jnp.zeros((), jnp.float32)
+    carry = (
+        zero,
+        zero,
+        jnp.zeros((B, total * chunk, D), hidden.dtype) if gradient else None,
+        jnp.zeros(kernel.shape, jnp.float32) if head else None,
+    )
+    used = -(-(weights > 0).sum(1).max() // chunk) if skip else total
+    loss, correct, dhidden, dkernel = jax.lax.fori_loop(0, used, one_chunk, carry)
+    sums = loss, weights.sum(), correct
+    if not gradient:
+        return sums, None
+    if skip:
+        dhidden = jax.vmap(lambda row, index: row[index])(dhidden, jnp.argsort(order, axis=1))
+    return sums, (dhidden[:, :T], None if dkernel is None else dkernel.astype(kernel.dtype))
+
+
+Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]
+
+
+def contrastive_loss(
+    image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""] | float, same: Pairs | None = None
+) -> Sums:
+    """Symmetric InfoNCE in which all rows with the same caption share the target mass.
+
+    CLIP's loss (Radford et al. 2021) when every caption differs. With few distinct captions the plain loss punishes
+    correct matches; here row i aims at 1/n for each of its n equal captions. same: caption ids [B], or which image
+    matches which text [B, B]; None means row i matches text i alone. scale: exp of the learnt logit scale. Features are
+    normalised here.
+
+    Returns:
+      Sum over rows of the mean of both directions; B; images whose likeliest text is a match.
+    """
+    logits = scale * _unit(image) @ _unit(text).T
+    match = _matches(same, len(image)).astype(jnp.float32)
+    to_text = (match / match.sum(1, keepdims=True) * jax.nn.log_softmax(logits, axis=1)).sum()
+    to_image = (match / match.sum(0, keepdims=True) * jax.nn.log_softmax(logits, axis=0)).sum()
+    return -(to_text + to_image) / 2, jnp.float32(len(image)), _retrieved(logits, match)
+
+
+def sigmoid_loss(
+    image: Float[Array, "B D"],
+    text: Float[Array, "B D"],
+    scale: Float[Array, ""] | float,
+    bias: Float[Array, ""] | float,
+    same: Pairs | None = None,
+) -> Sums:
+    """SigLIP's pairwise loss (Zhai et al. 2023): -log sigmoid(+-logit) over all pairs, summed over texts.
+
+    logit = scale * cos(image, text) + bias; scale starts at 10 (exp of ln 10), bias at -10. same: see
+    `contrastive_loss`; every matching pair is a positive.
+
+    Returns:
+      Sum over images; B; images whose likeliest text is a match.
+    """
+    logits = scale * _unit(image) @ _unit(text).T + bias
+    match = _matches(same, len(image))
+    loss = -jax.nn.log_sigmoid(jnp.where(match, logits, -logits)).sum()
+    return loss, jnp.float32(len(image)), _retrieved(logits, match)
+
+
+def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Rows of length one, in float32; the epsilon (SigLIP's) under the root gives a zero row a gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-16)
+
+
+def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
+    if same is None:
+        return jnp.eye(rows, dtype=bool)
+    same = jnp.asarray(same)
+    return same if same.ndim == 2 else same[:, None] == same[None, :]
+
+
+def _retrieved(logits: Float[Array, "B B"], match: Array) -> Float[Array, ""]:
+    return jnp.take_along_axis(match.astype(jnp.float32), logits.argmax(1)[:, None], 1).sum()

@@ -1,0 +1,128 @@
+"""Stages of a training run as values: what trains, for how long, with which optimizer.
+
+The boolean mask that `Stage.mask` gives is the only truth about what is trained: it splits the parameters, decides
+dtype, moments and checkpoints, and what the log prints.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from lvlm_jax import params as trees
+from lvlm_jax.shapes import DTypeLike
+from lvlm_jax.train.optim import OptimizerConfig, path_mask
+
+LOSSES = ("language", "contrastive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpikePolicy:
+    """When to throw an update away.
+
+    A loss or gradient norm that is not finite is always skipped. factor: also skip a loss above `factor` times its
+    moving average (0: off; 3 is a common choice). patience: stop the run after this many skips in a row. memory: weight
+    of the past in the moving average.
+    """
+
+    factor: float = 0.0
+    patience: int = 10
+    memory: float = 0.98
+
+    def __post_init__(self) -> None:
+        if self.factor and self.factor <= 1:
+            raise ValueError(f"spike.factor={self.factor}: 0 (off) or more than 1 (times the average loss)")
+        if self.patience < 1:
+            raise ValueError(f"spike.patience={self.patience}: at least 1 skipped step before the run stops")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"spike.memory={self.memory}: must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run.
+
+    trains: path patterns (``("connector/**",)``) of the leaves that move. accumulate: microbatches a step.
+    log_every, save_every, eval_every: in steps; 0 means never (the last step is always saved). keep: checkpoints kept.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    steps: int
+    optimizer: OptimizerConfig
+    loss: str = "language"
+    accumulate: int = 1
+    log_every: int = 10
+    save_every: int = 0
+    keep: int = 2
+    eval_every: int = 0
+    spike: SpikePolicy = SpikePolicy()
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"stage.name={self.name!r}: a folder name, such as 'align' or 'instruct'")
+        if isinstance(self.trains, str) or not self.trains:
+            raise ValueError(
+                f"stage.trains={self.trains!r} of {self.name!r}: a tuple of path patterns, ('connector/**',)"
+            )
+        if self.loss not in LOSSES:
+            raise ValueError(f"stage.loss={self.loss!r} of {self.name!r}: choose one of {list(LOSSES)}")
+        for name, least in (("steps", 1), ("accumulate", 1), ("log_every", 0), ("save_every", 0), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"stage.{name}={getattr(self, name)} of {self.name!r}: must be at least {least}")
+        if self.eval_every < 0:
+            raise ValueError(f"stage.eval_every={self.eval_every} of {self.name!r}: must be at least 0")
+        if self.loss == "contrastive" and self.accumulate > 1:
+            raise ValueError(
+                f"stage.accumulate={self.accumulate} of {self.name!r}: a contrastive loss couples all rows of the "
+                "batch, so microbatches would change it; use accumulate=1 and more devices"
+            )
+
+    def mask(self, params: Mapping) -> dict:
+        """Boolean tree in the layout of `params`, True where this stage trains.
+
+        Raises:
+          ValueError: a pattern that matches nothing, with the names that exist.
+        """
+        return path_mask(params, self.trains)
+
+
+def in_stage_dtype(params: Mapping, mask: Mapping, frozen: DTypeLike) -> dict:
+    """The parameters as a stage runs them: trained leaves float32, frozen leaves in `frozen`.
+
+    Keep the originals: thawing must start from them, not from a rounded copy.
+    """
+    trained, rest = trees.split(params, mask)
+    return trees.merge(trees.cast(trained, "float32"), trees.cast(rest, frozen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How much of one part of the model a stage trains, in scalars."""
+
+    part: str
+    total: int
+    trained: int
+
+    @property
+    def percent(self) -> float:
+        """Trained share in percent."""
+        return 100 * self.trained / max(1, self.total)
+
+
+def trained_share(params: Mapping, mask: Mapping) -> list[Share]:
+    """One row for each top-level part of the model and a last one for the whole."""
+    flat, chosen = trees.flatten(params), trees.flatten(mask)
+    rows = []
+    for part in params:
+        paths = [path for path in flat if path == part or path.startswith(f"{part}/")]
+        total = trees.size([flat[path] for path in paths])
+        rows.append(Share(part, total, trees.size([flat[path] for path in paths if chosen[path]])))
+    return [*rows, Share("all", sum(r.total for r in rows), sum(r.trained for r in rows))]
+
+
+def share_text(rows: list[Share]) -> str:
+    """The table of `trained_share` as text."""
+    width = max(len("part"), *(len(row.part) for row in rows))
+    lines = [f"{'part':<{width}}  {'weights':>15}  {'trained':>15}  {'share':>8}"]
+    for row in rows:
+        lines.append(f"{row.part:<{width}}  {row.total:>15,}  {row.trained:>15,}  {row.percent:>7.2f}%")
+    return "\n".join(lines)
