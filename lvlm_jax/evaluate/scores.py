@@ -1,0 +1,109 @@
+"""The scoring rules by name, as ``lvlm eval`` uses them, and the floor that no answer should fall below."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lvlm_jax.evaluate import caption, vqa
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a scoring rule found.
+
+    values:  score name -> value over all samples; fractions in [0, 1], CIDEr-D in [0, 10].
+    samples: one dict a prediction, in order, score name -> value of that sample alone.
+    variant: the exact definition, to print and to write beside the values.
+    """
+
+    values: dict[str, float]
+    samples: list[dict[str, float]]
+    variant: str
+
+
+def _answers(reference: Any) -> Sequence[Any]:
+    """The answers of a reference: a string, a list, or an annotation record with ``answers``."""
+    if isinstance(reference, Mapping):
+        if "answers" not in reference:
+            raise ValueError(f"a reference record needs the field 'answers'; it has {sorted(reference)}")
+        reference = reference["answers"]
+    return [reference] if isinstance(reference, str) else reference
+
+
+def exact(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """Share of predictions that equal one of their answers (case and surrounding space aside)."""
+    hits = [float(vqa.exact_match(prediction, _answers(ref))) for prediction, ref in zip(predictions, references)]
+    return Scored(
+        values={"exact_match": sum(hits) / len(hits)},
+        samples=[{"exact_match": hit} for hit in hits],
+        variant=vqa.EXACT_VARIANT,
+    )
+
+
+def vqa_accuracy(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """Official VQA accuracy, overall and, where every reference record names one, per answer and question type."""
+    hits = [vqa.vqa_accuracy(prediction, _answers(ref)) for prediction, ref in zip(predictions, references)]
+    values = {"vqa_accuracy": sum(hits) / len(hits)}
+    for field in ("answer_type", "question_type"):
+        if all(isinstance(reference, Mapping) and field in reference for reference in references):
+            means = vqa.group_means(hits, [reference[field] for reference in references])
+            values |= {f"vqa_accuracy[{field}={group}]": mean for group, mean in means.items()}
+    return Scored(values=values, samples=[{"vqa_accuracy": hit} for hit in hits], variant=vqa.VQA_VARIANT)
+
+
+def captions(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """CIDEr-D, BLEU-1..4 and ROUGE-L of captions, tokenised by PTB-like rules."""
+    lists = [list(_answers(reference)) for reference in references]
+    cider, ciders = caption.cider_d(predictions, lists)
+    blocks, sample_blocks = caption.bleu(predictions, lists)
+    rouge, rouges = caption.rouge_l(predictions, lists)
+
+    def named(cider: float, bleus: Sequence[float], rouge: float) -> dict[str, float]:
+        return {"CIDEr-D": cider, **{f"BLEU-{n}": value for n, value in enumerate(bleus, start=1)}, "ROUGE-L": rouge}
+
+    return Scored(
+        values=named(cider, blocks, rouge),
+        samples=[named(*row) for row in zip(ciders, sample_blocks, rouges)],
+        variant=caption.CAPTION_VARIANT,
+    )
+
+
+SCORES: dict[str, Callable[[Sequence[str], Sequence[Any]], Scored]] = {
+    "exact": exact,
+    "vqa": vqa_accuracy,
+    "caption": captions,
+}
+
+
+def score(name: str, predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """Apply the scoring rule of that name.
+
+    A reference is a string, a list of strings, or an annotation record with ``answers`` (strings or records).
+    Raises ValueError for an unknown name, for no samples, and for unequal numbers of predictions and references.
+    """
+    if name not in SCORES:
+        raise ValueError(f"unknown score {name!r}; choose from {', '.join(sorted(SCORES))}")
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references; give one each, and some")
+    return SCORES[name](predictions, references)
+
+
+def question_only_floor(train_pairs: Iterable[tuple[str, str]], test_pairs: Iterable[tuple[str, str]]) -> float:
+    """Exact match of a model that never looks: each question's most frequent training answer.
+
+    Pairs are (question, answer). A question that training has not gets the most frequent answer of all; at a tie the
+    answer that came first wins.
+    """
+    by_question: dict[str, Counter[str]] = {}
+    overall: Counter[str] = Counter()
+    for question, answer in train_pairs:
+        by_question.setdefault(question, Counter())[answer] += 1
+        overall[answer] += 1
+    tests = list(test_pairs)
+    if not overall or not tests:
+        raise ValueError("the question-only floor needs training pairs and test pairs; one of the two is empty")
+    hits = [
+        vqa.exact_match(by_question.get(question, overall).most_common(1)[0][0], answer) for question, answer in tests
+    ]
+    return sum(hits) / len(hits)
