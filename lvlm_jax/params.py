@@ -78,10 +78,29 @@ def match(paths: Iterable[str], patterns: Iterable[str]) -> dict[str, bool]:
 
 
 def mask(tree: Mapping, patterns: Iterable[str]) -> dict:
-    """Boolean tree, True where a leaf's path matches a pattern; an unmatched pattern is an error (see `match`)."""
-    return unflatten(match(flatten(unstacked_view(tree)), patterns)) if _is_stacked(tree) else unflatten(
-        match(flatten(tree), patterns)
-    )
+    """Boolean tree of the same structure, True where a leaf's path matches a pattern.
+
+    Patterns speak of layers one by one (``llm/layers/*/attn/**``) whichever shape the stack has.
+
+    Raises:
+      ValueError: a pattern that matches nothing, or one that takes only some layers of a scanned stack.
+    """
+    chosen = match(flatten(_apart_shapes(tree)), patterns)
+    out = {}
+    for path, leaf in flatten(tree).items():
+        parts = path.split("/")
+        at = next((i + 1 for i, key in enumerate(parts[:-1]) if key == LAYERS and not parts[i + 1].isdigit()), None)
+        if at is None:
+            out[path] = chosen[path]
+            continue
+        rows = {chosen["/".join([*parts[:at], str(i), *parts[at:]])] for i in range(leaf.shape[0])}
+        if len(rows) > 1:
+            raise ValueError(
+                f"{path} is a scanned stack, which trains whole, but {list(patterns)} take some of its layers: "
+                "set scan=False, or name every layer"
+            )
+        out[path] = rows.pop()
+    return unflatten(out)
 
 
 def split(tree: Mapping, mask: Mapping) -> tuple[dict, dict]:
@@ -123,12 +142,6 @@ def _apart(layers: Mapping) -> bool:
     return all(str(key).isdigit() for key in layers)
 
 
-def _is_stacked(tree: Any) -> bool:
-    if not isinstance(tree, Mapping):
-        return False
-    return any((k == LAYERS and not _apart(v)) or _is_stacked(v) for k, v in tree.items() if isinstance(v, Mapping))
-
-
 def _map_layers(tree: Any, change: Callable[[Mapping], Mapping]) -> Any:
     if not isinstance(tree, Mapping):
         return tree
@@ -159,10 +172,8 @@ def unstack_layers(tree: Mapping) -> dict:
     return _map_layers(tree, _unstack)
 
 
-def unstacked_view(tree: Mapping) -> dict:
-    """The unstacked tree in which every leaf of a scanned stack is its shape only: for matching paths."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
-    return unstack_layers(shapes)
+def _apart_shapes(tree: Mapping) -> dict:
+    return unstack_layers(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree)))
 
 
 def _unstack(layers: Mapping) -> Mapping:

@@ -73,16 +73,16 @@ class Encoded:
 class Batch:
     """One step's input. Rows come in G groups of B/G; a group's pictures live on the group's data shard.
 
-    | field           | shape           | meaning                                                                       |
-    | --------------- | --------------- | ----------------------------------------------------------------------------- |
-    | tokens          | int32[B, T]     | token ids; any valid id where a picture fills the position                    |
-    | weights         | float32[B, T]   | loss weight of this token as a target, predicted from the position before it   |
-    | positions       | int32[B, T]     | position within the example (RoPE), restarting at 0                           |
-    | segments        | int32[B, T]     | 0 padding; 1, 2, ... the examples packed in this row                          |
-    | image_index     | int32[B, T]     | which visual token of the group fills this position, in [0, N*Q); -1 text     |
-    | patches         | float32[G,N,P,C]| normalised pixels of each patch in (row, column, channel) order               |
-    | patch_positions | int32[G,N,P,2]  | (row, column) of each patch in its picture                                    |
-    | patch_segments  | int32[G,N,P]    | 0 padding; 1, 2, ... the pictures that share a vision row                     |
+    | field           | shape            | meaning                                                                |
+    | --------------- | ---------------- | ---------------------------------------------------------------------- |
+    | tokens          | int32[B, T]      | token ids; any valid id where a picture fills the position             |
+    | weights         | float32[B, T]    | loss weight of this token as a target, predicted from the one before   |
+    | positions       | int32[B, T]      | position within the example (RoPE), restarting at 0                    |
+    | segments        | int32[B, T]      | 0 padding; 1, 2, ... the examples packed in this row                   |
+    | image_index     | int32[B, T]      | the visual token of the group that fills it, in [0, N*Q); -1 text      |
+    | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
+    | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
+    | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
     """
 
     tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]

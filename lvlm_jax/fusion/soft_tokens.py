@@ -1,0 +1,33 @@
+"""Soft tokens: projected picture features stand among the text embeddings, as LLaVA and PaliGemma place them."""
+
+import jax.numpy as jnp
+
+from lvlm_jax.mesh import constrain
+from lvlm_jax.shapes import Array, Bool, Float, Int
+
+
+def fill(
+    text: Float[Array, "B T D"], visual: Float[Array, "G M D"], image_index: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Puts visual tokens where `image_index` says.
+
+    Args:
+      text: embeddings of the tokens; what stands at a picture's positions is replaced.
+      visual: the M = N*Q visual tokens of each group, projected to the language width.
+      image_index: which of its group's visual tokens fills a position; -1 keeps the text. Rows b*B/G ... of a group
+        read that group only, so that the gather never leaves a data shard.
+    """
+    groups, _, width = visual.shape
+    rows, length = image_index.shape
+    index = image_index.reshape(groups, rows // groups * length)
+    taken = jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1)
+    taken = taken.reshape(rows, length, width).astype(text.dtype)
+    return constrain(jnp.where((image_index >= 0)[..., None], taken, text), ("batch", "length", None))
+
+
+def prefix_of(segments: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The prefix of each packed example: all before its first target (all of it where there is none)."""
+    targets = jnp.cumsum(weights > 0, axis=1)
+    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    before = jnp.where(new, targets - (weights > 0), 0)
+    return targets == jnp.maximum.accumulate(before, axis=1)

@@ -1,0 +1,132 @@
+"""A vision-language model with soft tokens: vision tower, connector, decoder."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.fusion import soft_tokens
+from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
+from lvlm_jax.mesh import constrain
+from lvlm_jax.nn import ranges as R
+from lvlm_jax.processing.schema import Batch
+from lvlm_jax.shapes import Array, DTypeLike, Float, Int
+from lvlm_jax.vision.vit import VisionTower, ViTConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LVLMConfig:
+    """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole)."""
+
+    vision: ViTConfig
+    connector: LinearConfig | MlpConfig | PerceiverConfig
+    llm: DecoderConfig
+    attention: Literal["causal", "prefix"] = "causal"
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of one picture (Q)."""
+        return self.connector.tokens(self.vision.features)
+
+
+class LVLM(nn.Module):
+    """LLaVA 1 and 1.5, and the same with a Perceiver resampler between.
+
+    Example:
+      >>> model = LVLM(config)
+      >>> params = init(model, jax.random.key(0), batch)
+      >>> hidden, _ = model.apply({"params": params}, batch)
+      >>> logits = model.apply({"params": params}, hidden, method="logits")
+
+    Parameters: ``vision``, ``connector``, ``llm``.
+    """
+
+    config: LVLMConfig
+    dtype: DTypeLike = jnp.float32
+    scan: bool = False
+    remat: str = "none"
+
+    def setup(self) -> None:
+        """The three parts."""
+        c = self.config
+        self.vision = VisionTower(c.vision, self.dtype, self.scan, self.remat)
+        self.connector = c.connector.build(c.llm.width, self.dtype, self.scan, self.remat)
+        self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat)
+
+    def __call__(self, batch: Batch, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+        """A whole batch -> (hidden states after the final norm, cache filled from position 0 where one is given)."""
+        x = self.embed(batch)
+        index = None if cache is None else jnp.zeros((), jnp.int32)
+        return self.llm(x, batch.positions, self.ranges(batch), cache, index)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        start: Int[Array, "B"],
+        cache: Any,
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The next tokens of rows whose earlier keys are cached -> (hidden states, cache).
+
+        Args:
+          positions: rotary position of each token.
+          start: the first real cache slot of each row (rows are padded on the left).
+          index: the cache slot of the first of these tokens, the same for all rows.
+        """
+        ranges = R.cached(start, index + tokens.shape[1], tokens.shape[1])
+        return self.llm(self.llm.embed_tokens(tokens), positions, ranges, cache, index)
+
+    def embed(self, batch: Batch) -> Float[Array, "B T D"]:
+        """Token embeddings with the pictures filled in."""
+        text = self.llm.embed_tokens(batch.tokens)
+        if batch.patches.shape[1] == 0 and not self.is_initializing():
+            return text
+        visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
+        return soft_tokens.fill(text, visual, batch.image_index)
+
+    def embed_images(
+        self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
+    ) -> Float[Array, "G M D"]:
+        """Pictures -> the M = N*Q visual tokens of each group, in the language model's width."""
+        groups, rows = patches.shape[:2]
+        flat = lambda x: constrain(x.reshape(groups * rows, *x.shape[2:]), ("batch",) + (None,) * (x.ndim - 2))  # noqa: E731
+        features = self.vision.features(flat(patches), flat(positions), flat(segments))
+        tokens = self.connector(features)
+        return tokens.reshape(groups, rows * tokens.shape[1], tokens.shape[2])
+
+    def ranges(self, batch: Batch) -> R.Ranges:
+        """The keys each position sees."""
+        if self.config.attention == "causal":
+            return R.packed_causal(batch.segments)
+        return R.packed_prefix(batch.segments, soft_tokens.prefix_of(batch.segments, batch.weights))
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Hidden states -> float32 scores over the vocabulary."""
+        return self.llm.logits(hidden)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """The output head's kernel, for a loss that computes logits only where a label is."""
+        return self.llm.head_kernel()
+
+    def new_cache(self, rows: int, length: int) -> Any:
+        """An empty cache for `rows` rows of at most `length` positions. Needs no parameters."""
+        return new_cache(self.config.llm, rows, length, self.dtype, self.scan)
+
+
+def dummy_batch(config: LVLMConfig, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:
+    """A smallest batch of the right shapes, for `init` and for shapes alone (zeros; nothing to learn from)."""
+    text = jnp.zeros((rows, length), jnp.int32)
+    n, p, c = pictures, config.vision.patches, config.vision.values
+    return Batch(
+        tokens=text,
+        weights=jnp.zeros((rows, length), jnp.float32),
+        positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)),
+        segments=text + 1,
+        image_index=text - 1,
+        patches=jnp.zeros((1, n, p, c), jnp.float32),
+        patch_positions=jnp.zeros((1, n, p, 2), jnp.int32),
+        patch_segments=jnp.ones((1, n, p), jnp.int32),
+    )

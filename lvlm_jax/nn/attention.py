@@ -1,0 +1,96 @@
+"""Attention over key ranges, and the multi-head layer that every tower and decoder uses."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.nn.cache import LayerCache
+from lvlm_jax.nn.linear import linear
+from lvlm_jax.nn.norms import NORMS
+from lvlm_jax.nn.ranges import Ranges
+from lvlm_jax.shapes import Array, DTypeLike, Float, Int
+
+Rotate = Callable[[Array], Array]
+
+
+def attend(
+    q: Float[Array, "B T H E"],
+    k: Float[Array, "B K S E"],
+    v: Float[Array, "B K S E"],
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B T H E"]:
+    """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
+
+    Keys stand heads-first, as the cache holds them. Scores and softmax are float32. A query with an empty range gets
+    zeros (a softmax over nothing would be uniform).
+    """
+    batch, queries, heads, width = q.shape
+    groups = k.shape[1]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    q = q.reshape(batch, queries, groups, heads // groups, width)
+    scores = jnp.einsum("BTKRE,BKSE->BKRTS", q, k, preferred_element_type=jnp.float32) * scale
+    if ranges.kind != "full":
+        seen = ranges.dense(k.shape[2])[:, None, None]
+        scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(scores, axis=-1)
+    if ranges.kind not in ("full", "causal"):
+        probs = jnp.where((ranges.stop > ranges.start)[:, None, None, :, None], probs, 0.0)
+    out = jnp.einsum("BKRTS,BKSE->BTKRE", probs.astype(v.dtype), v)
+    return out.reshape(batch, queries, heads, width)
+
+
+def split_heads(x: Float[Array, "B T F"], heads: int) -> Float[Array, "B T H E"]:
+    """[B, T, H*E] -> [B, T, H, E]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped key/value heads and an explicit cache.
+
+    Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
+    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: str | None = None
+    qk_norm_eps: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        ranges: Ranges,
+        *,
+        rotate: Rotate | None = None,
+        context: Float[Array, "B S D"] | None = None,
+        cache: LayerCache | None = None,
+        index: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
+        source = x if context is None else context
+        q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
+        k = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="k")(source), self.kv_heads)
+        v = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="v")(source), self.kv_heads)
+        if self.qk_norm:
+            norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
+            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        if cache is not None:
+            cache = cache.write(k, v, index)
+            k, v = cache.k, cache.v
+        out = attend(q, k, v, ranges).reshape(*x.shape[:-1], self.heads * self.head_dim)
+        out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
+        return out, cache

@@ -1,0 +1,49 @@
+"""Feed-forward blocks and the activations they use."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.nn.linear import linear
+from lvlm_jax.shapes import Array, DTypeLike, Float
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between."""
+
+    hidden: int
+    activation: str = "gelu"
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        hidden = linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, dtype=self.dtype, name="up")(x)
+        hidden = ACTIVATIONS[self.activation](hidden)
+        return linear(x.shape[-1], ("mlp", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="down")(hidden)
+
+
+class GatedMlp(nn.Module):
+    """Gated feed-forward: SwiGLU with "silu"."""
+
+    hidden: int
+    activation: str = "silu"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = functools.partial(linear, self.hidden, ("embed", "mlp"), dtype=self.dtype)
+        hidden = ACTIVATIONS[self.activation](wide(name="gate")(x)) * wide(name="up")(x)
+        return linear(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="down")(hidden)

@@ -1,0 +1,43 @@
+"""Normalisation layers, computed in float32."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.nn.linear import named
+from lvlm_jax.shapes import Array, DTypeLike, Float
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, as LLaMA computes it: normalise in float32, round, then scale."""
+
+    eps: float
+    dtype: DTypeLike = jnp.float32
+    axes: tuple[str | None, ...] = ("embed",)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", named(nn.initializers.ones, self.axes), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(self.dtype) * scale.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with scale and bias."""
+
+    eps: float
+    dtype: DTypeLike = jnp.float32
+    axes: tuple[str | None, ...] = ("embed",)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", named(nn.initializers.ones, self.axes), (x.shape[-1],))
+        bias = self.param("bias", named(nn.initializers.zeros, self.axes), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}

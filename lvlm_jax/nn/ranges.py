@@ -1,0 +1,97 @@
+"""Attention patterns as key ranges: the first key a query sees and one past the last.
+
+A range is two integers a query, so a pattern costs O(T) where a dense mask costs O(T S), and packed, causal, prefix-LM,
+padded and bidirectional attention are one thing. An empty range (start == stop) gives zeros.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.shapes import Array, Bool, Int
+
+Kind = Literal["full", "causal", "packed_causal", "general"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Query t sees the keys start[b, t] <= s < stop[b, t].
+
+    `kind` is static and says how they were made, so that a backend may take a shortcut that is right for that kind.
+    """
+
+    start: Int[Array, "B T"]
+    stop: Int[Array, "B T"]
+    kind: Kind = dataclasses.field(default="general", metadata={"static": True})
+
+    def dense(self, keys: int) -> Bool[Array, "B T S"]:
+        """The mask these ranges stand for."""
+        s = jnp.arange(keys)
+        return (s >= self.start[..., None]) & (s < self.stop[..., None])
+
+
+def full(batch: int, queries: int, keys: int) -> Ranges:
+    """Every query sees every key."""
+    zeros = jnp.zeros((batch, queries), jnp.int32)
+    return Ranges(zeros, zeros + keys, kind="full")
+
+
+def causal(batch: int, length: int) -> Ranges:
+    """Every query sees itself and all before."""
+    stop = jnp.broadcast_to(jnp.arange(1, length + 1, dtype=jnp.int32), (batch, length))
+    return Ranges(jnp.zeros_like(stop), stop, kind="causal")
+
+
+def _borders(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """First position of the segment each position is in, and one past its last. Segments are contiguous."""
+    t = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    first = jax.lax.cummax(jnp.where(new, t, 0), axis=1)
+    last = jnp.pad(new[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    stop = jax.lax.cummin(jnp.where(last, t + 1, segments.shape[1]), axis=1, reverse=True)
+    return first, stop
+
+
+def _hide_padding(segments: Array, start: Array, stop: Array, kind: Kind) -> Ranges:
+    shown = segments > 0
+    return Ranges(jnp.where(shown, start, 0), jnp.where(shown, stop, 0), kind=kind)
+
+
+def packed_full(segments: Int[Array, "B T"]) -> Ranges:
+    """Every position sees its whole segment; padding (0) sees nothing."""
+    return _hide_padding(segments, *_borders(segments), "general")
+
+
+def packed_causal(segments: Int[Array, "B T"]) -> Ranges:
+    """Causal within each segment; padding (0) sees nothing."""
+    first, _ = _borders(segments)
+    stop = jnp.broadcast_to(jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32), segments.shape)
+    return _hide_padding(segments, first, stop, "packed_causal")
+
+
+def packed_prefix(segments: Int[Array, "B T"], prefix: Bool[Array, "B T"]) -> Ranges:
+    """Prefix-LM within each segment: the prefix sees itself whole, what follows is causal.
+
+    Args:
+      prefix: True on the leading positions of each segment that attend to one another.
+    """
+    first, _ = _borders(segments)
+    here = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)
+    block = jnp.where(prefix, segments, -1)
+    _, block_stop = _borders(block)
+    return _hide_padding(segments, first, jnp.where(prefix, block_stop, here), "general")
+
+
+def cached(start: Int[Array, "B"], stop: Int[Array, ""], queries: int = 1) -> Ranges:
+    """Decoding: `queries` new positions, the last of which sees the cache up to `stop` (exclusive), causally.
+
+    Args:
+      start: first real position of each row (the rows are padded on the left).
+      stop: one past the newest position in the cache.
+    """
+    ends = stop - queries + 1 + jnp.arange(queries, dtype=jnp.int32)
+    ends = jnp.broadcast_to(ends, (start.shape[0], queries)).astype(jnp.int32)
+    return Ranges(jnp.minimum(start[:, None], ends), ends, kind="general")

@@ -1,0 +1,103 @@
+"""A stack of equal layers in two shapes: scanned (one compiled body) and per layer.
+
+Scanned compiles once whatever the depth, which pods want; per layer is faster on a CPU and when decoding. The
+parameters of one become those of the other by `params.stack_layers` and `params.unstack_layers`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.mesh import constrain
+
+REMAT: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass keeps of a layer: everything, nothing, or the outputs of its matrix products."""
+
+
+class Layers(nn.Module):
+    """A stack applied one by one: children named 0, 1, 2 ..."""
+
+    block: functools.partial
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: Any, per_layer: Any, take: int, *shared: Any) -> tuple[Any, Any]:
+        outs = []
+        for i in range(self.depth):
+            if i >= take and not self.is_initializing():
+                continue
+            y, out = self.block(name=str(i))(x, None if per_layer is None else per_layer[i], *shared)
+            x = y if i < take else x
+            outs.append(out)
+        return x, tuple(outs)
+
+
+def make_stack(
+    block: functools.partial, depth: int, scan: bool = False, remat: str = "none", name: str | None = None
+) -> nn.Module:
+    """`depth` copies of a block, to be applied by `run_stack`. Name it "layers", so that `params` knows the stack.
+
+    Args:
+      block: ``functools.partial(Module, ...)`` of a module called as ``(x, per_layer_value, *shared) -> (x, out)``.
+      scan: scanned or per layer.
+      remat: a key of `REMAT`.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"unknown remat policy {remat!r}; the policies are {', '.join(REMAT)}")
+    if not scan:
+        return Layers(functools.partial(_remat(block.func, remat, scan=False), **block.keywords), depth, name=name)
+    scanned = nn.scan(
+        _remat(_row(block.func), remat, scan=True),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scanned(**block.keywords, name=name)
+
+
+def run_stack(
+    stack: nn.Module, depth: int, x: Any, per_layer: Any = None, *shared: Any, take: int | None = None
+) -> tuple[Any, Any]:
+    """Runs the first `take` layers (default all) of a stack from `make_stack`.
+
+    Args:
+      per_layer: one value a layer (a tuple; when scanned, a tree with a leading axis L), or None.
+      shared: what every layer gets alike.
+
+    Returns:
+      (x, outs): the last output, and each layer's second output (a tuple, or a tree with a leading axis L).
+    """
+    take = depth if take is None else take
+    x = constrain(x, ("batch", "length", None))
+    if isinstance(stack, Layers):
+        return stack(x, per_layer, take, *shared)
+    return stack(x, (jnp.arange(depth) < take, per_layer), shared)
+
+
+def _row(base: type[nn.Module]) -> type[nn.Module]:
+    class Row(base):
+        """One layer of a scan; a layer that does not run hands its input on."""
+
+        def __call__(self, x: Any, row: tuple, shared: tuple) -> tuple[Any, Any]:
+            runs, value = row
+            y, out = base.__call__(self, x, value, *shared)
+            return jnp.where(runs, y, x), out
+
+    return Row
+
+
+def _remat(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
+    if policy == "none":
+        return block
+    # A scan's body cannot be merged with its own recomputation, so there CSE need not be held off.
+    return nn.remat(block, policy=REMAT[policy], prevent_cse=not scan)
