@@ -1,0 +1,178 @@
+"""A conversation to ids, loss weights and picture positions, built together from one list of pieces."""
+
+import bisect
+import dataclasses
+
+import numpy as np
+
+from lvlm_jax.processing.chat_templates import BOS, Piece, Template
+from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.tokenizer import Tokenizer
+
+
+class DataError(ValueError):
+    """A record that cannot be used: the message names its origin, the field and the fix."""
+
+
+def encode(
+    example: Example,
+    template: Template,
+    tokenizer: Tokenizer,
+    visual_tokens: int,
+    image_token_id: int,
+    generate: bool = False,
+    max_length: int | None = None,
+    embedding_size: int | None = None,
+) -> Encoded:
+    """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
+
+    Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0). `generate` gives
+    the prompt up to where the assistant begins. `max_length` drops trailing text only, after a whole answer where one
+    fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the `embedding_size` rows of
+    the embedding, a text too long to cut without losing a picture.
+    """
+    try:
+        pieces = template.render(example.turns, generate)
+        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id)
+    except ValueError as error:
+        raise DataError(f"{_where(example)}: {error}") from error
+    _check_ids(encoded, example, embedding_size)
+    if not generate and not (encoded.weights > 0).any():
+        raise DataError(f"{_where(example)}: turns: not one token to learn from; add the answer or drop the record")
+    if max_length is not None and len(encoded.tokens) > max_length:
+        encoded = _truncate(encoded, example, visual_tokens, max_length, generate)
+    return encoded
+
+
+def _where(example: Example) -> str:
+    return example.origin or (f"example {example.id!r}" if example.id else "example")
+
+
+def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: int, image_token_id: int) -> Encoded:
+    """Tokenize runs of adjacent text, and put special tokens and pictures between them."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    images: list[Image] = []
+    run: list[Piece] = []
+    # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
+    first = True
+    for piece in [*pieces, None]:
+        if isinstance(piece, Piece) and not piece.special:
+            run += [piece] if piece.text else []
+            continue
+        if run:
+            parts.append(_tokenize(run, tokenizer, first))
+            run = []
+        if isinstance(piece, Image):
+            index = np.arange(visual_tokens, dtype=np.int32) + len(images) * visual_tokens
+            parts.append((np.full(visual_tokens, image_token_id), np.zeros(visual_tokens), index))
+            images.append(piece)
+        elif piece is not None and piece.text == BOS:
+            if tokenizer.adds_bos:
+                parts.append(_single(tokenizer.bos_id, piece.weight))
+            continue
+        elif piece is not None:
+            parts.append(_single(tokenizer.special_id(piece.text), piece.weight))
+        first = False
+    tokens, weights, visual = (np.concatenate([[], *columns]) for columns in zip(*parts)) if parts else ([], [], [])
+    return Encoded(
+        tokens=np.asarray(tokens, np.int32),
+        weights=np.asarray(weights, np.float32),
+        visual=np.asarray(visual, np.int32),
+        images=tuple(images),
+    )
+
+
+def _single(token: int | None, weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray([token]), np.asarray([weight]), np.asarray([-1])
+
+
+def _tokenize(run: list[Piece], tokenizer: Tokenizer, first: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A run of pieces read as one text; a token has the weight of the piece that its last character lies in."""
+    ids, spans = tokenizer.encode_text("".join(p.text for p in run), first)
+    ends = np.cumsum([len(p.text) for p in run]).tolist()
+    owners = [min(bisect.bisect_right(ends, max(stop - 1, start)), len(run) - 1) for start, stop in spans]
+    return ids, np.asarray([run[owner].weight for owner in owners]), np.full(len(ids), -1)
+
+
+def _check_ids(encoded: Encoded, example: Example, embedding_size: int | None) -> None:
+    """Refuse ids without an embedding row: a gather on the device would clamp them silently."""
+    if embedding_size is None or not len(encoded.tokens):
+        return
+    bad = np.unique(encoded.tokens[(encoded.tokens < 0) | (encoded.tokens >= embedding_size)])
+    if bad.size:
+        raise DataError(
+            f"{_where(example)}: token id {', '.join(map(str, bad[:5]))} is outside the embedding of {embedding_size} "
+            "rows; this tokenizer does not belong to this model, or tokens were added without growing the embedding"
+        )
+
+
+def _truncate(encoded: Encoded, example: Example, visual_tokens: int, max_length: int, generate: bool) -> Encoded:
+    """Drop trailing text so that `max_length` positions remain, after a whole answer if one fits."""
+    total = len(encoded.tokens)
+    says = f"{_where(example)}: {total} tokens do not fit max_length {max_length}"
+    if generate:
+        raise DataError(f"{says}: a prompt cannot be cut without losing the question; shorten it or raise max_length")
+    pictures = np.flatnonzero(encoded.visual >= 0)
+    needed = int(pictures[-1]) + 1 if pictures.size else 0
+    if needed > max_length:
+        picture = next(j for j in range(len(encoded.images)) if _last(encoded, j, visual_tokens) >= max_length)
+        first = _last(encoded, picture, visual_tokens) - visual_tokens + 1
+        verb = "would cut a picture in half" if first < max_length else "would lose a picture"
+        raise DataError(
+            f"{says}: the context overflow {verb} (image {picture} of {len(encoded.images)} fills positions {first} to "
+            f"{first + visual_tokens - 1}); raise max_length above {needed}, split the conversation or "
+            "use fewer pictures"
+        )
+    trained = np.append(encoded.weights > 0, False)
+    answers = np.flatnonzero(trained[:-1] & ~trained[1:]) + 1
+    fitting = answers[(answers <= max_length) & (answers >= needed)]
+    cut = int(fitting[-1]) if fitting.size else max_length
+    if not trained[:cut].any():
+        raise DataError(
+            f"{says}: the first answer begins beyond it, so no token to learn from would be left; raise max_length or "
+            "shorten the question"
+        )
+    return dataclasses.replace(
+        encoded, tokens=encoded.tokens[:cut], weights=encoded.weights[:cut], visual=encoded.visual[:cut]
+    )
+
+
+def _last(encoded: Encoded, picture: int, visual_tokens: int) -> int:
+    return int(np.flatnonzero(encoded.visual == (picture + 1) * visual_tokens - 1)[0])
+
+
+def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float, bool]]:
+    """What the model sees, to print: (text, weight, is a picture), one entry a token and one a picture.
+
+    A character that spans several tokens stands with the last of them; the texts of a run join to its decoded text.
+    """
+    view: list[tuple[str, float, bool]] = []
+    each = int((encoded.visual >= 0).sum()) // max(len(encoded.images), 1)
+    run: list[int] = []
+    for position, token in enumerate([*encoded.tokens.tolist(), None]):
+        index = int(encoded.visual[position]) if token is not None else 0
+        if token is not None and index < 0:
+            run.append(token)
+            continue
+        if run:
+            weights = encoded.weights[position - len(run) : position].tolist()
+            view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
+            run = []
+        if token is not None and index % each == 0:
+            view.append((f"[image {index // each}: {each} tokens]", 0.0, True))
+    return view
+
+
+def _token_texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    """The text that each id adds to the text before it."""
+    texts: list[str] = []
+    before, shown = 0, 0  # ids[before:shown] is the last piece shown: spaces depend on the neighbour to the left
+    for stop in range(1, len(ids) + 1):
+        prefix = tokenizer.decode(ids[before:shown], skip_special=False)
+        text = tokenizer.decode(ids[before:stop], skip_special=False)
+        if text.endswith("\ufffd") and stop < len(ids):
+            texts.append("")  # part of a character: wait for the rest
+            continue
+        texts.append(text[len(prefix) :])
+        before, shown = shown, stop
+    return texts

@@ -1,0 +1,216 @@
+"""A picture as the model's towers want it: normalised patches, by the released processors' own arithmetic.
+
+Pillow and numpy alone, so that the same picture gives the same numbers on a laptop, on Colab and on a pod (the
+torchvision processors differ from the Pillow ones by up to 0.03). `picture.py` reads the files.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+
+from lvlm_jax.processing.picture import MAX_PIXELS, ImageError, load_image
+from lvlm_jax.shapes import Float, Int
+
+__all__ = ["FILTERS", "MAX_PIXELS", "ImageError", "ImageSpec", "augment", "load_image", "preprocess", "to_patches"]
+
+FILTERS = {
+    "nearest": PIL.Image.Resampling.NEAREST,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "box": PIL.Image.Resampling.BOX,
+    "hamming": PIL.Image.Resampling.HAMMING,
+}
+_PROCESSORS = {"crop": "CLIPImageProcessor", "pad": "LlavaImageProcessor", "squash": "SiglipImageProcessor"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes `size` x `size` pixels in `patch` x `patch` patches.
+
+    fit: "crop" resizes the shortest side to `shortest` (default `size`) and cuts the centre out (CLIP); "pad" fills up
+    to a square with the mean colour, then resizes (LLaVA-1.5); "squash" resizes to the square (SigLIP). Pixels are
+    (x * rescale - mean) / std. A `size` that is no multiple of `patch` loses the last rows and columns, as a
+    convolution with that stride does. `max_pixels` is the most that a file may claim before it is decoded.
+    """
+
+    size: int
+    patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: str = "bicubic"
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    rescale: float = 1 / 255
+    max_pixels: int = MAX_PIXELS
+    shortest: int | None = None
+
+    def __post_init__(self):
+        if not 0 < self.patch <= self.size:
+            raise ValueError(f"patch {self.patch} does not fit size {self.size}; the patch is the smaller of the two")
+        if self.resample not in FILTERS:
+            raise ValueError(f"resample {self.resample!r} is unknown; choose one of {', '.join(FILTERS)}")
+        if self.fit not in _PROCESSORS:
+            raise ValueError(f"fit {self.fit!r} is unknown; choose one of {', '.join(_PROCESSORS)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std are three numbers each, std above 0; got {self.mean} and {self.std}")
+        if self.shortest is not None and self.shortest < self.size:
+            raise ValueError(f"shortest {self.shortest} is below size {self.size}: the crop would leave the picture")
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture (P)."""
+        return (self.size // self.patch) ** 2
+
+    @property
+    def values(self) -> int:
+        """Values of one patch (C), in (row, column, channel) order."""
+        return self.patch * self.patch * 3
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], patch: int) -> "ImageSpec":
+        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP); ValueError names what is not known."""
+        size, crop = config.get("size", 224), config.get("crop_size")
+        cropped = config.get("do_center_crop", crop is not None)
+        padded = bool(config.get("do_pad", False))
+        if not config.get("do_resize", True):
+            raise ValueError("preprocessor_config.json: do_resize is false, but every picture must come to one size")
+        shortest = None
+        if cropped or padded or (isinstance(size, dict) and "shortest_edge" in size):
+            edge = _edge(size, "size")
+            side = _edge(crop, "crop_size") if cropped and crop is not None else edge
+            fit, shortest = ("pad", None) if padded else ("crop", edge if edge != side else None)
+            if padded and edge != side:
+                raise ValueError(
+                    f"preprocessor_config.json: do_pad with size {edge} but crop_size {side}; make them equal"
+                )
+        else:
+            fit, side = "squash", _edge(size, "size")
+        names = {int(value): name for name, value in FILTERS.items()}
+        resample = config.get("resample", 3)
+        if resample not in names:
+            raise ValueError(f"preprocessor_config.json: resample {resample!r} is none of Pillow's {sorted(names)}")
+        normalized = config.get("do_normalize", True)
+        for key in ("image_mean", "image_std") if normalized else ():
+            if key not in config:
+                raise ValueError(
+                    f"preprocessor_config.json: {key} is missing, so pixels cannot be normalised as trained"
+                )
+        return cls(
+            size=side,
+            patch=patch,
+            mean=_three(config["image_mean"]) if normalized else (0.0, 0.0, 0.0),
+            std=_three(config["image_std"]) if normalized else (1.0, 1.0, 1.0),
+            resample=names[resample],
+            fit=fit,
+            rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+            shortest=shortest,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json; `from_hf` reads it back."""
+        config: dict[str, Any] = {
+            "image_processor_type": _PROCESSORS[self.fit],
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "resample": int(FILTERS[self.resample]),
+            "rescale_factor": self.rescale,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        square = {"height": self.size, "width": self.size}
+        if self.fit == "squash":
+            return {**config, "size": square}
+        config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
+        return {**config, "do_pad": True} if self.fit == "pad" else config
+
+
+def _edge(size: Any, key: str) -> int:
+    """One side length out of the forms that processors have written over the years."""
+    if isinstance(size, dict):
+        sides = {size[name] for name in ("shortest_edge", "height", "width") if size.get(name) is not None}
+        if len(sides) == 1 and not set(size) - {"shortest_edge", "height", "width"}:
+            return int(sides.pop())
+    elif isinstance(size, int):
+        return size
+    raise ValueError(
+        f"preprocessor_config.json: {key} {size!r} is not one side of a square; only processors with one fixed size "
+        "(CLIP, LLaVA-1.5, SigLIP) are read here"
+    )
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    values = [values] * 3 if isinstance(values, int | float) else list(values)
+    if len(values) != 3:
+        raise ValueError(f"preprocessor_config.json: image_mean and image_std have three values, got {values}")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def preprocess(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "rows cols 3"]:
+    """A picture at `spec.size`, normalised; equal to the Pillow processors of the torch library bit for bit."""
+    pixels = np.asarray(_fit(image if image.mode == "RGB" else load_image(image), spec))
+    # One value a level and channel: the same roundings (float64 product, then float32) for 256 numbers, not millions.
+    levels = (np.arange(256, dtype=np.float64) * spec.rescale).astype(np.float32)
+    table = (levels[:, None] - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.stack([table[:, c][pixels[..., c]] for c in range(3)], axis=-1)
+
+
+def to_patches(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "P C"], Int[np.ndarray, "P 2"]]:
+    """(patches, positions): patches row by row with values in (row, column, channel) order; (row, column) of each."""
+    n, p = spec.size // spec.patch, spec.patch
+    pixels = preprocess(image, spec)[: n * p, : n * p]
+    patches = pixels.reshape(n, p, n, p, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, p * p * 3)
+    positions = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), axis=-1).reshape(n * n, 2)
+    return np.ascontiguousarray(patches), positions.astype(np.int32)
+
+
+def _fit(image: PIL.Image.Image, spec: ImageSpec) -> PIL.Image.Image:
+    """The picture at `size` x `size`, still 8 bits a channel."""
+    method = FILTERS[spec.resample]
+    width, height = image.size
+    if spec.fit == "pad" and width != height:
+        side = max(width, height)
+        _check_room(side, side, image, spec)
+        # The released processors truncate the mean colour, they do not round it.
+        square = PIL.Image.new("RGB", (side, side), tuple(int(m * 255) for m in spec.mean))
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    if spec.fit != "crop":
+        return image.resize((spec.size, spec.size), method)
+    edge = spec.shortest or spec.size
+    if width <= height:
+        new = (edge, int(edge * height / width))
+    else:
+        new = (int(edge * width / height), edge)
+    _check_room(*new, image, spec)
+    image = image.resize(new, method)
+    left, top = (new[0] - spec.size) // 2, (new[1] - spec.size) // 2
+    return image.crop((left, top, left + spec.size, top + spec.size))
+
+
+def _check_room(width: int, height: int, image: PIL.Image.Image, spec: ImageSpec) -> None:
+    """A 1 x 3000 picture would grow to hundreds of megapixels on its way to a square."""
+    if width * height > spec.max_pixels:
+        raise ImageError(
+            f"<picture of {image.width} x {image.height}>: it is so narrow that fit={spec.fit!r} would make it "
+            f"{width} x {height} first, more than {spec.max_pixels:,} pixels; cut it, or use fit='squash'"
+        )
+
+
+def augment(image: PIL.Image.Image, rng: np.random.Generator, flip: bool = True, shift: int = 0) -> PIL.Image.Image:
+    """A mirrored (half of the time) and shifted copy for training on little data.
+
+    `shift` is the most pixels along each axis, in the picture's own pixels; edges are repeated into the gap.
+    """
+    pixels = np.asarray(image)
+    if flip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if shift:
+        dy, dx = rng.integers(-shift, shift + 1, size=2)
+        rows = np.clip(np.arange(pixels.shape[0]) - dy, 0, pixels.shape[0] - 1)
+        cols = np.clip(np.arange(pixels.shape[1]) - dx, 0, pixels.shape[1] - 1)
+        pixels = pixels[rows][:, cols]
+    return PIL.Image.fromarray(np.ascontiguousarray(pixels))
