@@ -1,0 +1,169 @@
+"""Every bad record of a source, with file, line and reason, before any device is touched."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from lvlm_jax.data.sources import Source
+from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
+from lvlm_jax.processing.schema import Encoded, Example, Image
+
+Encode = Callable[[Example], Encoded]
+_CHUNK = 512  # records in flight, so that a long source is not queued whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """A record that cannot be used: its number, where it stands (``train.json:12``), and why."""
+
+    index: int
+    origin: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `check` found; `str(report)` is the page a person reads.
+
+    lengths int[n] and pictures int[n] are those of the good records, in order.
+    """
+
+    source: str
+    total: int
+    bad: tuple[Bad, ...]
+    lengths: np.ndarray
+    pictures: np.ndarray
+    decoded: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record can be used."""
+        return not self.bad
+
+    def __str__(self) -> str:
+        lines = [self.source]
+        lines += [f"  {bad}" for bad in self.bad]
+        seen = "decoded" if self.decoded else "not opened"
+        lines.append(
+            f"{self.total:,} records: {len(self.lengths):,} good, {len(self.bad):,} bad; "
+            f"{int(self.pictures.sum()):,} pictures ({seen})"
+        )
+        if len(self.lengths):
+            lines += ["tokens a record:", *histogram(self.lengths)]
+        return "\n".join(lines)
+
+
+def check(
+    source: Source,
+    encode: Encode,
+    images: bool = True,
+    limit: int | None = None,
+    progress: bool = True,
+    spec: ImageSpec | None = None,
+) -> Report:
+    """Read, encode and (with `images`) fully decode the first `limit` records, and report every bad one.
+
+    With `spec` each picture is also fitted as the run will do it, under that spec's limit of pixels.
+    """
+    total = len(source) if limit is None else min(limit, len(source))
+    bad, lengths, pictures = [], [], []
+    for found in inspect_all(source, encode, images=images, total=total, progress=progress, spec=spec):
+        if isinstance(found, Bad):
+            bad.append(found)
+        else:
+            lengths.append(len(found.tokens))
+            pictures.append(len(found.images))
+    return Report(
+        source=repr(source),
+        total=total,
+        bad=tuple(bad),
+        lengths=np.asarray(lengths, np.int64),
+        pictures=np.asarray(pictures, np.int64),
+        decoded=images,
+    )
+
+
+def inspect_all(
+    source: Source, encode: Encode, *, images: bool, total: int, progress: bool, spec: ImageSpec | None = None
+) -> Iterator[Encoded | Bad]:
+    """`inspect` of records 0, 1, ... total-1 in order, with a progress bar; pictures are decoded by threads."""
+    from tqdm import tqdm
+
+    seen: set[str] = set()  # a picture that many records share is decoded once
+
+    def one(index: int) -> Encoded | Bad:
+        return inspect(source, encode, index, images=images, spec=spec, seen=seen)
+
+    with tqdm(total=total, desc="reading records", unit="", disable=not progress) as bar:
+        if not images:
+            for index in range(total):
+                yield one(index)
+                bar.update()
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for chunk in _chunks(total):
+                for found in pool.map(one, chunk):
+                    yield found
+                    bar.update()
+
+
+def inspect(
+    source: Source,
+    encode: Encode,
+    index: int,
+    *,
+    images: bool,
+    spec: ImageSpec | None = None,
+    seen: set[str] | None = None,
+) -> Encoded | Bad:
+    """One record encoded, or why it cannot be used. Mistakes in code (TypeError and the like) are raised."""
+    origin = origin_of(source, index)
+    try:
+        encoded = encode(source[index])
+        for image in encoded.images if images else ():
+            if seen is not None and isinstance(image.source, str):
+                if image.source in seen:
+                    continue
+                _decode(image, spec)
+                seen.add(image.source)
+            else:
+                _decode(image, spec)
+    except (ValueError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        return Bad(index, origin, reason.removeprefix(origin).lstrip(": "))
+    return encoded
+
+
+def _decode(image: Image, spec: ImageSpec | None) -> None:
+    if spec is None:
+        load_image(image.source)
+    else:
+        to_patches(load_image(image.source, max_pixels=spec.max_pixels), spec)
+
+
+def origin_of(source: Any, index: int) -> str:
+    """Where record `index` stands; sources without `origin` get their repr and the number."""
+    return source.origin(index) if hasattr(source, "origin") else f"{source!r}[{index}]"
+
+
+def histogram(values: np.ndarray, bins: int = 10, width: int = 40) -> list[str]:
+    """A text histogram, one line a bin: ``range  count  bar``."""
+    low, high = int(values.min()), int(values.max())
+    edges = np.unique(np.linspace(low, high + 1, bins + 1).astype(int))
+    counts, _ = np.histogram(values, edges)
+    digits, marks = len(str(high)), np.round(width * counts / counts.max()).astype(int)
+    return [
+        f"  {start:>{digits}} to {stop - 1:>{digits}}  {count:>9,}  {'#' * mark}".rstrip()
+        for start, stop, count, mark in zip(edges[:-1], edges[1:], counts, marks)
+    ]
+
+
+def _chunks(total: int) -> Iterator[range]:
+    return (range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK))

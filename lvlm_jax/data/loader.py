@@ -1,0 +1,377 @@
+"""Batches for a training run: batch k is the same arrays on any number of hosts, workers and threads.
+
+Whole batches are the items of the grain data set, each a function of k alone, so how many workers fetch them cannot
+change their order, and the only data state that a checkpoint needs is k.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lvlm_jax.data.check import Bad, Encode, inspect_all, origin_of
+from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.sources import Source
+from lvlm_jax.processing.encode import DataError
+from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
+from lvlm_jax.processing.schema import Batch, Encoded, Image
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Picture = Callable[[Image, int, int], tuple[np.ndarray, np.ndarray]]
+"""(picture, global row, number within the row) -> (patches[P, C], positions[P, 2])."""
+Augment = Callable[["PIL.Image.Image", np.random.Generator], "PIL.Image.Image"]
+_FOREVER = 1 << 40  # batches; grain wants a length
+
+
+def collate(
+    rows: Sequence[Sequence[Encoded]],
+    *,
+    length: int,
+    groups: int,
+    vision_rows: int,
+    visual_tokens: int,
+    pad_id: int,
+    spec: ImageSpec | None = None,
+    picture: Picture | None = None,
+    share: bool = False,
+) -> Batch:
+    """Rows of encoded examples as one `Batch` of numpy arrays.
+
+    Args:
+      rows: B rows, each the examples packed in it.
+      length, groups, vision_rows, visual_tokens: T, G, N, Q.
+      spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
+      picture: decodes one picture; default `load_image` and `to_patches`.
+      share: a picture that several examples of a group use (same path or bytes) takes one vision row.
+
+    Raises:
+      DataError: a row longer than T, a group with more pictures than N, visual positions that are not whole pictures.
+    """
+    if len(rows) % groups:
+        raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
+    count, size = (0, 0) if spec is None else (spec.patches, spec.values)
+    batch = Batch(
+        tokens=np.full((len(rows), length), pad_id, np.int32),
+        weights=np.zeros((len(rows), length), np.float32),
+        positions=np.zeros((len(rows), length), np.int32),
+        segments=np.zeros((len(rows), length), np.int32),
+        image_index=np.full((len(rows), length), -1, np.int32),
+        patches=np.zeros((groups, vision_rows, count, size), np.float32),
+        patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
+        patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+    )
+    picture = picture or (lambda image, row, j: to_patches(load_image(image.source, max_pixels=spec.max_pixels), spec))
+    slots: dict[Any, int] = {}
+    for row, examples in enumerate(rows):
+        group, first = divmod(row, len(rows) // groups)
+        if not first:
+            slots = {}
+        places = []
+        for j, image in enumerate(image for encoded in examples for image in encoded.images):
+            key = _picture_key(image) if share else len(slots)
+            if key not in slots:
+                slots[key] = slot = len(slots)
+                if slot >= vision_rows:
+                    raise DataError(f"group {group} has more than {vision_rows} pictures; raise vision_rows or replan")
+                batch.patches[group, slot], batch.patch_positions[group, slot] = picture(image, row, j)
+                batch.patch_segments[group, slot] = 1
+            places.append(slots[key])
+        _fill_row(batch, row, examples, places, visual_tokens)
+    return batch
+
+
+def _fill_row(batch: Batch, row: int, examples: Sequence[Encoded], places: Sequence[int], visual_tokens: int) -> None:
+    """Write one row's examples side by side; `places` are the vision rows of its pictures in reading order."""
+    at = seen = 0
+    for segment, encoded in enumerate(examples, start=1):
+        size, pictures = len(encoded.tokens), len(encoded.images)
+        length = batch.tokens.shape[1]
+        if at + size > length:
+            raise DataError(f"row {row} has {at + size} tokens or more but T is {length}; raise the row length")
+        here = np.s_[row, at : at + size]
+        batch.tokens[here], batch.weights[here] = encoded.tokens, encoded.weights
+        batch.positions[here], batch.segments[here] = np.arange(size), segment
+        slots = np.asarray([*places[seen : seen + pictures], 0], np.int32)
+        batch.image_index[here] = _image_index(encoded, slots, visual_tokens)
+        at, seen = at + size, seen + pictures
+
+
+def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int) -> np.ndarray:
+    """`Encoded.visual` (within the example) as positions in the group's flat visual tokens."""
+    seen = encoded.visual[encoded.visual >= 0]
+    if len(seen) != len(encoded.images) * visual_tokens or (np.sort(seen) != np.arange(len(seen))).any():
+        raise DataError(
+            f"{len(seen)} visual positions for {len(encoded.images)} picture(s) of {visual_tokens} tokens; "
+            "encode and the loader must be given the same visual_tokens"
+        )
+    if not visual_tokens:
+        return encoded.visual
+    own = np.maximum(encoded.visual, 0)
+    return np.where(encoded.visual < 0, -1, slots[own // visual_tokens] * visual_tokens + own % visual_tokens)
+
+
+def _picture_key(image: Image) -> Any:
+    return image.source if isinstance(image.source, str | bytes) else id(image.source)
+
+
+class Loader:
+    """The batches of a run, built by grain threads or worker processes, this host's groups only.
+
+    Args:
+      source: conversations by number.
+      encode: `Example` -> `Encoded`, with template, tokenizer and sizes bound (`functools.partial`).
+      spec: how a picture becomes patches; None for text alone.
+      plan: which examples form which batch; its numbers are those of `source`.
+      visual_tokens: Q, as bound in `encode`.
+      pad_id: token that fills the rest of a row.
+      host, hosts: this process and how many there are; `hosts` divides the plan's groups.
+      workers: processes that build batches; 0 builds them in this one.
+      threads: threads of each process.
+      augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encode: Encode,
+        spec: ImageSpec | None,
+        *,
+        plan: PackingPlan,
+        visual_tokens: int,
+        pad_id: int,
+        host: int = 0,
+        hosts: int = 1,
+        workers: int = 0,
+        threads: int = 4,
+        augment: Augment | None = None,
+    ):
+        if len(plan.lengths) != len(source):
+            raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
+        if plan.groups % hosts:
+            raise ValueError(f"{plan.groups} groups do not divide among {hosts} hosts; make groups a multiple")
+        if not 0 <= host < hosts:
+            raise ValueError(f"host {host} of {hosts}: hosts are numbered from 0")
+        self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
+        self.visual_tokens, self.pad_id, self.augment = visual_tokens, pad_id, augment
+        self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
+
+    def __repr__(self) -> str:
+        return f"Loader({self.source!r}, {self.plan!r}, host={self.host}, hosts={self.hosts})"
+
+    def build(self, k: int) -> Batch:
+        """This host's part of batch `k`."""
+        share = self.plan.rows // self.hosts
+        first = self.host * share
+        rows = self.plan.batch(k)[first : first + share]
+        return collate(
+            [[self._encode(index) for index in row] for row in rows],
+            length=self.plan.length,
+            groups=self.plan.groups // self.hosts,
+            vision_rows=self.plan.vision_rows,
+            visual_tokens=self.visual_tokens,
+            pad_id=self.pad_id,
+            spec=self.spec,
+            picture=lambda image, row, j: self._picture(image, k, first + row, j),
+        )
+
+    def iterate(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """(k, this host's part of batch k) for k = start, start + 1, ... without end.
+
+        Close the iterator (``it.close()``, or `contextlib.closing`) to stop its threads and processes. Worker processes
+        import the main module, so a script that uses them needs ``if __name__ == "__main__":``.
+        """
+        import grain
+
+        grain_set = grain.MapDataset.source(_Batches(self, start)).to_iter_dataset(
+            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
+        )
+        if self.workers:
+            _mark_flags_parsed()
+            grain_set = grain_set.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+            )
+        items = iter(grain_set)
+        try:
+            for k in itertools.count(start):
+                arrays = next(items)
+                # What workers send lives in shared memory that ends with grain's wrapper, while the CPU backend may go
+                # on reading the array in place: copied once here.
+                yield k, Batch(**{n: np.array(a) for n, a in arrays.items()} if self.workers else arrays)
+        finally:
+            items.close()
+
+    def _encode(self, index: int) -> Encoded:
+        try:
+            encoded = self.encode(self.source[index])
+        except Exception as error:
+            raise self._with_origin(error, index) from error
+        planned = int(self.plan.lengths[index]), int(self.plan.pictures[index])
+        if planned != (len(encoded.tokens), len(encoded.images)):
+            raise DataError(
+                f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {len(encoded.images)} pictures, "
+                f"but the plan was made for {planned[0]} and {planned[1]}; data or template changed, measure again"
+            )
+        return encoded
+
+    def _with_origin(self, error: Exception, index: int) -> DataError:
+        origin = origin_of(self.source, index)
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return DataError(text if text.startswith(origin) else f"{origin}: {text}")
+
+    def _picture(self, image: Image, k: int, row: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            picture = load_image(image.source, max_pixels=self.spec.max_pixels)
+            if self.augment is not None:
+                picture = self.augment(picture, np.random.default_rng([self.plan.seed or 0, k, row, j]))
+            return to_patches(picture, self.spec)
+        except Exception as error:
+            raise self._with_origin(error, self._owner(k, row, j)) from error
+
+    def _owner(self, k: int, row: int, j: int) -> int:
+        """The example that picture `j` of a row belongs to."""
+        examples = self.plan.batch(k)[row]
+        ends = np.cumsum(self.plan.pictures[list(examples)])
+        return examples[int(np.searchsorted(ends, j, side="right"))]
+
+
+class _Batches:
+    """Batches start, start + 1, ... as a grain source; plain dicts, which cross process borders as they are."""
+
+    def __init__(self, loader: Loader, start: int):
+        self.loader, self.start = loader, start
+
+    def __len__(self) -> int:
+        return _FOREVER
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        batch = self.loader.build(self.start + int(index))
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+    def __repr__(self) -> str:
+        return f"{self.loader!r} from {self.start}"
+
+
+def _mark_flags_parsed() -> None:
+    """Grain 0.2.18 reads absl flags when it starts workers and fails where none were ever parsed (grain#1355)."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records."""
+
+    lengths: np.ndarray
+    pictures: np.ndarray
+    bad: tuple[Bad, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.lengths, self.pictures, self.bad))
+
+
+def measure_lengths(
+    source: Source,
+    encode: Encode,
+    cache: str | os.PathLike | None = None,
+    progress: bool = True,
+    on_bad: Literal["raise", "skip"] = "raise",
+    images: bool | None = None,
+    spec: ImageSpec | None = None,
+) -> Measured:
+    """Tokens and pictures of every record, read once and kept in the folder `cache`: ``lengths, pictures, bad = ...``.
+
+    `on_bad` is decided here, before the plan is made: "raise" stops at the first bad record, "skip" gives it length 0,
+    which leaves it out of the plan. `images` decodes every picture too (with `spec`, as the run will); the default does
+    so under "skip", where a picture that turns out broken later would stop the run.
+
+    Raises:
+      DataError: a bad record under "raise"; every record bad.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad={on_bad!r}; valid: 'raise', 'skip'")
+    images = on_bad == "skip" if images is None else images
+    file = None
+    if cache is not None:
+        file = Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
+    if file is not None and file.is_file():
+        measured = _read(file)
+    else:
+        measured = _measure(source, encode, images=images, spec=spec, progress=progress, stop=on_bad == "raise")
+        if file is not None:
+            _write(file, measured)
+    if measured.bad and on_bad == "raise":
+        raise DataError(f"{measured.bad[0]}; mend the record, or leave such records out with on_bad='skip'")
+    if len(measured.bad) == len(source):
+        raise DataError(f"all {len(source)} records are bad; the first: {measured.bad[0]}")
+    return measured
+
+
+def _measure(
+    source: Source, encode: Encode, *, images: bool, spec: ImageSpec | None, progress: bool, stop: bool
+) -> Measured:
+    lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
+    records = inspect_all(source, encode, images=images, total=len(source), progress=progress, spec=spec)
+    for index, found in enumerate(records):
+        if isinstance(found, Bad):
+            bad.append(found)
+            if stop:
+                raise DataError(f"{found}; mend the record, or leave such records out with on_bad='skip'")
+        else:
+            lengths[index], pictures[index] = len(found.tokens), len(found.images)
+    return Measured(lengths, pictures, tuple(bad))
+
+
+def _read(file: Path) -> Measured:
+    with np.load(file, allow_pickle=False) as arrays:
+        bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
+        return Measured(arrays["lengths"], arrays["pictures"], bad)
+
+
+def _write(file: Path, measured: Measured) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may measure at the same time
+    with part.open("wb") as out:
+        bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
+        np.savez(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
+    part.replace(file)
+
+
+def fingerprint(source: Source, encode: Encode, images: ImageSpec | bool = False) -> str:
+    """A short hash of everything that lengths follow from: the source's content, the template, the tokenizer.
+
+    `images` says whether, and how, pictures were decoded, which the list of bad records follows from.
+
+    Raises ValueError for a source or an argument whose repr carries a memory address: it would not be found again.
+    """
+    return hashlib.sha256("\n".join([repr(source), _describe(encode), str(images)]).encode()).hexdigest()[:20]
+
+
+def _describe(value: Any) -> str:
+    """A text that is equal in every process for an equal value."""
+    if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        bound = [*map(_describe, value.args), *(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))]
+        return f"{_describe(value.func)}({', '.join(bound)})"
+    if hasattr(value, "get_vocab"):
+        vocabulary = json.dumps(sorted(value.get_vocab().items())) + str(sorted(value.all_special_tokens))
+        return f"tokenizer {hashlib.sha256(vocabulary.encode()).hexdigest()}"
+    if hasattr(value, "hf"):
+        return _describe(value.hf)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(fields)})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    if " at 0x" in text:
+        raise ValueError(f"{text} has no repr that names its content, so lengths cannot be cached; give it a __repr__")
+    return text
