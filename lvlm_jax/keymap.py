@@ -1,0 +1,106 @@
+"""Checkpoint keys, both ways: one row table a family, read by import, export and the round-trip test alike."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Change(NamedTuple):
+    """How a tensor differs between the two sides: `load(theirs) -> ours` and `save(ours) -> theirs`.
+
+    For a row with several leaves of ours, `load` returns them as a tuple and `save` takes them.
+    """
+
+    load: Callable[..., Any]
+    save: Callable[..., Any]
+
+
+SAME = Change(lambda x: x, lambda x: x)
+TRANSPOSE = Change(lambda x: x.T, lambda x: x.T)
+"""A dense kernel: torch keeps [out, in], we keep [in, out]."""
+
+SCALAR = Change(lambda x: x.reshape(()), lambda x: x.reshape(1))
+"""A single number that torch keeps with one axis."""
+
+
+def patches(size: int) -> Change:
+    """A patch embedding: torch's convolution [D, 3, size, size], ours a kernel [size*size*3, D]."""
+    return Change(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(size * size * 3, -1),
+        lambda x: x.reshape(size, size, 3, -1).transpose(3, 2, 0, 1),
+    )
+
+
+def thirds(inner: Change = SAME) -> Change:
+    """Three leaves of ours that stand in one tensor of theirs, joined along its first axis (fused q, k, v)."""
+    return Change(
+        lambda x: tuple(inner.load(part) for part in np.split(x, 3)),
+        lambda *parts: np.concatenate([inner.save(part) for part in parts]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor of theirs and the leaf (or leaves) of ours that hold it."""
+
+    ours: str | tuple[str, ...]
+    theirs: str
+    change: Change = SAME
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Our paths, always as a tuple."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    def load(self, tensor: Any) -> dict[str, Any]:
+        """Their tensor -> our leaves by path."""
+        got = self.change.load(tensor)
+        return dict(zip(self.leaves, (got,) if isinstance(self.ours, str) else got, strict=True))
+
+    def save(self, leaves: Mapping[str, Any]) -> Any:
+        """Our leaves by path -> their tensor."""
+        return self.change.save(*(leaves[path] for path in self.leaves))
+
+
+def dense(ours: str, theirs: str, bias: bool = False) -> list[Row]:
+    """The rows of one dense layer."""
+    rows = [Row(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE)]
+    return rows + ([Row(f"{ours}/bias", f"{theirs}.bias")] if bias else [])
+
+
+def layer_norm(ours: str, theirs: str) -> list[Row]:
+    """The rows of one layer norm."""
+    return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def check(rows: Sequence[Row], ours: Iterable[str], theirs: Iterable[str], source: str) -> None:
+    """No key left over on either side.
+
+    Args:
+      rows: the table.
+      ours: every path of the model.
+      theirs: every key of the checkpoint, less those that are known to be unused.
+      source: where the checkpoint is, for the message.
+
+    Raises:
+      ValueError: lists what the model needs and the checkpoint lacks, and what the checkpoint has and nobody reads.
+    """
+    ours, theirs = set(ours), set(theirs)
+    needed = {row.theirs for row in rows}
+    missing, unused = sorted(needed - theirs), sorted(theirs - needed)
+    covered = {path for row in rows for path in row.leaves}
+    if gaps := sorted(ours ^ covered):
+        raise ValueError(f"the key table and the model disagree at {_some(gaps)}: the table of this family is wrong")
+    if missing or unused:
+        raise ValueError(
+            f"{source}: this checkpoint does not fit the model.\n"
+            f"  missing ({len(missing)}): {_some(missing)}\n  not used ({len(unused)}): {_some(unused)}\n"
+            "Is it another size, family or layout than its config.json says, or are files of it absent?"
+        )
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    more = f" ... and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
