@@ -8,7 +8,7 @@ whole optimizer, clip included, behind the mask.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,10 +102,10 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> opta
         return optax.chain(*chain, optax.scale_by_learning_rate(base))
     labels = dict.fromkeys(trees.flatten(params), "base")
     rates = {"base": base}
-    for pattern, rate in reversed(config.lr_of):
-        chosen = trees.flatten(path_mask(params, (pattern,)))
-        labels.update({path: pattern for path, hit in chosen.items() if hit})
-        rates[pattern] = make_schedule(dataclasses.replace(config, learning_rate=rate, lr_of=()), steps)
+    for number, (pattern, rate) in reversed(list(enumerate(config.lr_of))):
+        chosen = trees.flatten(trees.mask(params, (pattern,)))
+        labels.update({path: f"part{number}" for path, hit in chosen.items() if hit})
+        rates[f"part{number}"] = make_schedule(dataclasses.replace(config, learning_rate=rate, lr_of=()), steps)
     scales = {name: optax.scale_by_learning_rate(rate) for name, rate in rates.items()}
     return optax.chain(*chain, optax.partition(scales, trees.unflatten(labels)))
 
@@ -134,40 +134,5 @@ def masked(tx: optax.GradientTransformation, mask: Mapping) -> optax.GradientTra
 def decay_mask(config: OptimizerConfig, params: Mapping) -> dict:
     """Boolean tree of the leaves that weight decay touches."""
     if config.decay is not None:
-        return path_mask(params, config.decay)
+        return trees.mask(params, config.decay)
     return trees.unflatten({path: path.split("/")[-1] in DECAYED for path in trees.flatten(params)})
-
-
-def path_mask(params: Mapping, patterns: Iterable[str]) -> dict:
-    """Boolean tree of the layout of `params`, True where a path matches; patterns always speak of unstacked layers.
-
-    Raises:
-      ValueError: a pattern that matches nothing, or one that picks some layers of a stack that runs scanned.
-    """
-    apart = trees.flatten(trees.mask(params, patterns))
-    chosen = {}
-    for path, shape in trees.flatten(_numbered(params)).items():
-        hits = {apart[path.replace("*", str(i))] for i in range(shape)} if "*" in path else {apart[path]}
-        running = path.replace("/*", "")
-        if len(hits) > 1:
-            raise ValueError(
-                f"{list(patterns)} picks some layers of {running!r}, which runs scanned as one array; "
-                "choose every layer, or run the layers one by one (scan=False)"
-            )
-        chosen[running] = hits.pop()
-    return trees.unflatten(chosen)
-
-
-def _numbered(tree: Mapping) -> dict:
-    """The tree with ``layers/*`` for each scanned stack and its depth as leaf (0 elsewhere)."""
-
-    def walk(node: Any, depth: bool) -> Any:
-        if not isinstance(node, Mapping):
-            return int(node.shape[0]) if depth else 0
-        out = {}
-        for key, value in node.items():
-            scanned = key == trees.LAYERS and isinstance(value, Mapping) and not all(str(k).isdigit() for k in value)
-            out[key] = {"*": walk(value, True)} if scanned else walk(value, depth)
-        return out
-
-    return walk(tree, False)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lvlm_jax import params as trees
 from lvlm_jax.shapes import DTypeLike
-from lvlm_jax.train.optim import OptimizerConfig, path_mask
+from lvlm_jax.train.optim import OptimizerConfig
 
 LOSSES = ("language", "contrastive")
 
@@ -80,9 +80,9 @@ class Stage:
         """Boolean tree in the layout of `params`, True where this stage trains.
 
         Raises:
-          ValueError: a pattern that matches nothing, with the names that exist.
+          ValueError: a pattern that matches nothing, or that takes some layers of a scanned stack only.
         """
-        return path_mask(params, self.trains)
+        return trees.mask(params, self.trains)
 
 
 def in_stage_dtype(params: Mapping, mask: Mapping, frozen: DTypeLike) -> dict:
