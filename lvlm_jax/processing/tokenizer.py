@@ -29,7 +29,7 @@ class Tokenizer:
     def __init__(self, hf: Any):
         if not getattr(hf, "is_fast", False):
             raise ValueError(
-                f"{type(hf).__name__} is not a fast tokenizer: without its character offsets no loss weight has a place. "
+                f"{type(hf).__name__} is not a fast tokenizer: without character offsets loss weights have no place. "
                 "Load it with AutoTokenizer (it needs a tokenizer.json beside the weights) and save it again."
             )
         self.hf = hf
@@ -41,6 +41,10 @@ class Tokenizer:
         self._reserved = np.asarray(sorted(_reserved_ids(self.hf)), np.int32)
         bos = self.hf.bos_token_id
         self._adds_bos = bos is not None and self.hf("a")["input_ids"][:1] == [bos]
+
+    def __reduce__(self):
+        """Rebuilt in a worker process: a backend forgets on the way what it must not read."""
+        return type(self), (self.hf,)
 
     @property
     def vocab_size(self) -> int:
@@ -146,14 +150,13 @@ def _reserved_ids(hf: Any) -> set[int]:
 
 
 def _plain_backends(hf: Any) -> tuple[Any, Any]:
-    """Backends without markup tokens: for text at the start of a string, and for text after a special token."""
-    from tokenizers import Tokenizer as Backend
-
+    """Backends blind to markup tokens: for text at the start of a string, and for text after a special token."""
     spec = json.loads(hf.backend_tokenizer.to_str())
     reserved = _reserved_ids(hf) | {hf.unk_token_id}
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["id"] not in reserved]
+    for token in spec["added_tokens"]:  # taking them out instead would renumber those that stay
+        token["special"] = token["special"] or token["id"] in reserved
     spec.update(post_processor=None, truncation=None, padding=None)
-    start = Backend.from_str(json.dumps(spec))
+    start = _blind(spec)
 
     special = next((t for t in hf.all_special_tokens if t != hf.unk_token), None)
     if special is None:
@@ -162,13 +165,22 @@ def _plain_backends(hf: Any) -> tuple[Any, Any]:
     probe = hf.encode(special + "a", add_special_tokens=False)[1:]
     if probe == start.encode("a", add_special_tokens=False).ids:
         return start, start
-    middle = Backend.from_str(json.dumps(_without_prefix(spec)))
+    middle = _blind(_without_prefix(spec))
     if probe != middle.encode("a", add_special_tokens=False).ids:
         raise ValueError(
             f"{type(hf).__name__}: the prefix it puts on text after {special!r} is neither the one at the start nor "
             "none, so ids would not equal the library's; save it again with a Metaspace pre-tokenizer"
         )
     return start, middle
+
+
+def _blind(spec: dict[str, Any]) -> Any:
+    """A backend that reads the names of its special tokens as characters."""
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(json.dumps(spec))
+    backend.encode_special_tokens = True
+    return backend
 
 
 def _without_prefix(node: Any) -> Any:
