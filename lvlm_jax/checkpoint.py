@@ -109,6 +109,11 @@ class Checkpoints:
             _agree(0)
         raise CheckpointError(f"{self.folder} holds no complete checkpoint")
 
+    def clear(self) -> None:
+        """Deletes every checkpoint: a run that starts anew must not resume from the one before it."""
+        self.wait()
+        _clear(self.folder)
+
     def _delete(self, step: int) -> None:
         folder = self.folder / str(step)
         (folder / MANIFEST).unlink()  # first, so that a half-deleted step is not taken for a whole one
@@ -138,7 +143,8 @@ def save_params(folder: str | os.PathLike, params: Any, *, elsewhere: Iterable[s
             here = leaves.get(path, {"folder": ""})
             if "folder" not in here and card | {"folder": None} == here | {"folder": None}:
                 owner = _join(other, card["folder"]) if "folder" in card else str(other)
-                here["folder"] = os.path.relpath(owner, str(folder))
+                if owner != str(folder):  # rewriting a folder that another one refers to
+                    here["folder"] = os.path.relpath(owner, str(folder))
     _clear(folder)
     own = {path: leaf for path, leaf in flat.items() if "folder" not in leaves[path]}
     if own:
@@ -206,7 +212,7 @@ def layer_paths(path: str, shape: tuple[int, ...]) -> list[str] | None:
     return [f"{head}/{trees.LAYERS}/{i}/{tail}"[1:] for i in range(shape[0])]
 
 
-def _running(tree: Any) -> tuple[dict[str, Any], Any]:
+def by_path(tree: Any) -> tuple[dict[str, Any], Any]:
     """(running path -> leaf, treedef) of any pytree: dict keys, field names and tuple positions joined with '/'."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}, treedef
@@ -215,7 +221,7 @@ def _running(tree: Any) -> tuple[dict[str, Any], Any]:
 def to_disk(tree: Any) -> dict[str, Any]:
     """Any pytree of arrays -> {path on disk: array}, scanned stacks taken apart."""
     flat = {}
-    for path, leaf in _running(tree)[0].items():
+    for path, leaf in by_path(tree)[0].items():
         rows = layer_paths(path, leaf.shape)
         flat.update({path: leaf} if rows is None else {row: leaf[i] for i, row in enumerate(rows)})
     return flat
@@ -225,7 +231,7 @@ def read(folder: Any, like: Any, verify: bool = True) -> Any:
     """A saved tree in the structure, layout and shardings of `like`."""
     folder = _path(folder)
     manifest = _manifest(folder)
-    running, treedef = _running(like)
+    running, treedef = by_path(like)
     wanted: dict[str, Any] = {}
     for path, leaf in running.items():
         rows = layer_paths(path, leaf.shape)
@@ -235,6 +241,12 @@ def read(folder: Any, like: Any, verify: bool = True) -> Any:
     for path in wanted:
         card = manifest["leaves"][path]
         owners.setdefault(_join(folder, card["folder"]) if "folder" in card else str(folder), []).append(path)
+    for owner, paths in owners.items():
+        there = _manifest(_path(owner))["leaves"]
+        if stale := [
+            p for p in paths if there.get(p, {}).get("fingerprint") != manifest["leaves"][p].get("fingerprint")
+        ]:
+            raise CheckpointError(f"{folder} refers to {owner} for {stale[:5]}, but that folder was rewritten since")
     got: dict[str, Any] = {}
     for owner, paths in owners.items():
         got |= _restore_arrays(_path(owner), {path: wanted[path] for path in paths}, verify)

@@ -51,12 +51,14 @@ def make_train_step(
     accumulate: int = 1,
     spike: SpikePolicy = SpikePolicy(),  # noqa: B008 (a frozen value)
     schedule: Schedule | None = None,
+    shardings: Any = None,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """step(state, frozen, batch) -> (state, metrics), compiled, the state donated.
 
     The loss is the sum of losses over the sum of weights of the whole batch, also with `accumulate` microbatches. An
     update whose loss or gradient norm is not finite, or whose loss is a spike, is computed and thrown away: parameters,
     moments and the schedule's count stay as they were. `tx` is for the trained tree alone.
+    shardings: those of the state, which comes out as it went in; None on one device.
 
     metrics: loss, grad_norm (over trained leaves), weight (trained tokens), skip (bool, this update), skipped, streak,
     lr where `schedule` is given, tokens and images where the batch is a `Batch`, and the sums that `loss_fn` returns.
@@ -84,7 +86,9 @@ def make_train_step(
         new = TrainState(state.step + 1, *kept[:2], metrics["skipped"], metrics["streak"], kept[2])
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _movable(state: TrainState) -> tuple:

@@ -1,0 +1,199 @@
+"""What a run says: a console line or bar, ``metrics.jsonl`` always, TensorBoard and W&B by name."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lvlm_jax.train.stages import Stage
+
+WRITERS = ("tensorboard", "wandb")
+
+PEAKS = (
+    (r"TPU v4$", 275e12),
+    (r"TPU v5 ?(lite|e)", 197e12),
+    (r"TPU v5p?$", 459e12),
+    (r"TPU v6 ?(lite|e)", 918e12),
+    (r"\bA100\b", 312e12),
+    (r"\b(H100|H200)\b(?!.*(PCIe|NVL))", 989e12),
+)
+"""Device kind -> dense bfloat16 FLOP/s of one chip (vendors' figures). A kind that is not here gets no MFU."""
+
+
+def peak_flops(kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one chip by its `device_kind`, None where it is not known (and on any CPU)."""
+    return next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), None)
+
+
+class Log:
+    """A hook that writes one row every `stage.log_every` steps.
+
+    Columns: step, loss, lr, grad_norm, accuracy (where the loss counts it), tokens_per_s, images_per_s, data_wait
+    (share of the time in which the device had nothing to do but wait for a batch), mfu, trained (share of the
+    weights), labelled (share of the tokens), skipped. Speeds are averages since the last row; compilation, evaluation
+    and saving do not count. On resume, rows of steps that will run again are dropped: each step stands there once.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        stage: Stage,
+        start: int = 0,
+        trained: float = 1.0,
+        flops: float | None = None,
+        writers: Sequence[str] = (),
+    ) -> None:
+        self.stage, self.trained = stage, trained
+        self.first = jax.process_index() == 0
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self.ideal = flops / peak / jax.device_count() if flops and peak else None  # seconds of a step at the peak
+        self.writers = [_writer(name, folder, stage) for name in writers] if self.first else []
+        self.bar: Any = None
+        self.file: Any = None
+        if self.first:
+            self.file = _reopen(folder, start)
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=stage.steps, initial=start, desc=stage.name, unit="step", dynamic_ncols=True)
+        self._since: float | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._steps, self._wait, self._counted = 0, 0.0, []
+        if self._since is not None:
+            self._since = time.perf_counter()
+
+    def __call__(self, step: int, state: Any, metrics: dict) -> None:
+        """The hook: `step` steps are done and `metrics` are of the last one."""
+        if self._since is None:  # the first step compiles: it is no measure of speed
+            jax.block_until_ready(metrics["loss"])
+            self._since = time.perf_counter()
+        else:
+            self._steps += 1
+            self._wait += metrics.get("data_wait", 0.0)
+            self._counted.append({k: metrics[k] for k in ("tokens", "images") if k in metrics})
+        if self.bar is not None:
+            self.bar.update()
+        if self.stage.log_every and (step % self.stage.log_every == 0 or step == self.stage.steps):
+            self.row(step, self._values(jax.device_get(metrics)))
+            self._restart()
+
+    def _values(self, metrics: dict) -> dict:
+        values = {name: float(metrics[name]) for name in ("loss", "lr", "grad_norm") if name in metrics}
+        if "correct" in metrics:
+            values["accuracy"] = float(metrics["correct"]) / max(float(metrics["weight"]), 1e-9)
+        seconds = time.perf_counter() - self._since
+        if self._steps:
+            counted = jax.device_get(self._counted)
+            for name in ("tokens", "images"):
+                if name in metrics:
+                    values[f"{name}_per_s"] = float(sum(int(c[name]) for c in counted)) / seconds
+            values["steps_per_s"] = self._steps / seconds
+            values["data_wait"] = min(1.0, self._wait / seconds)
+            if self.ideal is not None:
+                values["mfu"] = self.ideal * self._steps / seconds
+        if "tokens" in metrics:
+            values["labelled"] = float(metrics["weight"]) / max(int(metrics["tokens"]), 1)
+        return values | {"trained": self.trained, "skipped": int(metrics["skipped"])}
+
+    def row(self, step: int, values: dict[str, Any]) -> None:
+        """Writes one row of numbers at a step, to every place there is."""
+        if not self.first:
+            return
+        values = {k: v.item() if isinstance(v, np.generic | np.ndarray | jax.Array) else v for k, v in values.items()}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.file.write(json.dumps({"stage": self.stage.name, "step": step, **finite}, allow_nan=False) + "\n")
+        self.file.flush()
+        for write, _ in self.writers:
+            write(step, {k: v for k, v in values.items() if isinstance(v, int | float)})
+        text = "  ".join(f"{name} {_shown(name, value)}" for name, value in values.items() if value != "")
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+        else:
+            print(f"{self.stage.name} {step}/{self.stage.steps}  {text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """One line of words on the console."""
+        if self.first and self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif self.first:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def off_clock(self) -> Iterator[None]:
+        """What runs inside does not count as time of training."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Closes the files; the bar stays on screen as it is."""
+        for _, close in self.writers:
+            close()
+        if self.file is not None:
+            self.file.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in ("data_wait", "mfu", "trained", "labelled", "accuracy"):
+        return f"{100 * value:.3g}%"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def read_rows(file: str | os.PathLike) -> list[dict]:
+    """The rows of a ``metrics.jsonl``; a last line that was cut off by a kill is left out."""
+    from etils import epath
+
+    rows = []
+    path = epath.Path(file)
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else ()):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path}:{number + 1} was cut off and is left out", file=sys.stderr)
+    return rows
+
+
+def _reopen(folder: str | os.PathLike, start: int) -> Any:
+    """The open metrics file, rewritten without the rows after step `start`."""
+    from etils import epath
+
+    path = epath.Path(folder) / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [row for row in read_rows(path) if row["step"] <= start]
+    unfinished = path.parent / "metrics.jsonl.tmp"
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    unfinished.replace(path)
+    return path.open("a")
+
+
+def _writer(name: str, folder: str | os.PathLike, stage: Stage) -> tuple:
+    """(write(step, values), close()) of an optional writer."""
+    if name not in WRITERS:
+        raise ValueError(f"unknown log writer {name!r}: choose from {list(WRITERS)}")
+    try:
+        if name == "tensorboard":
+            from tensorboardX import SummaryWriter
+
+            board = SummaryWriter(os.path.join(os.fspath(folder), "tensorboard"))
+            return lambda step, values: [board.add_scalar(k, v, step) for k, v in values.items()], board.close
+        import wandb
+    except ImportError as error:
+        raise ImportError(f"the log writer {name!r} needs a package: pip install 'lvlm-jax[log]' ({error})") from error
+    run = wandb.init(project="lvlm_jax", name=stage.name, dir=os.fspath(folder), config={"stage": repr(stage)})
+    return lambda step, values: run.log(values, step=step), run.finish

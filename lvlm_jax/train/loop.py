@@ -1,0 +1,350 @@
+"""The loop: restore, step, hooks, save. It knows files and signals; the step it calls is pure."""
+
+import itertools
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from lvlm_jax import mesh as meshes
+from lvlm_jax import params as trees
+from lvlm_jax.checkpoint import Checkpoints, by_path, fingerprints, is_saved, load_params, save_params, to_disk
+from lvlm_jax.checkpoint import saved_fingerprints as saved_prints
+from lvlm_jax.shapes import DTypeLike
+from lvlm_jax.train.log import Log
+from lvlm_jax.train.optim import make_optimizer, make_schedule
+from lvlm_jax.train.stages import Stage, in_stage_dtype, trained_share
+from lvlm_jax.train.step import LossFn, TrainState, init_state, make_train_step
+
+Hook = Callable[[int, TrainState, dict], None]
+"""hook(steps done, state, metrics of the last step): decides by the step number; must not keep the state."""
+
+
+class Batches(Protocol):
+    """Where batches come from: batch k is a pure function of k, so a run resumes by its number alone."""
+
+    def iterate(self, start: int) -> Iterator[tuple[int, Any]]:
+        """(k, batch) for k = start, start + 1, ...; the batch as host arrays, this host's rows of it."""
+
+
+class IndexedBatches:
+    """Batches from a function of the batch's number."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def iterate(self, start: int) -> Iterator[tuple[int, Any]]:
+        """(k, make(k)) from k = start on."""
+        return ((k, self.make(k)) for k in itertools.count(start))
+
+
+class Diverged(RuntimeError):
+    """Too many updates in a row were not finite, or spikes."""
+
+
+class Preempted(SystemExit):
+    """A signal asked the run to stop; everything is saved. Leaves the process with exit code 0."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0)
+        self.message = message
+
+
+def fit(
+    stage: Stage,
+    *,
+    loss_fn: LossFn,
+    params: Mapping,
+    batches: Batches,
+    workdir: str | os.PathLike,
+    mesh: jax.sharding.Mesh | None = None,
+    axes: Any = None,
+    hooks: Sequence[Hook] = (),
+    evaluate: Callable[[dict, int], dict[str, float]] | None = None,
+    resume: bool = True,
+    earlier: Iterable[str | os.PathLike] = (),
+    frozen_dtype: DTypeLike | None = None,
+    flops: float | None = None,
+    writers: Sequence[str] = (),
+) -> dict:
+    """Runs one stage in ``workdir/<stage.name>`` and returns the parameters after it.
+
+    The same call resumes an interrupted run exactly; a finished stage returns its parameters at once. The arrays of
+    `params` stay valid: trained leaves are copied, frozen ones come back as the originals.
+
+    Args:
+      loss_fn: (params, batch) -> (loss_sum, weight_sum, dict of sums).
+      mesh, axes: where to run (`lvlm_jax.mesh`) and the logical axis names of each leaf; None for one device.
+      evaluate: called every `stage.eval_every` steps with (params, step); its numbers go to the log.
+      earlier: folders of stages that ran before: frozen leaves that stand there are not stored again.
+      frozen_dtype: dtype in which frozen leaves run; default bfloat16 on an accelerator, float32 on a CPU.
+      flops: model FLOPs of one step, for MFU. writers: "tensorboard", "wandb".
+
+    Raises:
+      Diverged: `stage.spike.patience` skipped updates in a row.
+      Preempted: SIGTERM or SIGINT came; the step was finished and saved.
+    """
+    folder = os.path.join(os.fspath(workdir), stage.name)
+    saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep)
+    start = (saved.latest() if resume else saved.clear()) or 0
+    run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start))
+    state = saved.restore(start, like=run.like) if start else run.fresh()
+    if start == stage.steps and is_saved(os.path.join(folder, "params")):
+        return run.whole(state)
+    log = Log(folder, stage=stage, start=start, trained=run.share, flops=flops, writers=writers)
+    if start:
+        log.note(f"{stage.name}: resuming after step {start} of {stage.steps} from {saved.folder}")
+    watch = _Watch(stage, folder, log)
+    try:
+        with meshes.use(mesh), _Feed(batches, start, stage.steps, run.place) as feed, _Signals() as signals:
+            for step in range(start + 1, stage.steps + 1):
+                batch, waited = feed.get()
+                state, metrics = run.step(state, run.frozen, batch)
+                feed.busy = metrics["loss"]
+                watch(step, metrics, saved)
+                for hook in (log, *hooks):
+                    hook(step, state, metrics | {"data_wait": waited})
+                stop = signals.stop(step)
+                with log.off_clock():
+                    if stop or step == stage.steps or (stage.save_every and step % stage.save_every == 0):
+                        saved.save(step, state)
+                    if evaluate and stage.eval_every and step % stage.eval_every == 0:
+                        log.row(step, evaluate(trees.merge(state.trained, run.frozen), step))
+                if stop and step < stage.steps:
+                    saved.wait()
+                    raise Preempted(
+                        f"{stop}: saved step {step} of {stage.name!r} in {saved.folder}; run the same command to resume"
+                    )
+            watch.last(saved)
+    except Preempted as stopped:
+        log.note(stopped.message)
+        raise
+    finally:
+        saved.wait()
+        log.close()
+    return run.finish(state)
+
+
+class _Run:
+    """The compiled step of a stage, and its parameters placed on the devices."""
+
+    def __init__(self, stage, loss_fn, params, mesh, axes, folder, earlier, frozen_dtype, resumed) -> None:
+        self.folder, self.earlier, self.mesh = folder, earlier, mesh
+        mask = stage.mask(params)
+        self.share = trained_share(params, mask)[-1].percent / 100
+        trained, self.originals = trees.split(params, mask)
+        self.originals = self._stored(self.originals, resumed)
+        if frozen_dtype is None:
+            frozen_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        trained, frozen = trees.split(in_stage_dtype(trees.merge(trained, self.originals), mask, frozen_dtype), mask)
+        self.trained = trained
+        self.tx = make_optimizer(stage.optimizer, stage.steps, trained)
+        if mesh is None:
+            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            where, apart, self.rows = jax.tree.map(lambda x: one, trained), one, one
+            frozen_where = one
+        else:
+            names = trees.split(axes, mask) if axes is not None else (None, None)
+            where = meshes.shardings(mesh, names[0], trained)
+            frozen_where = meshes.shardings(mesh, names[1], frozen)
+            apart = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self.rows = meshes.batch_sharding(mesh)
+        self.frozen = jax.device_put(frozen, frozen_where)
+        shapes = jax.eval_shape(lambda t: init_state(t, self.tx), trained)
+        self.shardings = _like_trained(shapes, trees.flatten(trained), trees.flatten(where), apart)
+        self.like = jax.tree.map(
+            lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, self.shardings
+        )
+        self.step = make_train_step(
+            loss_fn,
+            self.tx,
+            accumulate=stage.accumulate,
+            spike=stage.spike,
+            schedule=make_schedule(stage.optimizer, stage.steps),
+            shardings=self.shardings,
+        )
+
+    def _stored(self, frozen: dict, resumed: bool) -> dict:
+        """The frozen leaves, saved once; on resume those that were saved, should the given ones differ."""
+        store = os.path.join(self.folder, "frozen")
+        if not frozen:
+            return frozen
+        if not (resumed and is_saved(store)):
+            save_params(store, frozen, elsewhere=self._known())
+            return frozen
+        if fingerprints(to_disk(frozen)) == saved_prints(store):
+            return frozen
+        print(f"the frozen weights given are not those of this run: reading {store}", file=sys.stderr)
+        return load_params(store, like=frozen)
+
+    def _known(self) -> list[str]:
+        return [os.path.join(os.fspath(f), name) for f in self.earlier for name in ("frozen", "params")]
+
+    def fresh(self) -> TrainState:
+        """The first state; the trained leaves are copies, since the step donates them."""
+        copies = jax.device_put(self.trained, self.shardings.trained, may_alias=False)
+        return jax.jit(lambda t: init_state(t, self.tx), out_shardings=self.shardings)(copies)
+
+    def place(self, batch: Any) -> Any:
+        """A host batch on the devices, its leading axis over the data axes of the mesh."""
+        if self.mesh is None:
+            return jax.device_put(batch, self.rows)
+        ways = self.rows.num_devices // max(1, self.mesh.shape.get("tensor", 1))
+        for leaf in jax.tree.leaves(batch):
+            if leaf.shape[0] * jax.process_count() % ways:
+                raise ValueError(
+                    f"a batch with a leading axis of {leaf.shape[0]} does not divide over {ways} data shards of the "
+                    f"mesh: choose rows and groups that are multiples of {ways}"
+                )
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.rows, leaf), batch)
+
+    def whole(self, state: TrainState) -> dict:
+        """All parameters after the stage: trained leaves from the state, frozen ones as they were given."""
+        return trees.merge(state.trained, self.originals)
+
+    def finish(self, state: TrainState) -> dict:
+        """Writes and returns all parameters."""
+        params = self.whole(state)
+        known = [os.path.join(self.folder, "frozen"), *self._known()]
+        save_params(os.path.join(self.folder, "params"), params, elsewhere=known)
+        return params
+
+
+def _like_trained(shapes: Any, trained: dict, where: dict, otherwise: Any) -> Any:
+    """Shardings of a state: a moment lies as its parameter does (its path ends in the parameter's), the rest whole."""
+    flat, treedef = by_path(shapes)
+    found = []
+    for path, leaf in flat.items():
+        keys = path.split("/")
+        ends = ("/".join(keys[i:]) for i in range(len(keys)))
+        end = next((e for e in ends if e in trained and trained[e].shape == leaf.shape), None)
+        found.append(otherwise if end is None else where[end])
+    return jax.tree.unflatten(treedef, found)
+
+
+class _Watch:
+    """Names each skipped update, one step late so that the device never waits for it; stops a run that diverged."""
+
+    def __init__(self, stage: Stage, folder: str, log: Log) -> None:
+        self.stage, self.folder, self.log = stage, folder, log
+        self.before: tuple | None = None
+
+    def __call__(self, step: int, metrics: dict, saved: Checkpoints) -> None:
+        self.last(saved)
+        self.before = step, {name: metrics[name] for name in ("skip", "streak", "loss", "grad_norm")}
+
+    def last(self, saved: Checkpoints) -> None:
+        """Looks at the step before."""
+        if self.before is None:
+            return
+        step, values = self.before[0], jax.device_get(self.before[1])
+        if not values["skip"]:
+            return
+        streak, what = int(values["streak"]), f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
+        self.log.note(f"step {step}: update skipped ({what}); batch {step - 1}; {streak} in a row")
+        if streak < self.stage.spike.patience:
+            return
+        report = {
+            "batches": list(range(step - streak, step)),
+            "last_good_step": step - streak,
+            "last_checkpoint": saved.latest(),
+        }
+        path = os.path.join(self.folder, "diverged.json")
+        if jax.process_index() == 0:
+            from etils import epath
+
+            epath.Path(path).write_text(json.dumps(report))
+        raise Diverged(
+            f"{streak} updates in a row were skipped, batches {report['batches'][0]} to {step - 1} ({what}). The last "
+            f"good step is {report['last_good_step']}, the last checkpoint {report['last_checkpoint']}; see {path}. "
+            "Look at these batches, lower the learning rate, or lengthen the warm-up"
+        )
+
+
+class _Feed:
+    """Reads and places one batch ahead in a thread, so that the host works while the device does."""
+
+    def __init__(self, batches: Batches, start: int, stop: int, place: Callable) -> None:
+        self.busy: Any = None  # an output of the step under way
+        self._args = batches, start, stop, place
+        self._queue: queue.Queue = queue.Queue(1)
+        self._halt = threading.Event()
+        self._thread = threading.Thread(target=self._fill, daemon=True, name="batches")
+
+    def __enter__(self) -> "_Feed":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._halt.set()
+        self._thread.join(timeout=10)
+
+    def _fill(self) -> None:
+        batches, start, stop, place = self._args
+        try:
+            k = start - 1
+            for expected, (k, batch) in zip(range(start, stop), batches.iterate(start)):
+                if k != expected:
+                    raise ValueError(f"asked for batch {expected}, got batch {k}: iterate(start) must begin at start")
+                if not self._offer(place(batch)):
+                    return
+            if k < stop - 1:
+                raise ValueError(f"the batches end after {k + 1}, but the stage runs {stop} steps")
+        except BaseException as error:
+            self._offer(error)
+
+    def _offer(self, item: Any) -> bool:
+        while not self._halt.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def get(self) -> tuple[Any, float]:
+        """(batch, seconds waited while the device had nothing to do: an upper bound)."""
+        start = time.perf_counter()
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        idle = self.busy is not None and self.busy.is_ready()
+        return item, time.perf_counter() - start if idle else 0.0
+
+
+class _Signals:
+    """Turns SIGTERM and a first SIGINT into a request to stop after the step; a second SIGINT interrupts as usual.
+
+    With several hosts JAX's own preemption service decides at which step all of them stop.
+    """
+
+    def __enter__(self) -> "_Signals":
+        self._came = ""
+        self._old: dict = {}
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self._came = signal.Signals(number).name
+        signal.signal(number, self._old[number] or signal.SIG_DFL)
+
+    def stop(self, step: int) -> str:
+        """Why to stop now, '' to go on."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return "preemption" if multihost_utils.reached_preemption_sync_point(step) else ""
+        return self._came
+
+    def __exit__(self, *exc: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old or signal.SIG_DFL)
