@@ -27,7 +27,7 @@ HARD_PREDICTIONS = [
 
 
 def close(values):
-    return pytest.approx(values, rel=1e-9, abs=1e-12)
+    return pytest.approx(values, rel=1e-12, abs=1e-15)
 
 
 def test_cider_d_golden():

@@ -37,6 +37,7 @@ def test_exact_match_sets_aside_case_and_surrounding_space_only(prediction, answ
         ("red /blue", "red blue"),
         ("red- blue x-ray", "red blue xray"),  # one mark beside a space deletes it everywhere
         ("no-one_else", "no 1 else"),
+        ("red;-blue-green", "red blue green"),  # beside a space in the text as given, not as cleaned so far
         ("1,000 red/blue", "1000 redblue"),  # digit-comma-digit anywhere deletes every mark
         ("1,a/b", "1 b"),  # a comma that is not between digits becomes a space; then the article goes
         ("yes, it is!", "yes it is"),
