@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -26,8 +26,6 @@ ROLES = ("USER:", "ASSISTANT:")
 HOLDOUT = 400
 """Validation is the last 400 training pictures, so that nothing is chosen on the test split."""
 
-Split = Literal["train", "validation", "test"]
-Kind = Literal["questions", "captions", "partial_captions", "text"]
 Attributes = tuple[str | None, str | None]
 """What the questions give away about a picture: (colour, shape), None where they leave it open."""
 
@@ -49,8 +47,8 @@ class EasyVqa:
 
     def __init__(
         self,
-        split: Split = "train",
-        kind: Kind = "questions",
+        split: str = "train",
+        kind: str = "questions",
         turns: int = 1,
         seed: int = 0,
         holdout: int | None = None,
@@ -92,7 +90,7 @@ class EasyVqa:
         """Which picture record `index` is about."""
         return f"easy_vqa/{self._folder.name}/images/{self._records[index][0]}.png (example {index})"
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: SupportsIndex) -> Example:
         index = index.__index__()
         number, rounds = self._records[index]
         turns = []

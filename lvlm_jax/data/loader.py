@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -284,7 +284,7 @@ def measure_lengths(
     encode: Encode,
     cache: str | os.PathLike | None = None,
     progress: bool = True,
-    on_bad: Literal["raise", "skip"] = "raise",
+    on_bad: str = "raise",
     images: bool | None = None,
     spec: ImageSpec | None = None,
 ) -> Measured:

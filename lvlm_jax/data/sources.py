@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
@@ -163,7 +163,7 @@ class _FileSource:
         """``path:line`` of record `index`."""
         return self._file.origin(index)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: SupportsIndex) -> Example:
         index = index.__index__()
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self._file.path}")
@@ -206,10 +206,10 @@ class LlavaJson(_FileSource):
 class Messages(_FileSource):
     """OpenAI-style messages: ``{"messages": [{"role", "content": text | [parts]}], "images": [...]}``, one a line.
 
-    Parts: ``{"type": "text", "text"}``; ``{"type": "image_url", "image_url": {"url"}}``;
-    ``{"type": "image", "image"}``, or a bare ``{"type": "image"}`` that takes the next entry of ``images``. A picture is
-    a path under `images` (default the file's own folder) or a ``data:`` URL. Text stays the characters that it is,
-    ``<image>`` included. Every error is a `DataError` that starts with ``path:line``.
+    Parts: ``{"type": "text", "text"}``; ``{"type": "image_url", "image_url": {"url"}}``; ``{"type": "image", "image"}``
+    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``. A picture is a path under `images`
+    (default the file's own folder) or a ``data:`` URL. Text stays the characters that it is, ``<image>`` included.
+    Every error is a `DataError` that starts with ``path:line``.
     """
 
     def _turns(self, record: dict[str, Any], origin: str) -> tuple[Turn, ...]:

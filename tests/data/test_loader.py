@@ -1,0 +1,248 @@
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from lvlm_jax.data.loader import Loader, collate, fingerprint, measure_lengths
+from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.sources import LlavaJson
+from lvlm_jax.processing.encode import DataError
+from lvlm_jax.processing.image import augment, load_image, to_patches
+
+Q = 4
+
+
+def plan_of(source, encoder, **sizes):
+    lengths, pictures, _ = measure_lengths(source, encoder, progress=False)
+    return PackingPlan(
+        lengths, pictures, **({"seed": 1, "rows": 8, "length": 40, "groups": 4, "vision_rows": 5} | sizes)
+    )
+
+
+def make(album, encoder, spec, **options):
+    source = LlavaJson(album)
+    return Loader(source, encoder, spec, plan=plan_of(source, encoder), visual_tokens=Q, pad_id=0, **options)
+
+
+def take(loader, start, count):
+    with contextlib.closing(loader.iterate(start)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def fields(batch):
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+
+def same(a, b):
+    return all(type(x) is np.ndarray and np.array_equal(x, y) for x, y in zip(fields(a).values(), fields(b).values()))
+
+
+def joined(parts):
+    """What the hosts hold together."""
+    arrays = {name: np.concatenate([fields(p)[name] for p in parts]) for name in fields(parts[0])}
+    return dataclasses.replace(parts[0], **arrays)
+
+
+MOVES = functools.partial(augment, flip=True, shift=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_hosts_and_workers_give_the_same_global_batches(album, encoder, spec, workers):
+    alone = make(album, encoder, spec, augment=MOVES)
+    wanted = {k: alone.build(k) for k in range(3, 10)}  # crosses an epoch
+    assert alone.plan.epoch(9) > 1
+    for hosts in (1, 2, 4):
+        if workers and hosts == 2:
+            continue  # each start of two processes takes seconds; 1 and 4 show it
+        hands = range(hosts) if not workers else (hosts - 1,)
+        parts = [
+            take(make(album, encoder, spec, augment=MOVES, host=host, hosts=hosts, workers=workers), 3, 7)
+            for host in hands
+        ]
+        for number, k in enumerate(range(3, 10)):
+            assert {part[number][0] for part in parts} == {k}
+            if len(parts) == hosts:
+                assert same(joined([part[number][1] for part in parts]), wanted[k])
+            else:
+                share = {name: np.split(array, hosts)[hosts - 1] for name, array in fields(wanted[k]).items()}
+                assert same(parts[0][number][1], dataclasses.replace(wanted[k], **share))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_every_host_with_workers(album, encoder, spec, hosts):
+    alone = make(album, encoder, spec, augment=MOVES)
+    parts = [
+        take(make(album, encoder, spec, augment=MOVES, host=h, hosts=hosts, workers=2), 0, 12) for h in range(hosts)
+    ]
+    for k in range(12):
+        assert same(joined([part[k][1] for part in parts]), alone.build(k))
+
+
+def test_a_restart_goes_on_where_the_run_stopped(album, encoder, spec):
+    loader = make(album, encoder, spec, threads=2)
+    whole = take(loader, 0, 9)
+    for (k, batch), (again, repeated) in zip(whole[5:], take(loader, 5, 4), strict=True):
+        assert k == again
+        assert same(batch, repeated)
+
+
+def test_a_batch_holds_what_its_examples_say(album, encoder, spec):
+    loader = make(album, encoder, spec)
+    batch, rows = loader.build(0), loader.plan.batch(0)
+    per_group = len(rows) // loader.plan.groups
+    assert batch.patches.shape == (4, 5, spec.patches, spec.values)
+    taken = np.zeros((4, 5), bool)
+    for row, examples in enumerate(rows):
+        at, group = 0, row // per_group
+        for segment, index in enumerate(examples, start=1):
+            encoded = encoder(loader.source[index])
+            here = np.s_[row, at : at + len(encoded.tokens)]
+            assert (batch.segments[here] == segment).all()
+            assert (batch.positions[here] == np.arange(len(encoded.tokens))).all()
+            assert (batch.tokens[here] == encoded.tokens).all()
+            assert (batch.weights[here] == encoded.weights).all()
+            assert ((batch.image_index[here] < 0) == (encoded.visual < 0)).all()
+            for j, image in enumerate(encoded.images):
+                flat = batch.image_index[here][encoded.visual // Q == j]
+                slot = flat[0] // Q
+                assert (flat == slot * Q + np.arange(Q)).all()
+                patches, positions = to_patches(load_image(image.source), spec)
+                assert (batch.patches[group, slot] == patches).all()
+                assert (batch.patch_positions[group, slot] == positions).all()
+                assert (batch.patch_segments[group, slot] == 1).all()
+                assert not taken[group, slot]
+                taken[group, slot] = True
+            at += len(encoded.tokens)
+        rest = np.s_[row, at:]
+        assert not batch.segments[rest].any()
+        assert not batch.weights[rest].any()
+        assert (batch.image_index[rest] == -1).all()
+    assert not batch.patch_segments[~taken].any()
+    assert not batch.patches[~taken].any()
+
+
+def test_examples_of_a_group_may_share_a_picture(album, encoder, spec):
+    source = LlavaJson(album)
+    index = next(i for i in range(len(source)) if len(source[i].images) == 1)
+    one = encoder(source[index])
+    sizes = dict(length=80, groups=2, vision_rows=1, visual_tokens=Q, pad_id=0, spec=spec)
+    rows = [[one, one], [one], [one], []]
+    shared = collate(rows, share=True, **sizes)
+    assert [sorted(set(r[r >= 0].tolist())) for r in shared.image_index] == [[0, 1, 2, 3]] * 3 + [[]]
+    assert (shared.patches[0] == shared.patches[1]).all()
+    with pytest.raises(DataError, match="group 0 has more than 1 pictures; raise vision_rows"):
+        collate(rows, **sizes)
+    apart = collate(rows, **{**sizes, "vision_rows": 3})
+    assert sorted(set(apart.image_index[0][apart.image_index[0] >= 0] // Q)) == [0, 1]
+    assert set(apart.image_index[1][apart.image_index[1] >= 0] // Q) == {2}
+
+
+def test_collate_refuses_what_does_not_fit(album, encoder, spec):
+    source = LlavaJson(album)
+    one = encoder(source[next(i for i in range(len(source)) if source[i].images)])
+    sizes = dict(length=80, groups=1, vision_rows=4, visual_tokens=Q, pad_id=0, spec=spec)
+    with pytest.raises(DataError, match="row 0 has .* tokens or more but T is 5"):
+        collate([[one]], **{**sizes, "length": 5})
+    with pytest.raises(DataError, match=r"visual positions for \d picture\(s\) of 9 tokens"):
+        collate([[one]], **{**sizes, "visual_tokens": 9})
+    with pytest.raises(ValueError, match="1 rows do not divide into 2 groups"):
+        collate([[one]], **{**sizes, "groups": 2})
+
+
+def test_text_alone_has_empty_vision(encoder, tmp_path):
+    turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "red"}]
+    path = tmp_path / "t.jsonl"
+    path.write_text((json.dumps({"conversations": turns}) + "\n") * 6)
+    source = LlavaJson(path)
+    plan = plan_of(source, encoder, vision_rows=0, rows=2, groups=2)
+    batch = Loader(source, encoder, None, plan=plan, visual_tokens=0, pad_id=0).build(0)
+    assert batch.patches.shape == (2, 0, 0, 0)
+    assert (batch.image_index == -1).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_names_the_record(album, encoder, spec, workers):
+    loader = make(album, encoder, spec, workers=workers)
+    source = loader.source
+    index = next(i for i in (i for k in (1,) for row in loader.plan.batch(k) for i in row) if source[i].images)
+    name = source[index].images[0].source
+    with open(name, "wb") as file:
+        file.write(b"<html>not found</html>")
+    users = [source.origin(i) for i in range(len(source)) if name in {image.source for image in source[i].images}]
+    with pytest.raises(ValueError) as caught, contextlib.closing(loader.iterate(1)) as batches:  # noqa: PT011
+        next(batches)
+    assert any(f"{origin}: " in str(caught.value) for origin in users)
+    assert name in str(caught.value)
+
+
+def test_bad_numbers_are_refused(album, encoder, spec):
+    source = LlavaJson(album)
+    plan = plan_of(source, encoder)
+    rest = dict(plan=plan, visual_tokens=Q, pad_id=0)
+    with pytest.raises(ValueError, match="4 groups do not divide among 3 hosts"):
+        Loader(source, encoder, spec, hosts=3, **rest)
+    with pytest.raises(ValueError, match="host 2 of 2"):
+        Loader(source, encoder, spec, host=2, hosts=2, **rest)
+    short = PackingPlan([5], [0], seed=0, rows=1, length=8)
+    with pytest.raises(ValueError, match="1 lengths in the plan but 40 records; measure again"):
+        Loader(source, encoder, spec, **{**rest, "plan": short})
+
+
+def test_a_plan_made_for_another_template_is_noticed(album, encoder, spec):
+    loader = make(album, encoder, spec)
+    template = encoder.keywords["template"].with_system("what is the color")
+    loader.encode = functools.partial(encoder, template=template)
+    with pytest.raises(DataError, match="but the plan was made for .* measure again"):
+        loader.build(0)
+
+
+def test_lengths_are_measured_once_and_found_by_content(album, encoder, tmp_path):
+    source, cache = LlavaJson(album), tmp_path / "cache"
+    lengths, pictures, bad = measure_lengths(source, encoder, cache, progress=False)
+    assert lengths.tolist() == [len(encoder(source[i]).tokens) for i in range(40)]
+    assert pictures.tolist() == [len(source[i].images) for i in range(40)]
+    assert bad == ()
+
+    class Unread(LlavaJson):
+        def __getitem__(self, index):
+            raise AssertionError("read again")
+
+    unread = Unread(album)
+    Unread.__repr__ = lambda self: repr(source)
+    assert (measure_lengths(unread, encoder, cache, progress=False).lengths == lengths).all()
+    other = functools.partial(encoder, template=encoder.keywords["template"].with_system("x"))
+    assert fingerprint(source, encoder) == fingerprint(LlavaJson(album), functools.partial(encoder))
+    assert fingerprint(source, encoder) != fingerprint(source, other)
+    assert len(list(cache.iterdir())) == 1
+    with pytest.raises(ValueError, match="no repr that names its content"):
+        fingerprint(source, functools.partial(encoder, template=object()))
+
+
+def test_bad_records_are_raised_or_skipped_and_counted(album, encoder, spec, tmp_path):
+    lines = album.read_text().splitlines()
+    lines[3] = '{"id": '
+    lines[5] = json.dumps({"conversations": [{"from": "human", "value": "hi"}]})
+    album.write_text("\n".join(lines) + "\n")
+    source = LlavaJson(album)
+    lost = source[next(i for i in range(10, 40) if source[i].images)].images[0].source
+    with open(lost, "wb") as file:
+        file.write(b"")
+    with pytest.raises(DataError, match=r"album\.jsonl:4: broken JSON .* on_bad='skip'"):
+        measure_lengths(source, encoder, progress=False)
+    for _ in range(2):  # measured, then read from the cache
+        lengths, pictures, bad = measure_lengths(source, encoder, tmp_path / "c", progress=False, on_bad="skip")
+        users = {i for i in range(40) if i not in (3, 5) and lost in {image.source for image in source[i].images}}
+        assert {entry.index for entry in bad} == {3, 5} | users
+        assert "no assistant turn" in next(str(entry) for entry in bad if entry.index == 5)
+        assert not lengths[[3, 5]].any()
+    plan = PackingPlan(lengths, pictures, seed=0, rows=8, length=40, groups=4, vision_rows=5)
+    assert plan.stats().left_out == len(bad)
+    loader = Loader(source, encoder, spec, plan=plan, visual_tokens=Q, pad_id=0)
+    assert len(take(loader, 0, 6)) == 6
+    with pytest.raises(ValueError, match="valid: 'raise', 'skip'"):
+        measure_lengths.__wrapped__(source, encoder, on_bad="ignore")
