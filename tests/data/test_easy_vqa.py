@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from collections import Counter
 
 import pytest
@@ -21,13 +22,14 @@ def test_the_splits_are_the_published_ones_and_share_no_picture():
     assert isinstance(train, Source)
     assert len(train) + len(validation) == 38575
     assert len(test) == 9673
-    numbers = [{int(e.images[0].source.rsplit("/", 1)[1][:-4]) for e in s} for s in (train, validation, test)]
+    sources = (train, validation, test)
+    numbers = [{int(re.search(r"(\d+)\.png", s.origin(i))[1]) for i in range(len(s))} for s in sources]
     assert numbers == [set(range(3600)), set(range(3600, 4000)), set(range(1000))]
     assert {"/test/" in s[0].images[0].source for s in (train, validation)} == {False}
     assert "/test/" in test[0].images[0].source
     assert len(EasyVqa("train", holdout=0)) == 38575
-    yes_no = Counter(pairs(e)[1][0][1] in ("yes", "no") for e in test)
-    assert round(yes_no[True] / len(test), 2) == 0.74
+    yes_no = [pairs(test[i])[1][0][1] in ("yes", "no") for i in range(0, len(test), 5)]
+    assert abs(sum(yes_no) / len(yes_no) - 0.74) < 0.02
 
 
 def test_conversations_use_each_question_once_and_follow_the_seed():
@@ -82,7 +84,9 @@ def test_attributes_of_a_picture():
 
 def test_bad_arguments_and_a_missing_package(monkeypatch):
     with pytest.raises(DataError, match="unknown split 'val'; valid: 'train', 'validation', 'test'"):
-        EasyVqa.__wrapped__("val") if hasattr(EasyVqa, "__wrapped__") else _untyped("val")
+        EasyVqa("val")
+    with pytest.raises(DataError, match="unknown kind 'vqa'; valid: 'questions', 'captions', 'partial_captions', 'te"):
+        EasyVqa("test", "vqa")
     with pytest.raises(DataError, match="turns=2 with kind='captions'"):
         EasyVqa("train", "captions", turns=2)
     with pytest.raises(DataError, match="holdout=5000: there are 4000 training pictures"):
@@ -96,16 +100,8 @@ def test_word_tokenizer_is_the_same_every_time_and_keeps_markup_out():
     hf = word_tokenizer()
     assert hf.get_vocab() == word_tokenizer().get_vocab()
     assert len(hf) == 35
-    assert hf.convert_ids_to_tokens(range(8)) == [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<image>",
-        "USER:",
-        "ASSISTANT:",
-        "?",
-    ]
+    first = "<pad> <s> </s> <unk> <image> USER: ASSISTANT: ?"
+    assert hf.convert_ids_to_tokens(range(8)) == first.split()
     assert hf.decode(hf("a red circle")["input_ids"], skip_special_tokens=True) == "a red circle"
     assert hf.tokenize("is there a red shape?")[-2:] == ["shape", "?"]
     tokenizer = Tokenizer(hf)

@@ -50,37 +50,29 @@ def joined(parts):
 MOVES = functools.partial(augment, flip=True, shift=2)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_hosts_and_workers_give_the_same_global_batches(album, encoder, spec, workers):
-    alone = make(album, encoder, spec, augment=MOVES)
-    wanted = {k: alone.build(k) for k in range(3, 10)}  # crosses an epoch
-    assert alone.plan.epoch(9) > 1
-    for hosts in (1, 2, 4):
-        if workers and hosts == 2:
-            continue  # each start of two processes takes seconds; 1 and 4 show it
-        hands = range(hosts) if not workers else (hosts - 1,)
-        parts = [
-            take(make(album, encoder, spec, augment=MOVES, host=host, hosts=hosts, workers=workers), 3, 7)
-            for host in hands
-        ]
-        for number, k in enumerate(range(3, 10)):
-            assert {part[number][0] for part in parts} == {k}
-            if len(parts) == hosts:
-                assert same(joined([part[number][1] for part in parts]), wanted[k])
-            else:
-                share = {name: np.split(array, hosts)[hosts - 1] for name, array in fields(wanted[k]).items()}
-                assert same(parts[0][number][1], dataclasses.replace(wanted[k], **share))
+# Two worker processes take seconds to start: one such case in the default run, the whole table in the slow one.
+TABLE = [(hosts, workers) for workers in (0, 2) for hosts in (1, 2, 4)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_every_host_with_workers(album, encoder, spec, hosts):
+@pytest.mark.parametrize(
+    ("hosts", "workers"), [pytest.param(*case, marks=[pytest.mark.slow] if case[1] else []) for case in TABLE]
+)
+def test_hosts_and_workers_give_the_same_global_batches(album, encoder, spec, hosts, workers):
     alone = make(album, encoder, spec, augment=MOVES)
-    parts = [
-        take(make(album, encoder, spec, augment=MOVES, host=h, hosts=hosts, workers=2), 0, 12) for h in range(hosts)
-    ]
-    for k in range(12):
-        assert same(joined([part[k][1] for part in parts]), alone.build(k))
+    loaders = [make(album, encoder, spec, augment=MOVES, host=h, hosts=hosts, workers=workers) for h in range(hosts)]
+    parts = [take(loader, 3, 7) for loader in loaders]
+    assert alone.plan.epoch(9) > 1  # an epoch ends on the way
+    for number, k in enumerate(range(3, 10)):
+        assert {part[number][0] for part in parts} == {k}
+        assert same(joined([part[number][1] for part in parts]), alone.build(k))
+
+
+def test_a_host_with_workers_gives_its_share_of_the_global_batch(album, encoder, spec):
+    alone = make(album, encoder, spec, augment=MOVES)
+    for k, part in take(make(album, encoder, spec, augment=MOVES, host=1, hosts=2, workers=2), 2, 6):
+        wanted = alone.build(k)
+        share = {name: np.split(array, 2)[1] for name, array in fields(wanted).items()}
+        assert same(part, dataclasses.replace(wanted, **share))
 
 
 def test_a_restart_goes_on_where_the_run_stopped(album, encoder, spec):
@@ -146,7 +138,7 @@ def test_collate_refuses_what_does_not_fit(album, encoder, spec):
     source = LlavaJson(album)
     one = encoder(source[next(i for i in range(len(source)) if source[i].images)])
     sizes = dict(length=80, groups=1, vision_rows=4, visual_tokens=Q, pad_id=0, spec=spec)
-    with pytest.raises(DataError, match="row 0 has .* tokens or more but T is 5"):
+    with pytest.raises(DataError, match=r"row 0 has .* tokens or more but T is 5"):
         collate([[one]], **{**sizes, "length": 5})
     with pytest.raises(DataError, match=r"visual positions for \d picture\(s\) of 9 tokens"):
         collate([[one]], **{**sizes, "visual_tokens": 9})
@@ -165,7 +157,7 @@ def test_text_alone_has_empty_vision(encoder, tmp_path):
     assert (batch.image_index == -1).all()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_in_a_worker_names_the_record(album, encoder, spec, workers):
     loader = make(album, encoder, spec, workers=workers)
     source = loader.source
@@ -197,7 +189,7 @@ def test_a_plan_made_for_another_template_is_noticed(album, encoder, spec):
     loader = make(album, encoder, spec)
     template = encoder.keywords["template"].with_system("what is the color")
     loader.encode = functools.partial(encoder, template=template)
-    with pytest.raises(DataError, match="but the plan was made for .* measure again"):
+    with pytest.raises(DataError, match=r"but the plan was made for .* measure again"):
         loader.build(0)
 
 
@@ -245,4 +237,4 @@ def test_bad_records_are_raised_or_skipped_and_counted(album, encoder, spec, tmp
     loader = Loader(source, encoder, spec, plan=plan, visual_tokens=Q, pad_id=0)
     assert len(take(loader, 0, 6)) == 6
     with pytest.raises(ValueError, match="valid: 'raise', 'skip'"):
-        measure_lengths.__wrapped__(source, encoder, on_bad="ignore")
+        measure_lengths(source, encoder, on_bad="ignore")
