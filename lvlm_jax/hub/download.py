@@ -1,0 +1,112 @@
+"""A folder on this machine, or a repository of the hub brought to one."""
+
+import re
+from pathlib import Path
+
+ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+"""What is fetched of a repository: weights, configs, tokenizer files; never pickles or code."""
+IGNORE = ["*/*", "consolidated*"]
+"""What is not: other formats in folders of their own, and a second copy of the weights."""
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve(
+    name_or_folder: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool | None = None,
+) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+      name_or_folder: a folder, taken as it is, or a hub name such as ``owner/name``.
+      revision: branch, tag or commit of a hub repository; a commit pins what is loaded.
+      token: for a private or gated repository; default the one that is logged in.
+      cache: where repositories are kept; default the hub library's own.
+      offline: read the cache only; default what HF_HUB_OFFLINE says.
+
+    Raises:
+      FileNotFoundError: neither a folder nor a repository, or not in the cache.
+      PermissionError: gated or private.
+      ConnectionError: the network refused.
+    """
+    path = Path(name_or_folder).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"{path} is a folder on this machine, which has no revision {revision!r}; leave it out")
+        return path
+    if path.is_file():
+        raise FileNotFoundError(f"{path}: a file; give the folder that holds it together with config.json")
+    name = str(name_or_folder)
+    if not _NAME.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not a hub name either (those are 'owner/name'); check the path"
+        )
+    return _snapshot(name, revision, token, cache, offline)
+
+
+def _snapshot(
+    name: str, revision: str | None, token: str | None, cache: str | Path | None, offline: bool | None
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    offline = bool(constants.HF_HUB_OFFLINE) if offline is None else offline
+    at = f"{name}@{revision}" if revision else name
+    try:
+        found = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=None if cache is None else str(cache),
+            local_files_only=offline,
+            allow_patterns=ALLOW,
+            ignore_patterns=IGNORE,
+        )
+        return Path(found)
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{at}: this repository is gated. Accept its licence on its page, then pass token=, set HF_TOKEN or run "
+            "'hf auth login'"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{at}: no folder of this name here and no such repository on the hub, or it is private; check the "
+            "spelling, or pass token="
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: has no revision {revision!r}; give a branch, a tag or a whole commit id"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:  # of which an incomplete snapshot is one
+        raise _absent(at, offline, error) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise PermissionError(
+                f"{at}: the hub refuses this token ({status}). Pass token=, set HF_TOKEN or run 'hf auth login' with "
+                "an account that may read it"
+            ) from error
+        raise ConnectionError(f"{at}: the hub answered {status}; try again later, or pass a folder") from error
+    except Exception as error:
+        # The hub library lets its HTTP client's own errors through, and has changed clients between versions.
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests"):
+            raise _absent(at, offline, error) from error
+        raise
+
+
+def _absent(at: str, offline: bool, error: Exception) -> OSError:
+    """The error for what is not in the cache and cannot be fetched."""
+    if offline:
+        return FileNotFoundError(
+            f"{at}: no such folder, not (wholly) in the hub cache, and offline mode is on. Fetch it once while online, "
+            "unset HF_HUB_OFFLINE, or pass a folder"
+        )
+    reason = str(error.__cause__ or error).splitlines()
+    return ConnectionError(
+        f"{at}: no such folder, not in the hub cache, and the hub cannot be reached "
+        f"({reason[0] if reason else type(error).__name__}). Check the network or its proxy, or copy the repository "
+        "here and pass the folder"
+    )
