@@ -27,7 +27,7 @@ QWEN_SPLIT = (
 
 
 @functools.cache
-def _trained(kind: str, vocab_size: int) -> tuple[dict, list]:
+def tiny_bpe(kind: str, vocab_size: int = 480) -> tuple[dict, list]:
     """(vocab, merges) of a small BPE."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -50,7 +50,7 @@ def llama_tiny(legacy: bool = True, extra: tuple[str, ...] = ("<image>",), vocab
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocab, merges = _trained("llama", vocab_size)
+    vocab, merges = tiny_bpe("llama", vocab_size)
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -77,7 +77,7 @@ def qwen_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocab, merges = _trained("qwen", vocab_size)
+    vocab, merges = tiny_bpe("qwen", vocab_size)
     backend = Tokenizer(models.BPE(vocab, merges))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -27,15 +27,17 @@ def encode(
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0). `generate` gives
-    the prompt up to where the assistant begins. `max_length` drops trailing text only, after a whole answer where one
-    fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the `embedding_size` rows of
-    the embedding, a text too long to cut without losing a picture.
+    the prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
+    answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
+    `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         pieces = template.render(example.turns, generate)
         encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
+    if generate:
+        encoded = dataclasses.replace(encoded, weights=np.zeros_like(encoded.weights))
     _check_ids(encoded, example, embedding_size)
     if not generate and not (encoded.weights > 0).any():
         raise DataError(f"{_where(example)}: turns: not one token to learn from; add the answer or drop the record")

@@ -38,7 +38,9 @@ class Tokenizer:
     def _prepare(self) -> None:
         """(Re)build the two backends that read plain text: at the start of a string, and after another token."""
         self._start, self._middle = _plain_backends(self.hf)
-        self._reserved = np.asarray(sorted(_reserved_ids(self.hf)), np.int32)
+        # A "!" that serves as padding is still a character; "<s>" is never one.
+        markup = [i for i in _reserved_ids(self.hf) if re.match(r"[<\[].", self.hf.convert_ids_to_tokens(i))]
+        self._markup = np.asarray(sorted(markup), np.int32)
         bos = self.hf.bos_token_id
         self._adds_bos = bos is not None and self.hf("a")["input_ids"][:1] == [bos]
 
@@ -110,7 +112,7 @@ class Tokenizer:
         """
         encoding = (self._start if first else self._middle).encode(text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int32)
-        leaked = np.intersect1d(ids, self._reserved)
+        leaked = np.intersect1d(ids, self._markup)
         if leaked.size:
             names = [self.hf.convert_ids_to_tokens(int(i)) for i in leaked]
             raise ValueError(
@@ -124,8 +126,26 @@ class Tokenizer:
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that AutoTokenizer loads."""
+        """Write the files that AutoTokenizer loads, and prove that it loads this same tokenizer from them.
+
+        transformers 5 forgets the `legacy` of a LlamaTokenizer on the way: what it loads again then has other ids after
+        every special token. So `legacy` is written here, and where that is not enough the plain class is named, which
+        takes tokenizer.json as it is. Raises ValueError when neither helps.
+        """
+        from transformers import AutoTokenizer
+
         self.hf.save_pretrained(str(folder))
+        path = Path(folder) / "tokenizer_config.json"
+        saved = json.loads(path.read_text())
+        legacy = getattr(self.hf, "legacy", None)
+        kept = saved if legacy is None else {**saved, "legacy": legacy}
+        for config in (kept, {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}):
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            if _pipeline(AutoTokenizer.from_pretrained(str(folder))) == _pipeline(self.hf):
+                return
+        raise ValueError(
+            f"{folder}: AutoTokenizer loads another tokenizer than the {type(self.hf).__name__} saved there"
+        )
 
 
 def load_tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokenizer:
@@ -140,6 +160,12 @@ def load_tokenizer(folder_or_name: str | Path, revision: str | None = None) -> T
             f"the name of a repository that can be reached or is in the cache ({str(error).splitlines()[0]})"
         ) from error
     return Tokenizer(hf)
+
+
+def _pipeline(hf: Any) -> tuple[Any, ...]:
+    """What decides the ids of a string besides the vocabulary."""
+    spec = json.loads(hf.backend_tokenizer.to_str())
+    return len(hf), spec["normalizer"], spec["pre_tokenizer"], spec["post_processor"], hf.bos_token_id, hf.eos_token_id
 
 
 def _reserved_ids(hf: Any) -> set[int]:

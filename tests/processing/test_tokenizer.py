@@ -7,9 +7,25 @@ import numpy as np
 import pytest
 
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
-from tests.tokenizers_tiny import llama_tiny, qwen_tiny
+from tests.tokenizers_tiny import llama_tiny, qwen_tiny, tiny_bpe
 
-MAKERS = {"legacy": lambda: llama_tiny(legacy=True), "metaspace": lambda: llama_tiny(legacy=False), "qwen": qwen_tiny}
+
+def library_class(name, kind, **options):
+    """The library's own class of that family over the tiny vocabulary."""
+    import transformers
+
+    vocab, merges = tiny_bpe(kind)
+    return getattr(transformers, name)(vocab=vocab, merges=merges, extra_special_tokens=["<image>"], **options)
+
+
+MAKERS = {
+    "legacy": lambda: llama_tiny(legacy=True),
+    "metaspace": lambda: llama_tiny(legacy=False),
+    "qwen": qwen_tiny,
+    "LlamaTokenizer-legacy": lambda: library_class("LlamaTokenizer", "llama", legacy=True),
+    "LlamaTokenizer": lambda: library_class("LlamaTokenizer", "llama", legacy=False),
+    "Qwen2Tokenizer": lambda: library_class("Qwen2Tokenizer", "qwen"),
+}
 TEXTS = ["a", "What is this?", "\nWhat is é 你?", " two  spaces ", "", "1234 don't\n\n", "😀😀", "ＡＢ e\u0301"]
 TYPED = ["<image>", "</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>", "a <image>\nb</s>c", "<|endoftext|>"]
 
@@ -22,7 +38,6 @@ def hf(request):
 @pytest.fixture
 def tokenizer(hf):
     return Tokenizer(hf)
-
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -42,9 +57,11 @@ def test_text_after_a_special_token_equals_the_library(tokenizer, text):
 
 def test_the_prefix_space_differs_only_in_the_metaspace_form():
     starts = {}
-    for name, make in MAKERS.items():
-        tokenizer = Tokenizer(make())
-        starts[name] = [tokenizer.hf.convert_ids_to_tokens(tokenizer.encode_text("a", f)[0].tolist()) for f in (True, False)]
+    for name in ("legacy", "metaspace", "qwen"):
+        tokenizer = Tokenizer(MAKERS[name]())
+        starts[name] = [
+            tokenizer.hf.convert_ids_to_tokens(tokenizer.encode_text("a", f)[0].tolist()) for f in (True, False)
+        ]
     assert starts == {"legacy": [["▁a"], ["▁a"]], "metaspace": [["▁a"], ["a"]], "qwen": [["a"], ["a"]]}
 
 
@@ -134,6 +151,13 @@ def test_slow_tokenizer_is_refused():
 
     with pytest.raises(ValueError, match="Slow is not a fast tokenizer"):
         Tokenizer(Slow())
+
+
+def test_punctuation_that_serves_as_padding_is_still_text():
+    hf = qwen_tiny()
+    hf.pad_token = "!"
+    tokenizer = Tokenizer(hf)
+    assert tokenizer.decode(tokenizer.encode_text("a cat!")[0], skip_special=False) == "a cat!"
 
 
 def test_a_model_that_spells_markup_is_refused():
