@@ -104,3 +104,57 @@ def check(rows: Sequence[Row], ours: Iterable[str], theirs: Iterable[str], sourc
 def _some(names: list[str], most: int = 12) -> str:
     more = f" ... and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Public config.json files, field by field
+
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Public name of an activation -> ours."""
+
+PUBLIC_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"} | {
+    name: name for name in ("quick_gelu", "gelu", "relu", "silu")
+}
+"""Our name of an activation -> the public one."""
+
+
+def fields(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A public config with what it leaves out: nested configs are written as differences from the class defaults."""
+    return {**defaults, **{name: value for name, value in config.items() if value is not None}}
+
+
+def one_of(field: str, value: Any, choices: Iterable[Any]) -> Any:
+    """The value of a config field, if it is one we can run.
+
+    Raises:
+      ValueError: names the field, its value and what is supported.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"config.json: {field} is {value!r}, which is not supported; supported: {_words(choices)}")
+    return value
+
+
+def activation(field: str, value: str) -> str:
+    """Our name of a public activation; an unknown one is an error."""
+    return ACTIVATIONS[one_of(field, value, ACTIVATIONS)]
+
+
+def square(field: str, value: Any) -> int:
+    """One side length of a field that may also be written as [side, side]."""
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise ValueError(f"config.json: {field} is {value!r}, which is not supported; supported: one side of a square")
+    return int(sides.pop())
+
+
+def _words(choices: Sequence[Any]) -> str:
+    return ", ".join(repr(choice) for choice in choices)

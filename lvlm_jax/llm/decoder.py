@@ -125,6 +125,9 @@ class Decoder(nn.Module):
           cache: from `new_cache`; the new keys are written at `index`.
         """
         c = self.config
+        if self.is_initializing():  # the table and the head are read by other methods only
+            self.embed(jnp.zeros((1, 1), jnp.int32))
+            self.head_kernel()
         rope = rotary(positions, c.head_width, c.rope_theta, c.rope_scaling)
         x, new = run_stack(self.layers, c.depth, x, cache, ranges, rope, index)
         return self.norm(x), None if cache is None else new

@@ -1,0 +1,28 @@
+"""Vision towers, and the text towers that stand beside them: one family a file."""
+
+from types import ModuleType
+
+from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision.vit import ViTConfig
+
+FAMILIES: dict[str, ModuleType] = {"clip_vision_model": clip, "siglip_vision_model": siglip}
+"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
+
+
+def family_of(config: ViTConfig) -> str:
+    """The public ``model_type`` that can hold a tower of these values.
+
+    Raises:
+      ValueError: no public family has this combination.
+    """
+    for name, family in FAMILIES.items():
+        if family.fits(config):
+            return name
+    raise ValueError(
+        f"no public family ({', '.join(FAMILIES)}) holds a vision tower with class_token={config.class_token}, "
+        f"pre_norm={config.pre_norm}, patch_bias={config.patch_bias}, pool={config.pool!r}; "
+        "CLIP's has the first two and no patch bias, SigLIP's the reverse"
+    )
+
+
+__all__ = ["FAMILIES", "clip", "family_of", "siglip"]

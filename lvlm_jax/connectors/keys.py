@@ -1,0 +1,89 @@
+"""Checkpoint keys and config values of the connectors.
+
+The two dense projectors carry the torch library's names. A resampler in a LLaVA has no public counterpart: its keys are
+our own, in the same style, under the same prefix.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lvlm_jax.connectors.perceiver import PerceiverConfig
+from lvlm_jax.connectors.projectors import LinearConfig, MlpConfig
+from lvlm_jax.keymap import Row, dense, layer_norm, one_of
+
+ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig
+
+KINDS: dict[str, type] = {"linear": LinearConfig, "mlp": MlpConfig, "perceiver": PerceiverConfig}
+"""Name of a kind in a config.json of ours -> config class."""
+
+
+def linear_rows(config: LinearConfig, ours: str, theirs: str) -> list[Row]:
+    """One dense layer."""
+    return dense(f"{ours}/linear_1", f"{theirs}.linear_1", bias=True)
+
+
+def mlp_rows(config: MlpConfig, ours: str, theirs: str) -> list[Row]:
+    """Two dense layers."""
+    return [row for name in ("linear_1", "linear_2") for row in dense(f"{ours}/{name}", f"{theirs}.{name}", bias=True)]
+
+
+def perceiver_rows(config: PerceiverConfig, ours: str, theirs: str) -> list[Row]:
+    """The resampler, then one dense layer."""
+    a, b = f"{ours}/resampler", f"{theirs}.resampler"
+    out = [Row(f"{a}/latents", f"{b}.latents")]
+    for i in range(config.depth):
+        x, y = f"{a}/layers/{i}", f"{b}.layers.{i}"
+        for name in ("norm_latents", "norm_context", "norm_mlp"):
+            out += _norm(config.norm, f"{x}/{name}", f"{y}.{name}")
+        for name in ("q", "k", "v", "o"):
+            out += dense(f"{x}/attn/{name}", f"{y}.attn.{name}_proj")
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            out += _norm(config.qk_norm, f"{x}/attn/{name}", f"{y}.attn.{name}")
+        for name in ("gate", "up", "down") if config.gated else ("up", "down"):
+            out += dense(f"{x}/mlp/{name}", f"{y}.mlp.{name}_proj")
+    out += _norm(config.norm, f"{a}/norm", f"{b}.norm")
+    return out + dense(f"{ours}/linear_1", f"{theirs}.linear_1", bias=True)
+
+
+def _norm(kind: str, ours: str, theirs: str) -> list[Row]:
+    """A layer norm, or an RMS norm, which has no bias."""
+    return layer_norm(ours, theirs) if kind == "layer" else [Row(f"{ours}/scale", f"{theirs}.weight")]
+
+
+ROWS = {LinearConfig: linear_rows, MlpConfig: mlp_rows, PerceiverConfig: perceiver_rows}
+
+
+def rows(config: ConnectorConfig, ours: str = "connector", theirs: str = "multi_modal_projector") -> list[Row]:
+    """The key table of a connector; `theirs` without its closing dot."""
+    return ROWS[type(config)](config, ours, theirs)
+
+
+def original_rows(config: ConnectorConfig, ours: str = "connector", theirs: str = "model.mm_projector") -> list[Row]:
+    """The key table in the LLaVA authors' own naming, which numbers the layers of an MLP and not a single one."""
+    if isinstance(config, LinearConfig):
+        return dense(f"{ours}/linear_1", theirs, bias=True)
+    if isinstance(config, MlpConfig):
+        return dense(f"{ours}/linear_1", f"{theirs}.0", bias=True) + dense(f"{ours}/linear_2", f"{theirs}.2", bias=True)
+    raise ValueError(
+        "the LLaVA authors' layout has no resampler between tower and language model; choose another layout"
+    )
+
+
+def from_dict(values: Mapping[str, Any]) -> ConnectorConfig:
+    """A config from the ``connector`` entry of a config.json of ours.
+
+    Raises:
+      ValueError: a kind or field that does not exist.
+    """
+    values = dict(values)
+    kind = KINDS[one_of("connector.kind", values.pop("kind", None), KINDS)]
+    for name in values:
+        one_of("connector field", name, [field.name for field in dataclasses.fields(kind)])
+    return kind(**values)
+
+
+def to_dict(config: ConnectorConfig) -> dict[str, Any]:
+    """The ``connector`` entry of a config.json of ours; `from_dict` reads it back."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
+    return {"kind": kind, **dataclasses.asdict(config)}

@@ -1,0 +1,267 @@
+"""LLaVA 1 and 1.5, whole: systems by name, the key table of each layout, config.json both ways.
+
+Source: LLaVA (arXiv 2304.08485) and LLaVA-1.5 (arXiv 2310.03744).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lvlm_jax import llm, vision
+from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.connectors import keys as connector_keys
+from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, Row, activation, fields, one_of
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD, Spec
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Systems
+
+_CLIP_224 = ImageSpec(size=224, patch=14, mean=CLIP_MEAN, std=CLIP_STD, resample="bicubic", fit="crop")
+_CLIP_336 = ImageSpec(size=336, patch=14, mean=CLIP_MEAN, std=CLIP_STD, resample="bicubic", fit="pad")
+_RESAMPLER = PerceiverConfig(latents=64, depth=6, heads=16, head_dim=64)
+
+
+def _v1(name: str, llama: str, source: str) -> Spec:
+    # The authors add three words to LLaMA's 32000: the picture's own (32000), and its start and end.
+    decoder = dataclasses.replace(llm.llama.PRESETS[llama], vocab=32003)
+    config = LVLMConfig(vision=vision.clip.PRESETS["clip_l14"], connector=LinearConfig(), llm=decoder)
+    return Spec(name=name, config=config, image=_CLIP_224, template="vicuna_v1", source=source, image_token_id=32000)
+
+
+def _v15(name: str, vicuna: str, source: str, connector: MlpConfig | PerceiverConfig) -> Spec:
+    # The vocabulary of the hub's files: 32000 words, <image>, <pad>, padded to a multiple of 64.
+    decoder = dataclasses.replace(llm.llama.PRESETS[vicuna], vocab=32064)
+    config = LVLMConfig(vision=vision.clip.PRESETS["clip_l14_336"], connector=connector, llm=decoder)
+    return Spec(name=name, config=config, image=_CLIP_336, template="vicuna_v1", source=source, image_token_id=32000)
+
+
+SYSTEMS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        _v1("llava_7b", "llama1_7b", "liuhaotian/LLaVA-7b-delta-v1-1"),
+        _v1("llava_13b", "llama1_13b", "liuhaotian/LLaVA-13b-delta-v1-1"),
+        _v15("llava15_7b", "vicuna15_7b", "llava-hf/llava-1.5-7b-hf", MlpConfig()),
+        _v15("llava15_13b", "vicuna15_13b", "llava-hf/llava-1.5-13b-hf", MlpConfig()),
+        # No release: towers and language model of LLaVA-1.5, a resampler that is to be trained between them.
+        _v15("llava15_7b_perceiver", "vicuna15_7b", "llava-hf/llava-1.5-7b-hf", _RESAMPLER),
+    )
+}
+"""Systems by name."""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the parts stand in one way of writing a LLaVA checkpoint: prefixes, and the whole key of the head."""
+
+    vision: str
+    connector: str
+    llm: str
+    head: str
+
+
+LAYOUTS: dict[str, Layout] = {
+    # transformers 4.35 to 4.51, and most files on the hub
+    "hf-4": Layout(
+        "vision_tower.vision_model.", "multi_modal_projector", "language_model.model.", "language_model.lm_head.weight"
+    ),
+    # transformers 4.52 to the last 4.x
+    "hf-4.52": Layout(
+        "model.vision_tower.vision_model.", "model.multi_modal_projector", "model.language_model.", "lm_head.weight"
+    ),
+    # what transformers 5 writes for a fresh model: as hf-4, without "vision_model."
+    "hf-5": Layout("vision_tower.", "multi_modal_projector", "language_model.model.", "language_model.lm_head.weight"),
+    # transformers 5 in memory (`state_dict()`)
+    "hf-5-memory": Layout(
+        "model.vision_tower.", "model.multi_modal_projector", "model.language_model.", "lm_head.weight"
+    ),
+    # the authors' own repository; the tower is often absent, fetched by its hub name
+    "llava-original": Layout(
+        "model.vision_tower.vision_tower.vision_model.", "model.mm_projector", "model.", "lm_head.weight"
+    ),
+}
+"""One model, five layouts (all on people's disks)."""
+
+UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
+"""Patterns of checkpoint keys that hold no weights."""
+
+
+def rows(config: LVLMConfig, layout: str = "hf-5", tower: bool = True) -> list[Row]:
+    """The key table of a whole LLaVA in one layout.
+
+    Args:
+      layout: a key of `LAYOUTS`.
+      tower: False leaves the vision tower out, for files that hold none.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown checkpoint layout {layout!r}; the layouts are {', '.join(LAYOUTS)}")
+    at = LAYOUTS[layout]
+    tower_rows = vision.FAMILIES[vision.family_of(config.vision)].rows
+    decoder_rows = llm.FAMILIES[llm.family_of(config.llm)].rows
+    between = connector_keys.original_rows if layout == "llava-original" else connector_keys.rows
+    return [
+        *(tower_rows(config.vision, "vision", at.vision) if tower else ()),
+        *between(config.connector, "connector", at.connector),
+        *decoder_rows(config.llm, "llm", at.llm, at.head),
+    ]
+
+
+def layout_of(keys: Iterable[str]) -> str:
+    """The layout that a checkpoint's keys are in, by probing.
+
+    Raises:
+      ValueError: none of them.
+    """
+    keys = list(keys)
+    for name in ("llava-original", "hf-4.52", "hf-5-memory", "hf-4", "hf-5"):
+        at = LAYOUTS[name]
+        has_tower = any(key.startswith(at.vision) for key in keys)
+        if any(key.startswith(at.connector) for key in keys) and (has_tower or name == "llava-original"):
+            return name
+    raise ValueError(
+        f"these keys are in no known LLaVA layout ({', '.join(LAYOUTS)}): {', '.join(sorted(keys)[:6])} ... "
+        "Is it a LLaVA, and are all of its files there?"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# config.json
+
+OWN_TYPE = "lvlm_jax_llava"
+"""``model_type`` of what the torch library has no class for: another connector, or prefix attention. A name that it
+does not know makes it stop, where "llava" would make it run with other maths."""
+
+DEFAULTS = {
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "vision_feature_select_strategy": "default",
+    "vision_feature_layer": -2,
+    "multimodal_projector_bias": True,
+    "tie_word_embeddings": False,
+}
+"""What the public class assumes for fields that a config leaves out."""
+
+
+def is_public(config: LVLMConfig) -> bool:
+    """Whether the torch library has a class for this model."""
+    return isinstance(config.connector, MlpConfig) and config.attention == "causal"
+
+
+def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
+    """(model, image token id) from a config.json of the torch library, or one that `to_hf` wrote.
+
+    Raises:
+      ValueError: a part or value that cannot be run, naming the field and what is supported.
+    """
+    one_of("model_type", config.get("model_type"), ["llava", OWN_TYPE])
+    for part in ("vision_config", "text_config"):
+        if not config.get(part):
+            raise ValueError(f"config.json: {part} is missing; is this a config of the torch library's LLaVA class?")
+    f = fields(config, DEFAULTS | {"image_token_index": config.get("image_token_id", DEFAULTS["image_token_index"])})
+    one_of("multimodal_projector_bias", f["multimodal_projector_bias"], [True])
+    act = activation("projector_hidden_act", f["projector_hidden_act"])
+    own = config["model_type"] == OWN_TYPE
+    connector = connector_keys.from_dict(f.get("connector", {})) if own else MlpConfig(activation=act)
+    text = dict(config["text_config"])
+    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or f["tie_word_embeddings"])
+    kind = one_of("text_config.model_type", text.get("model_type", "llama"), llm.FAMILIES)
+    whole = LVLMConfig(
+        vision=_vision_from_hf(f),
+        connector=connector,
+        llm=llm.FAMILIES[kind].from_hf(text),
+        attention=one_of("attention", f.get("attention", "causal") if own else "causal", ["causal", "prefix"]),
+    )
+    return whole, int(f["image_token_index"])
+
+
+def _vision_from_hf(f: Mapping[str, Any]) -> vision.ViTConfig:
+    """The tower, and what is read of it."""
+    tower = f["vision_config"]
+    kind = one_of("vision_config.model_type", tower.get("model_type", "clip_vision_model"), vision.FAMILIES)
+    config = vision.FAMILIES[kind].from_hf(tower)
+    # "default" drops the first token, whatever it is: right only where it is the class token.
+    strategies = ["default", "full"] if config.class_token else ["full"]
+    strategy = one_of("vision_feature_select_strategy", f["vision_feature_select_strategy"], strategies)
+    layer = _negative(f["vision_feature_layer"], config.depth)
+    return dataclasses.replace(config, feature_layer=layer, class_feature=config.class_token and strategy == "full")
+
+
+def _negative(layer: Any, depth: int) -> int:
+    """Layer index counted from the end: -1 the last block, -1-depth the embeddings."""
+    span = f"one layer from {-1 - depth} to {depth}"
+    if not isinstance(layer, int) or not -1 - depth <= layer <= depth:
+        raise ValueError(f"config.json: vision_feature_layer is {layer!r}, which is not supported; supported: {span}")
+    return layer if layer < 0 else layer - depth - 1
+
+
+def to_hf(config: LVLMConfig, image_token_id: int) -> dict[str, Any]:
+    """The config.json that the torch library reads; `from_hf` reads it back.
+
+    A model that it has no class for gets our own ``model_type`` and ``connector`` entry instead.
+    """
+    tower = config.vision
+    out = {
+        "vision_config": vision.FAMILIES[vision.family_of(tower)].to_hf(tower),
+        "text_config": llm.FAMILIES[llm.family_of(config.llm)].to_hf(config.llm),
+        "vision_feature_layer": tower.feature_layer,
+        "vision_feature_select_strategy": "default" if tower.class_token and not tower.class_feature else "full",
+        "image_token_index": image_token_id,
+        "image_seq_length": config.visual_tokens,
+        "tie_word_embeddings": config.llm.tied,
+    }
+    if not is_public(config):
+        connector = connector_keys.to_dict(config.connector)
+        return {"model_type": OWN_TYPE, **out, "connector": connector, "attention": config.attention}
+    act = one_of("projector_hidden_act", config.connector.activation, PUBLIC_ACTIVATIONS)
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        **out,
+        "projector_hidden_act": PUBLIC_ACTIVATIONS[act],
+        "multimodal_projector_bias": True,
+    }
+
+
+PROJECTORS = {"linear": LinearConfig(), "mlp2x_gelu": MlpConfig()}
+"""``mm_projector_type`` of the authors' config.json -> connector."""
+
+
+def from_original(config: Mapping[str, Any]) -> LVLMConfig:
+    """The model from a config.json of the authors' repository (``mm_vision_tower``, ``mm_projector_type`` ...).
+
+    Their vocabulary has no word for a picture (placeholders are -200 in token lists there).
+
+    Raises:
+      ValueError: a tower, projector or value that cannot be run, naming the field and what is supported.
+    """
+    towers = {**vision.clip.HUB_NAMES, **vision.siglip.HUB_NAMES}
+    short = {name.split("/")[-1]: preset for name, preset in towers.items()}
+    tower = str(config.get("mm_vision_tower"))
+    preset = short[one_of("mm_vision_tower", tower.rstrip("/").split("/")[-1], short)]
+    kind = one_of("mm_projector_type", config.get("mm_projector_type") or "linear", PROJECTORS)
+    select = one_of(
+        "mm_vision_select_feature", config.get("mm_vision_select_feature") or "patch", ["patch", "cls_patch"]
+    )
+    sizes = {**vision.clip.PRESETS, **vision.siglip.PRESETS}[preset]
+    layer = _negative(config.get("mm_vision_select_layer", -2), sizes.depth)
+    sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=sizes.class_token and select == "cls_patch")
+    return LVLMConfig(vision=sizes, connector=PROJECTORS[kind], llm=llm.llama.from_hf(config))
+
+
+__all__ = [
+    "DEFAULTS",
+    "LAYOUTS",
+    "SYSTEMS",
+    "UNUSED",
+    "Layout",
+    "from_hf",
+    "from_original",
+    "is_public",
+    "layout_of",
+    "rows",
+    "to_hf",
+]
