@@ -11,6 +11,7 @@ import numpy as np
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
 from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.shapes import Int
 
 Encode = Callable[[Example], Encoded]
 _CHUNK = 512  # records in flight, so that a long source is not queued whole
@@ -38,8 +39,8 @@ class Report:
     source: str
     total: int
     bad: tuple[Bad, ...]
-    lengths: np.ndarray
-    pictures: np.ndarray
+    lengths: Int[np.ndarray, " n"]
+    pictures: Int[np.ndarray, " n"]
     decoded: bool
 
     @property
@@ -153,7 +154,7 @@ def origin_of(source: Any, index: int) -> str:
     return source.origin(index) if hasattr(source, "origin") else f"{source!r}[{index}]"
 
 
-def histogram(values: np.ndarray, bins: int = 10, width: int = 40) -> list[str]:
+def histogram(values: Int[np.ndarray, " n"], bins: int = 10, width: int = 40) -> list[str]:
     """A text histogram, one line a bin: ``range  count  bar``."""
     low, high = int(values.min()), int(values.max())
     edges = np.unique(np.linspace(low, high + 1, bins + 1).astype(int))

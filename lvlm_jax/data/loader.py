@@ -4,18 +4,18 @@ Whole batches are the items of the grain data set, each a function of k alone, s
 change their order, and the only data state that a checkpoint needs is k.
 """
 
+import atexit
+import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvlm_jax.data.check import Bad, Encode, inspect_all, origin_of
+from lvlm_jax.data.check import Encode, origin_of
+from lvlm_jax.data.lengths import Measured, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
@@ -25,10 +25,13 @@ from lvlm_jax.processing.schema import Batch, Encoded, Image
 if TYPE_CHECKING:
     import PIL.Image
 
+__all__ = ["Loader", "Measured", "collate", "fingerprint", "measure_lengths"]
+
 Picture = Callable[[Image, int, int], tuple[np.ndarray, np.ndarray]]
 """(picture, global row, number within the row) -> (patches[P, C], positions[P, 2])."""
 Augment = Callable[["PIL.Image.Image", np.random.Generator], "PIL.Image.Image"]
 _FOREVER = 1 << 40  # batches; grain wants a length
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()  # streams of this process that are not closed yet
 
 
 def collate(
@@ -182,12 +185,17 @@ class Loader:
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
         )
 
-    def iterate(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
         """(k, this host's part of batch k) for k = start, start + 1, ... without end.
 
         Close the iterator (``it.close()``, or `contextlib.closing`) to stop its threads and processes. Worker processes
         import the main module, so a script that uses them needs ``if __name__ == "__main__":``.
         """
+        batches = self._stream(start)
+        _close_at_exit(batches)
+        return batches
+
+    def _stream(self, start: int) -> Generator[tuple[int, Batch], None, None]:
         import grain
 
         grain_set = grain.MapDataset.source(_Batches(self, start)).to_iter_dataset(
@@ -201,12 +209,17 @@ class Loader:
         items = iter(grain_set)
         try:
             for k in itertools.count(start):
-                arrays = next(items)
-                # What workers send lives in shared memory that ends with grain's wrapper, while the CPU backend may go
-                # on reading the array in place: copied once here.
-                yield k, Batch(**{n: np.array(a) for n, a in arrays.items()} if self.workers else arrays)
+                yield k, self._received(next(items))
         finally:
             items.close()
+
+    def _received(self, arrays: dict[str, np.ndarray]) -> Batch:
+        """A `Batch` of plain numpy arrays.
+
+        What workers send lives in shared memory that ends with grain's wrapper, while the CPU backend may go on reading
+        the array in place: so it is copied once, and no wrapper outlives this call.
+        """
+        return Batch(**{name: np.array(a) for name, a in arrays.items()} if self.workers else arrays)
 
     def _encode(self, index: int) -> Encoded:
         try:
@@ -259,119 +272,22 @@ class _Batches:
         return f"{self.loader!r} from {self.start}"
 
 
+def _close_at_exit(batches: Generator) -> None:
+    """End a stream that nobody closed before the interpreter falls apart, or grain leaves shared memory behind."""
+    _OPEN.add(batches)
+    atexit.unregister(_close_all)  # registered last means run first, before the modules that grain needs to clean up
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for batches in list(_OPEN):
+        with contextlib.suppress(ValueError):  # a thread is inside it
+            batches.close()
+
+
 def _mark_flags_parsed() -> None:
     """Grain 0.2.18 reads absl flags when it starts workers and fails where none were ever parsed (grain#1355)."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records."""
-
-    lengths: np.ndarray
-    pictures: np.ndarray
-    bad: tuple[Bad, ...] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.lengths, self.pictures, self.bad))
-
-
-def measure_lengths(
-    source: Source,
-    encode: Encode,
-    cache: str | os.PathLike | None = None,
-    progress: bool = True,
-    on_bad: str = "raise",
-    images: bool | None = None,
-    spec: ImageSpec | None = None,
-) -> Measured:
-    """Tokens and pictures of every record, read once and kept in the folder `cache`: ``lengths, pictures, bad = ...``.
-
-    `on_bad` is decided here, before the plan is made: "raise" stops at the first bad record, "skip" gives it length 0,
-    which leaves it out of the plan. `images` decodes every picture too (with `spec`, as the run will); the default does
-    so under "skip", where a picture that turns out broken later would stop the run.
-
-    Raises:
-      DataError: a bad record under "raise"; every record bad.
-    """
-    if on_bad not in ("raise", "skip"):
-        raise ValueError(f"on_bad={on_bad!r}; valid: 'raise', 'skip'")
-    images = on_bad == "skip" if images is None else images
-    file = None
-    if cache is not None:
-        file = Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
-    if file is not None and file.is_file():
-        measured = _read(file)
-    else:
-        measured = _measure(source, encode, images=images, spec=spec, progress=progress, stop=on_bad == "raise")
-        if file is not None:
-            _write(file, measured)
-    if measured.bad and on_bad == "raise":
-        raise DataError(f"{measured.bad[0]}; mend the record, or leave such records out with on_bad='skip'")
-    if len(measured.bad) == len(source):
-        raise DataError(f"all {len(source)} records are bad; the first: {measured.bad[0]}")
-    return measured
-
-
-def _measure(
-    source: Source, encode: Encode, *, images: bool, spec: ImageSpec | None, progress: bool, stop: bool
-) -> Measured:
-    lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
-    records = inspect_all(source, encode, images=images, total=len(source), progress=progress, spec=spec)
-    for index, found in enumerate(records):
-        if isinstance(found, Bad):
-            bad.append(found)
-            if stop:
-                raise DataError(f"{found}; mend the record, or leave such records out with on_bad='skip'")
-        else:
-            lengths[index], pictures[index] = len(found.tokens), len(found.images)
-    return Measured(lengths, pictures, tuple(bad))
-
-
-def _read(file: Path) -> Measured:
-    with np.load(file, allow_pickle=False) as arrays:
-        bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
-        return Measured(arrays["lengths"], arrays["pictures"], bad)
-
-
-def _write(file: Path, measured: Measured) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may measure at the same time
-    with part.open("wb") as out:
-        bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
-        np.savez(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
-    part.replace(file)
-
-
-def fingerprint(source: Source, encode: Encode, images: ImageSpec | bool = False) -> str:
-    """A short hash of everything that lengths follow from: the source's content, the template, the tokenizer.
-
-    `images` says whether, and how, pictures were decoded, which the list of bad records follows from.
-
-    Raises ValueError for a source or an argument whose repr carries a memory address: it would not be found again.
-    """
-    return hashlib.sha256("\n".join([repr(source), _describe(encode), str(images)]).encode()).hexdigest()[:20]
-
-
-def _describe(value: Any) -> str:
-    """A text that is equal in every process for an equal value."""
-    if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
-        bound = [*map(_describe, value.args), *(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))]
-        return f"{_describe(value.func)}({', '.join(bound)})"
-    if hasattr(value, "get_vocab"):
-        vocabulary = json.dumps(sorted(value.get_vocab().items())) + str(sorted(value.all_special_tokens))
-        return f"tokenizer {hashlib.sha256(vocabulary.encode()).hexdigest()}"
-    if hasattr(value, "hf"):
-        return _describe(value.hf)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
-        return f"{type(value).__name__}({', '.join(fields)})"
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    text = repr(value)
-    if " at 0x" in text:
-        raise ValueError(f"{text} has no repr that names its content, so lengths cannot be cached; give it a __repr__")
-    return text

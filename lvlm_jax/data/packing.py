@@ -14,6 +14,9 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Shaped
+
+from lvlm_jax.shapes import Int
 
 Row = tuple[int, ...]
 _KEPT_EPOCHS = 2  # neighbours of a boundary; older ones are planned again when somebody goes back
@@ -63,8 +66,8 @@ class PackingPlan:
 
     def __init__(
         self,
-        lengths: Sequence[int] | np.ndarray,
-        pictures: Sequence[int] | np.ndarray,
+        lengths: Sequence[int] | Shaped[np.ndarray, " n"],
+        pictures: Sequence[int] | Shaped[np.ndarray, " m"],
         *,
         seed: int | None,
         rows: int,
@@ -210,7 +213,11 @@ class PackingPlan:
 
 
 def best_fit_rows(
-    pool: np.ndarray, lengths: np.ndarray, pictures: np.ndarray, length: int, vision_rows: int
+    pool: Int[np.ndarray, " n"],
+    lengths: Int[np.ndarray, " n"],
+    pictures: Int[np.ndarray, " n"],
+    length: int,
+    vision_rows: int,
 ) -> tuple[list[Row], list[int]]:
     """Best fit decreasing under both limits: (rows of indices from `pool`, pictures of each row).
 

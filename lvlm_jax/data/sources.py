@@ -233,7 +233,8 @@ class Messages(_FileSource):
         if isinstance(content, str):
             return [{"type": "text", "text": content}]
         if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            return content
+            # Tables exported line by line write every column: a null stands for an absent key.
+            return [{key: value for key, value in part.items() if value is not None} for part in content]
         raise DataError(f"{where}: 'content' must be text or a list of parts, this is {_kind(content)}")
 
     def _segment(self, part: dict[str, Any], where: str) -> Segment:

@@ -3,6 +3,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +76,39 @@ def test_a_host_with_workers_gives_its_share_of_the_global_batch(album, encoder,
         wanted = alone.build(k)
         share = {name: np.split(array, 2)[1] for name, array in fields(wanted).items()}
         assert same(part, dataclasses.replace(wanted, **share))
+
+
+@pytest.mark.slow
+def test_a_script_that_never_closes_its_workers_ends_quietly(album, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, script, album], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "(2, 40)\n"
+    assert done.stderr == ""
+
+
+SCRIPT = """
+import functools, sys
+from lvlm_jax.data.easy_vqa import word_tokenizer
+from lvlm_jax.data.loader import Loader, measure_lengths
+from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.sources import LlavaJson
+from lvlm_jax.processing.chat_templates import TEMPLATES
+from lvlm_jax.processing.encode import encode
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    source, tokenizer = LlavaJson(sys.argv[1]), Tokenizer(word_tokenizer())
+    template = TEMPLATES["vicuna_v1"].with_system("")
+    bound = functools.partial(encode, template=template, tokenizer=tokenizer, visual_tokens=4, image_token_id=4)
+    lengths, pictures, _ = measure_lengths(source, bound, progress=False)
+    plan = PackingPlan(lengths, pictures, seed=0, rows=2, length=40, vision_rows=5)
+    spec = ImageSpec(size=16, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    batches = Loader(source, bound, spec, plan=plan, visual_tokens=4, pad_id=0, workers=2).iterate()
+    print(next(batches)[1].tokens.shape)
+"""
 
 
 def test_a_restart_goes_on_where_the_run_stopped(album, encoder, spec):

@@ -191,8 +191,8 @@ def test_messages_with_every_kind_of_part(tmp_path):
     parts = [
         {"type": "text", "text": "Look: "},
         {"type": "image_url", "image_url": {"url": url}},
-        {"type": "image"},
-        {"type": "image", "image": "c/d.png"},
+        {"type": "image", "text": None},
+        {"type": "image", "image": "c/d.png", "text": None},
         {"type": "text", "text": " <image>?"},
     ]
     record = messages(("system", "Be brief."), ("user", parts), ("assistant", "Yes <image></s>"), images=["b.png"])

@@ -1,0 +1,127 @@
+"""How many tokens and pictures each record has: read once, kept on disk, and all that a packing plan is made from."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvlm_jax.data.check import Bad, Encode, inspect_all
+from lvlm_jax.data.sources import Source
+from lvlm_jax.processing.encode import DataError
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.shapes import Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records."""
+
+    lengths: Int[np.ndarray, " n"]
+    pictures: Int[np.ndarray, " n"]
+    bad: tuple[Bad, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.lengths, self.pictures, self.bad))
+
+
+def measure_lengths(
+    source: Source,
+    encode: Encode,
+    cache: str | os.PathLike | None = None,
+    progress: bool = True,
+    on_bad: str = "raise",
+    images: bool | None = None,
+    spec: ImageSpec | None = None,
+) -> Measured:
+    """Tokens and pictures of every record, read once and kept in the folder `cache`: ``lengths, pictures, bad = ...``.
+
+    `on_bad` is decided here, before the plan is made: "raise" stops at the first bad record, "skip" gives it length 0,
+    which leaves it out of the plan. `images` decodes every picture too (with `spec`, as the run will); the default does
+    so under "skip", where a picture that turns out broken later would stop the run.
+
+    Raises:
+      DataError: a bad record under "raise"; every record bad.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad={on_bad!r}; valid: 'raise', 'skip'")
+    images = on_bad == "skip" if images is None else images
+    file = None
+    if cache is not None:
+        file = Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
+    if file is not None and file.is_file():
+        measured = _read(file)
+    else:
+        measured = _measure(source, encode, images=images, spec=spec, progress=progress, stop=on_bad == "raise")
+        if file is not None:
+            _write(file, measured)
+    if measured.bad and on_bad == "raise":
+        raise DataError(f"{measured.bad[0]}; mend the record, or leave such records out with on_bad='skip'")
+    if len(measured.bad) == len(source):
+        raise DataError(f"all {len(source)} records are bad; the first: {measured.bad[0]}")
+    return measured
+
+
+def _measure(
+    source: Source, encode: Encode, *, images: bool, spec: ImageSpec | None, progress: bool, stop: bool
+) -> Measured:
+    lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
+    records = inspect_all(source, encode, images=images, total=len(source), progress=progress, spec=spec)
+    for index, found in enumerate(records):
+        if isinstance(found, Bad):
+            bad.append(found)
+            if stop:
+                raise DataError(f"{found}; mend the record, or leave such records out with on_bad='skip'")
+        else:
+            lengths[index], pictures[index] = len(found.tokens), len(found.images)
+    return Measured(lengths, pictures, tuple(bad))
+
+
+def _read(file: Path) -> Measured:
+    with np.load(file, allow_pickle=False) as arrays:
+        bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
+        return Measured(arrays["lengths"], arrays["pictures"], bad)
+
+
+def _write(file: Path, measured: Measured) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may measure at the same time
+    with part.open("wb") as out:
+        bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
+        np.savez(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
+    part.replace(file)
+
+
+def fingerprint(source: Source, encode: Encode, images: ImageSpec | bool = False) -> str:
+    """A short hash of everything that lengths follow from: the source's content, the template, the tokenizer.
+
+    `images` says whether, and how, pictures were decoded, which the list of bad records follows from.
+
+    Raises ValueError for a source or an argument whose repr carries a memory address: it would not be found again.
+    """
+    return hashlib.sha256("\n".join([repr(source), _describe(encode), str(images)]).encode()).hexdigest()[:20]
+
+
+def _describe(value: Any) -> str:
+    """A text that is equal in every process for an equal value."""
+    if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
+        bound = [*map(_describe, value.args), *(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))]
+        return f"{_describe(value.func)}({', '.join(bound)})"
+    if hasattr(value, "get_vocab"):
+        vocabulary = json.dumps(sorted(value.get_vocab().items())) + str(sorted(value.all_special_tokens))
+        return f"tokenizer {hashlib.sha256(vocabulary.encode()).hexdigest()}"
+    if hasattr(value, "hf"):
+        return _describe(value.hf)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (f"{f.name}={_describe(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(fields)})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    if " at 0x" in text:
+        raise ValueError(f"{text} has no repr that names its content, so lengths cannot be cached; give it a __repr__")
+    return text
