@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 
 FAMILIES: dict[str, ModuleType] = {"clip_vision_model": clip, "siglip_vision_model": siglip}
@@ -25,4 +26,24 @@ def family_of(config: ViTConfig) -> str:
     )
 
 
-__all__ = ["FAMILIES", "clip", "family_of", "siglip"]
+TEXT_FAMILIES: dict[str, ModuleType] = {"clip_text_model": clip, "siglip_text_model": siglip}
+"""Public ``model_type`` -> module with TEXT_PRESETS, text_rows, text_from_hf, text_to_hf, text_fits."""
+
+
+def text_family_of(config: TextTowerConfig) -> str:
+    """The public ``model_type`` that can hold a text tower of these values.
+
+    Raises:
+      ValueError: no public family has this combination.
+    """
+    for name, family in TEXT_FAMILIES.items():
+        if family.text_fits(config):
+            return name
+    raise ValueError(
+        f"no public family ({', '.join(TEXT_FAMILIES)}) holds a text tower with causal={config.causal}, "
+        f"pool={config.pool!r}, head={config.head}; CLIP's is causal, pools at an id and has no head, SigLIP's the "
+        "reverse"
+    )
+
+
+__all__ = ["FAMILIES", "TEXT_FAMILIES", "clip", "family_of", "siglip", "text_family_of"]

@@ -104,6 +104,11 @@ def rows(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model.")
     ]
 
 
+def text_fits(config: TextTowerConfig) -> bool:
+    """Whether CLIP's public class can hold this text tower."""
+    return config.causal and config.pool in ("eos", "argmax") and config.head is None
+
+
 def text_rows(config: TextTowerConfig, ours: str = "text", theirs: str = "text_model.") -> list[Row]:
     """The key table of the text tower; arguments as `rows`."""
     base, emb = _join(ours, ""), f"{theirs}embeddings."

@@ -143,6 +143,11 @@ def _head_rows(ours: str, theirs: str) -> list[Row]:
     ]
 
 
+def text_fits(config: TextTowerConfig) -> bool:
+    """Whether SigLIP's public class can hold this text tower."""
+    return not config.causal and config.pool == "last" and config.head is not None
+
+
 def text_rows(config: TextTowerConfig, ours: str = "text", theirs: str = "text_model.") -> list[Row]:
     """The key table of the text tower; arguments as `rows`."""
     base, emb = f"{ours}/" if ours else "", f"{theirs}embeddings."
