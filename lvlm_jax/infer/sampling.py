@@ -67,9 +67,7 @@ def sample(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[A
     return choose(logits, key, sampling.mode, sampling.numbers)
 
 
-def choose(
-    logits: Float[Array, "B V"], key: Array, mode: Mode, numbers: tuple[Array, Array, Array]
-) -> Int[Array, "B"]:
+def choose(logits: Float[Array, "B V"], key: Array, mode: Mode, numbers: tuple[Array, Array, Array]) -> Int[Array, "B"]:
     """`sample` with the settings taken apart: `mode` static, `numbers` traced."""
     if mode == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -1,0 +1,208 @@
+"""Ask a model every question of a data set, freely and greedily, and score what it says.
+
+No list of answers is given to the model. Beside every score stands what it was made of: one line a sample with the
+prompt, the template, the decoding settings, and one summary with the versions of all that computed it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvlm_jax import __version__
+from lvlm_jax.evaluate import scores as scoring
+from lvlm_jax.infer.generate import Answer, bucket, picture_key
+from lvlm_jax.infer.system import System
+from lvlm_jax.processing.schema import Encoded, Example
+
+SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "tokenizers")
+RUNNING = ("exact", "vqa")
+"""Scores that are means over samples, so that the progress bar can show them on the way."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an evaluation found.
+
+    scores: name -> value. samples: one dict a sample, in the data set's order, as ``samples.jsonl`` has them.
+    summary: scores, settings and versions, as ``summary.json`` has them.
+    """
+
+    scores: dict[str, float]
+    samples: list[dict[str, Any]] = dataclasses.field(repr=False)
+    summary: dict[str, Any] = dataclasses.field(repr=False)
+
+
+def evaluate(
+    system: System,
+    samples: Iterable[tuple[Example, Any]],
+    *,
+    scores: Sequence[str] = ("exact",),
+    batch_rows: int = 64,
+    max_new_tokens: int = 16,
+    progress: bool = True,
+    out: str | os.PathLike | None = None,
+) -> Result:
+    """Greedy answers to every sample, scored.
+
+    Args:
+      samples: (conversation that ends with the question, references); a last assistant turn is taken off. References
+        are what the scoring rule takes: a string, a list of strings, an annotation record.
+      scores: keys of `evaluate.scores.SCORES`.
+      batch_rows: questions a batch. Questions about one picture stand in one batch and share its vision row.
+      out: folder for ``samples.jsonl`` and ``summary.json``, written when all is done.
+
+    Raises:
+      ValueError: no samples, an unknown score, a prompt that does not fit the context.
+    """
+    names = (scores,) if isinstance(scores, str) else tuple(scores)
+    for name in names:
+        if name not in scoring.SCORES:
+            raise ValueError(f"unknown score {name!r}; choose from {', '.join(sorted(scoring.SCORES))}")
+    pairs = list(samples)
+    if not pairs or not names:
+        raise ValueError(f"{len(pairs)} samples and {len(names)} scores: there is nothing to evaluate")
+    references = [reference for _, reference in pairs]
+    started = time.perf_counter()
+    encoded = [system.encode(example) for example, _ in pairs]
+    for (example, _), prompt in zip(pairs, encoded):
+        _check(system, example, prompt, max_new_tokens)
+    answers = _ask(
+        system, encoded, references, plan(encoded, batch_rows), names[0], batch_rows, max_new_tokens, progress
+    )
+    seconds = time.perf_counter() - started
+    predictions = [answer.text.strip() for answer in answers]
+    scored = {name: scoring.score(name, predictions, references) for name in names}
+    decoding = {"method": "greedy", "max_new_tokens": max_new_tokens}
+    rows = [
+        _row(system, example, reference, answer, [found.samples[i] for found in scored.values()], decoding)
+        for i, ((example, reference), answer) in enumerate(zip(pairs, answers))
+    ]
+    summary = _summary(system, scored, answers, decoding) | {"batch_rows": batch_rows, "seconds": round(seconds, 3)}
+    if out is not None:
+        _write(Path(out), rows, summary)
+    return Result(scores=summary["scores"], samples=rows, summary=summary)
+
+
+def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
+    """Which samples stand in one batch: those about one picture together, batches of one length bucket where they can.
+
+    A function of the samples alone. Few lengths mean few compiled programs, shared pictures fewer runs of the tower.
+    """
+    if batch_rows < 1:
+        raise ValueError(f"batch_rows={batch_rows}: must be at least 1")
+    groups: dict[tuple, list[int]] = {}
+    for index, prompt in enumerate(encoded):
+        # A question without a picture is a group of its own.
+        key = tuple(picture_key(image.source) for image in prompt.images) or (index,)
+        groups.setdefault(key, []).append(index)
+    longest = {key: max(bucket(len(encoded[i].tokens)) for i in group) for key, group in groups.items()}
+    order = sorted(groups, key=lambda key: (longest[key], groups[key][0]))
+    flat = [index for key in order for index in groups[key]]
+    return [flat[i : i + batch_rows] for i in range(0, len(flat), batch_rows)]
+
+
+def _check(system: System, example: Example, prompt: Encoded, max_new_tokens: int) -> None:
+    try:
+        system.generator.check(prompt, max_new_tokens)
+    except ValueError as error:
+        raise ValueError(f"{example.origin or example.id or 'sample'}: {error}") from error
+
+
+def _ask(
+    system: System,
+    encoded: Sequence[Encoded],
+    references: Sequence[Any],
+    batches: list[list[int]],
+    shown: str,
+    batch_rows: int,
+    max_new_tokens: int,
+    progress: bool,
+) -> list[Answer]:
+    """The answers in the order of the samples."""
+    from tqdm import tqdm
+
+    answers: dict[int, Answer] = {}
+    running, bar = [], tqdm(total=len(encoded), unit="question", disable=not progress, desc="evaluate")
+    stream: Iterator[list[Answer]] = system.generator.batches(
+        [[encoded[i] for i in batch] for batch in batches],
+        max_new_tokens=max_new_tokens,
+        stop=system.stop_strings,
+        rows=batch_rows,
+    )
+    with bar:
+        for batch, found in zip(batches, stream):
+            answers.update(zip(batch, found))
+            if progress and shown in RUNNING:
+                texts = [answer.text.strip() for answer in found]
+                scored = scoring.score(shown, texts, [references[i] for i in batch])
+                running += [next(iter(sample.values())) for sample in scored.samples]
+                bar.set_postfix({shown: f"{sum(running) / len(running):.2%}"}, refresh=False)
+            bar.update(len(batch))
+    return [answers[i] for i in range(len(encoded))]
+
+
+def _row(
+    system: System, example: Example, reference: Any, answer: Answer, sample: list[Mapping[str, float]], decoding: dict
+) -> dict[str, Any]:
+    """One line of ``samples.jsonl``."""
+    return {
+        "id": example.id,
+        "origin": example.origin,
+        "images": [image.source if isinstance(image.source, str) else None for image in example.images],
+        "prompt": system.prompt_text(example),
+        "template": system.template.name,
+        "prediction": answer.text.strip(),
+        "references": reference,
+        "scores": {key: value for part in sample for key, value in part.items()},
+        "ended_by": answer.reason,
+        "tokens": len(answer.tokens),
+        "decoding": decoding,
+    }
+
+
+def _summary(
+    system: System, scored: Mapping[str, scoring.Scored], answers: Sequence[Answer], decoding: dict
+) -> dict[str, Any]:
+    """What ``summary.json`` says."""
+    return {
+        "scores": {key: value for found in scored.values() for key, value in found.values.items()},
+        "variants": {name: found.variant for name, found in scored.items()},
+        "samples": len(answers),
+        "cut_off": sum(answer.reason == "length" for answer in answers),
+        "model": system.name,
+        "template": system.template.name,
+        "system": system.template.system,
+        "decoding": decoding,
+        "dtype": np.dtype(system.model.dtype).name,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a score depends on."""
+    found = {"lvlm_jax": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _write(folder: Path, rows: list[dict], summary: dict) -> None:
+    """Both files, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    for name, text in ((SAMPLES, lines), (SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")):
+        part = folder / f"{name}.{os.getpid()}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)

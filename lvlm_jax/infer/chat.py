@@ -1,0 +1,168 @@
+"""A conversation with a model: many turns, many pictures; and the loop behind ``lvlm chat``."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lvlm_jax.infer.prompt import as_images
+from lvlm_jax.processing.image import load_image
+from lvlm_jax.processing.schema import Example, Image, Text, Turn
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from lvlm_jax.infer.system import System
+
+HELP = "/image PATH adds a picture to your next message, /reset starts over, /quit leaves, /help says this."
+
+
+class Chat:
+    """A conversation that grows by `ask`; a question that fails leaves it as it was.
+
+    Example:
+      >>> chat = system.chat()
+      >>> chat.ask("What is this?", images="cat.jpg")
+      >>> chat.ask("And how does it differ from this one?", images="dog.jpg")
+
+    Attributes:
+      turns: what was said so far.
+    """
+
+    def __init__(self, owner: "System", system: str | None = None):
+        self._system = owner
+        self._opening = () if system is None else (Turn("system", (Text(system),)),)
+        self.turns: tuple[Turn, ...] = self._opening
+
+    def reset(self) -> None:
+        """Forget everything but the system text."""
+        self.turns = self._opening
+
+    def ask(self, text: str, images: Any = None, *, stream: bool = False, **settings: Any) -> str | Iterator[str]:
+        """The model's answer, or with `stream` its pieces; `settings` as in `System.generate`.
+
+        A stream that is left early keeps in the conversation what came until then.
+
+        Raises:
+          ImageError: a picture that cannot be read.
+          ValueError: the conversation does not fit the context any more.
+        """
+        # Pictures are read now: a file that changes or goes away later must not change what was said.
+        limit = self._system.spec.max_pixels
+        pictures = tuple(Image(load_image(image.source, max_pixels=limit)) for image in as_images(images))
+        turns = (*self.turns, Turn("user", (*pictures, Text(text))))
+        answer = self._system.generate(Example(turns, origin="chat"), stream=stream, **settings)
+        if stream:
+            return self._listen(turns, answer)
+        self._remember(turns, answer)
+        return answer
+
+    def _listen(self, turns: tuple[Turn, ...], pieces: Iterator[str]) -> Iterator[str]:
+        said = ""
+        try:
+            for piece in pieces:
+                said += piece
+                yield piece
+        finally:
+            if said:
+                self._remember(turns, said.strip())
+
+    def _remember(self, turns: tuple[Turn, ...], answer: str) -> None:
+        self.turns = (*turns, Turn("assistant", (Text(answer),)))
+
+
+def repl(
+    system: "System",
+    *,
+    read: Callable[[str], str] = input,
+    out: TextIO | None = None,
+    thumbnails: bool | None = None,
+    **settings: Any,
+) -> None:
+    """Chat in a terminal until /quit or end of input. A bad picture or a full context is printed; the chat goes on.
+
+    Args:
+      read: asks for a line, given the prompt.
+      out: where answers go; default standard output.
+      thumbnails: draw pictures in colour blocks; default where `out` is a terminal.
+      settings: as in `System.generate`.
+    """
+    out = sys.stdout if out is None else out
+    thumbnails = out.isatty() if thumbnails is None else thumbnails
+    chat, pictures = system.chat(), []
+    print(HELP, file=out)
+    while True:
+        try:
+            line = read(f"you{f' [{len(pictures)} picture(s)]' if pictures else ''}> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=out)
+            return
+        command, _, rest = line.partition(" ")
+        if command in ("/quit", "/exit"):
+            return
+        if command == "/reset":
+            chat.reset()
+            pictures = []
+            print("A new conversation.", file=out)
+        elif command == "/image":
+            pictures += _attach(rest, system, out, thumbnails)
+        elif command.startswith("/") and command[1:].isalpha():
+            print(HELP if command == "/help" else f"{command}: no such command. {HELP}", file=out)
+        elif line and _say(chat, line, pictures, out, settings):
+            pictures = []
+
+
+def _attach(argument: str, system: "System", out: TextIO, thumbnails: bool) -> "list[PIL.Image.Image]":
+    """The pictures that the paths name; what is wrong with one is printed."""
+    try:
+        paths = shlex.split(argument)
+    except ValueError as error:
+        print(f"/image: {error} in {argument}", file=out)
+        return []
+    if not paths:
+        print("/image: give the path of a picture", file=out)
+    found = []
+    for path in paths:
+        try:
+            picture = load_image(path, max_pixels=system.spec.max_pixels)
+        except ValueError as error:
+            print(error, file=out)
+            continue
+        print(f"{path}: {picture.width} x {picture.height}; now ask about it", file=out)
+        if thumbnails:
+            print(thumbnail(picture), file=out)
+        found.append(picture)
+    return found
+
+
+def _say(chat: Chat, line: str, pictures: list, out: TextIO, settings: dict) -> bool:
+    """One question and its streamed answer; False when it failed and the pictures should wait for the next."""
+    pieces = None
+    try:
+        pieces = chat.ask(line, pictures, stream=True, **settings)
+        for piece in pieces:
+            print(piece, end="", file=out, flush=True)
+        print(file=out)
+    except KeyboardInterrupt:
+        if pieces is not None:
+            pieces.close()
+        print(" [stopped]", file=out)
+    except ValueError as error:
+        print(f"{error}{' (or start over with /reset)' if chat.turns else ''}", file=out)
+        return False
+    return True
+
+
+def thumbnail(picture: "PIL.Image.Image", columns: int = 32) -> str:
+    """A picture as lines of colour blocks for a 24-bit terminal, two rows of pixels a line."""
+    columns = max(1, min(columns, shutil.get_terminal_size().columns))
+    rows = max(1, round(columns * picture.height / picture.width / 2))
+    small = picture.convert("RGB").resize((columns, 2 * min(rows, 32)))
+    pixel = small.getpixel
+    lines = []
+    for y in range(0, small.height, 2):
+        cells = [(pixel((x, y)), pixel((x, y + 1))) for x in range(columns)]
+        blocks = ("\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*top, *low) for top, low in cells)
+        lines.append("".join(blocks) + "\x1b[0m")
+    return "\n".join(lines)

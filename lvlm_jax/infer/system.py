@@ -1,0 +1,191 @@
+"""Everything that it takes to ask a model: weights, tokenizer, picture processing and template, in one value."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lvlm_jax.infer.generate import Answer, Generator
+from lvlm_jax.infer.prompt import as_example, as_images
+from lvlm_jax.infer.sampling import Sampling
+from lvlm_jax.models.lvlm import LVLM, LVLMConfig
+from lvlm_jax.processing.chat_templates import BOS, Piece, Template
+from lvlm_jax.processing.encode import encode
+from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
+from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.shapes import Float, Params
+
+if TYPE_CHECKING:
+    from lvlm_jax.infer.chat import Chat
+
+DEFAULT_NEW_TOKENS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A model that can be asked. `lvlm_jax.load` makes one from a checkpoint.
+
+    Example:
+      >>> system.generate("What is this?", images="cat.jpg")
+      >>> system.generate(["What differs between ", Path("a.png"), " and ", picture, "?"])
+      >>> for piece in system.generate("Tell me more.", images=[a, b], stream=True): print(piece, end="")
+
+    Attributes:
+      image_token_id: the id that stands where a picture's tokens go.
+      stop_ids: tokens that end an answer, beside the tokenizer's own and the template's.
+      rows: the most prompts of one batch.
+      mesh: devices to run on.
+    """
+
+    model: LVLM
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+    spec: ImageSpec
+    template: Template
+    image_token_id: int
+    stop_ids: tuple[int, ...] = ()
+    rows: int = 16
+    mesh: Mesh | None = None
+    name: str = ""
+
+    def __post_init__(self):
+        vision = self.config.vision
+        if (self.spec.patches, self.spec.values) != (vision.patches, vision.values):
+            raise ValueError(
+                f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
+                f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
+            )
+
+    @property
+    def config(self) -> LVLMConfig:
+        """Sizes of the model."""
+        return self.model.config
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        """The engine, its weights one layer at a time; made at the first use."""
+        return Generator(
+            self.model,
+            self.params,
+            spec=self.spec,
+            pad_id=self.tokenizer.pad_id,
+            eos_ids=self._ends[0],
+            decode=self.tokenizer.decode,
+            rows=self.rows,
+            mesh=self.mesh,
+        )
+
+    @functools.cached_property
+    def _ends(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """(token ids, strings) that end an answer: a template names special tokens and plain strings alike."""
+        ids = {*self.stop_ids, *([] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id])}
+        ids |= {self.tokenizer.special_id(s) for s in self.template.stop if self.tokenizer.has_special(s)}
+        return tuple(sorted(ids)), tuple(s for s in self.template.stop if not self.tokenizer.has_special(s))
+
+    def encode(self, example: Example) -> Encoded:
+        """The prompt of a conversation up to where the answer begins. Raises DataError naming the example's origin."""
+        return encode(
+            example,
+            self.template,
+            self.tokenizer,
+            self.config.visual_tokens,
+            self.image_token_id,
+            generate=True,
+            embedding_size=self.config.llm.vocab,
+        )
+
+    def prompt_text(self, example: Example) -> str:
+        """The prompt as text, to print and to keep beside a score: ``<image>`` where a picture stands."""
+        pieces = self.template.render(example.turns, generate=True)
+        opening, start = Piece(BOS, special=True), self.tokenizer.hf.bos_token if self.tokenizer.adds_bos else ""
+        return "".join("<image>" if isinstance(p, Image) else start if p == opening else p.text for p in pieces)
+
+    def generate(
+        self,
+        prompt: Any,
+        images: Any = None,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        system: str | None = None,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """The answer to one prompt, or with `stream` an iterator over its pieces.
+
+        Args:
+          prompt: a text, a list of texts and pictures, or a list of ``{"role", "content"}`` messages. What is typed
+            stays text: ``<image>`` or ``</s>`` in it are those characters.
+          images: one picture or several (path, PIL image, uint8 array, bytes); any number.
+          max_new_tokens: default 256, or what the context has left if that is less.
+          temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+          stop: strings that end the answer, beside the template's own.
+          system: text of the system turn, instead of the template's.
+
+        Raises:
+          ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        encoded = self.encode(as_example(prompt, images, system))
+        settings = {
+            "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,
+            "sampling": sampling,
+            "stop": self._stops(stop),
+        }
+        if stream:
+            return self.generator.stream(encoded, **settings)
+        return self.generator.generate([encoded], rows=1, **settings)[0].text.strip()
+
+    def generate_batch(self, examples: Sequence[Any], **settings: Any) -> list[str]:
+        """The answers to many prompts, in order; `answer_batch` has their tokens and how each ended."""
+        return [answer.text.strip() for answer in self.answer_batch(examples, **settings)]
+
+    def answer_batch(
+        self,
+        examples: Sequence[Any],
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        rows: int | None = None,
+    ) -> list[Answer]:
+        """One `Answer` a prompt (an `Example`, or whatever `generate` takes as a prompt), in order."""
+        encoded = [self.encode(as_example(example)) for example in examples]
+        if max_new_tokens is None:
+            max_new_tokens = min(map(self.room, encoded), default=1)
+        return self.generator.generate(
+            encoded, max_new_tokens=max_new_tokens, sampling=sampling, stop=self._stops(stop), rows=rows
+        )
+
+    def room(self, encoded: Encoded) -> int:
+        """New tokens when nobody says how many: 256, or what the context has left (at least 1, which then fails)."""
+        return max(1, min(DEFAULT_NEW_TOKENS, self.config.llm.context - len(encoded.tokens)))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The template's ends that are plain strings."""
+        return self._ends[1]
+
+    def _stops(self, stop: Sequence[str]) -> tuple[str, ...]:
+        return (*self.stop_strings, *((stop,) if isinstance(stop, str) else stop))
+
+    def embed_images(self, images: Any) -> Float[np.ndarray, "N Q D"]:
+        """What the language model sees of each picture: Q visual tokens in its width, float32."""
+        loaded = [load_image(image.source, max_pixels=self.spec.max_pixels) for image in as_images(images)]
+        if not loaded:
+            raise ValueError("images: none given")
+        patches, positions = zip(*(to_patches(image, self.spec) for image in loaded))
+        return self.generator.embed_images(np.stack(patches), np.stack(positions))
+
+    def chat(self, system: str | None = None) -> "Chat":
+        """A conversation of many turns and many pictures."""
+        from lvlm_jax.infer.chat import Chat
+
+        return Chat(self, system=system)
