@@ -1,0 +1,194 @@
+"""config.json of other people's folders: which kind of model it describes, and back."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lvlm_jax import llm, vision
+from lvlm_jax.connectors import LinearConfig, MlpConfig
+from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.hub.families import Config
+from lvlm_jax.keymap import one_of
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.models.contrastive import DualEncoderConfig
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.vision.text_tower import TextTowerConfig
+from lvlm_jax.vision.vit import ViTConfig
+from lvlm_jax.zoo import dual, llava
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      CheckpointError: not there, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not there; a checkpoint folder needs its {path.name}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not an object with fields; fetch it again")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a config.json says: kind of model, its config, the id of a picture's placeholder (None: not a LVLM)."""
+
+    kind: str
+    config: Config
+    image_token_id: int | None = None
+    original: bool = False
+
+
+def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | None = None) -> Described:
+    """Reads a config.json.
+
+    Args:
+      raw: its content.
+      source: where it is, for messages.
+      tower: config.json of a vision tower that stands in a folder of its own (the LLaVA authors' layout).
+
+    Raises:
+      CheckpointError: an unknown model_type, or a value that cannot be run.
+    """
+    try:
+        if "mm_vision_tower" in raw:
+            # Their token lists have -200 where a picture goes; any word will do, since the picture is laid over it.
+            config = from_original(raw, None if tower is None else vision_config(tower))
+            return Described(kind="lvlm", config=config, image_token_id=0, original=True)
+        kind = raw.get("model_type")
+        if kind in ("llava", llava.OWN_TYPE):
+            config, image_token_id = llava.from_hf(raw)
+            return Described(kind="lvlm", config=config, image_token_id=image_token_id)
+        if kind not in READERS:
+            known = ", ".join(["llava", "llava_llama", *READERS])
+            raise ValueError(f"config.json: model_type is {kind!r}, which is not supported; supported: {known}")
+        name, reader = READERS[kind]
+        return Described(kind=name, config=reader(raw))
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def vision_config(raw: Mapping[str, Any]) -> ViTConfig:
+    """The vision tower of a config.json: a tower's own, or part of a dual encoder's."""
+    kind = raw.get("model_type")
+    if kind in ("clip", "siglip"):
+        return dual.from_hf(raw).vision
+    return vision.FAMILIES[one_of("model_type", kind, [*vision.FAMILIES, "clip", "siglip"])].from_hf(raw)
+
+
+READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
+    "clip": ("dual", dual.from_hf),
+    "siglip": ("dual", dual.from_hf),
+    "clip_vision_model": ("vision", vision.clip.from_hf),
+    "siglip_vision_model": ("vision", vision.siglip.from_hf),
+    "clip_text_model": ("text", vision.clip.text_from_hf),
+    "siglip_text_model": ("text", vision.siglip.text_from_hf),
+    **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
+}
+"""Public ``model_type`` -> kind of model and what reads its config."""
+
+
+def kind_of(config: Config) -> str:
+    """The kind of model that a config of ours describes."""
+    kinds = {
+        LVLMConfig: "lvlm",
+        DualEncoderConfig: "dual",
+        ViTConfig: "vision",
+        TextTowerConfig: "text",
+        DecoderConfig: "decoder",
+    }
+    return kinds[type(config)]
+
+
+def public_config(config: Config, image_token_id: int | None = None) -> dict[str, Any]:
+    """The config.json that the torch library reads; `describe` reads it back."""
+    match config:
+        case LVLMConfig():
+            if image_token_id is None:
+                raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
+            return llava.to_hf(config, image_token_id)
+        case ViTConfig():
+            name = vision.family_of(config)
+            architecture = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}[name]
+            return {**vision.FAMILIES[name].to_hf(config), "architectures": [architecture]}
+        case TextTowerConfig():
+            name = vision.text_family_of(config)
+            architecture = {"clip_text_model": "CLIPTextModel", "siglip_text_model": "SiglipTextModel"}[name]
+            return {**vision.TEXT_FAMILIES[name].text_to_hf(config), "architectures": [architecture]}
+        case DualEncoderConfig():
+            return dual.to_hf(config)
+        case _:
+            return llm.FAMILIES[llm.family_of(config)].to_hf(config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The LLaVA authors' own config.json
+
+_FEATURE = {False: "patch", True: "cls_patch"}
+
+
+def from_original(raw: Mapping[str, Any], tower: ViTConfig | None = None) -> LVLMConfig:
+    """A config.json of the LLaVA authors, with the sizes of `tower` where it stands in a folder of its own.
+
+    A tower that is no released one is described by a ``vision_config`` beside their fields (`to_original` writes it).
+    """
+    one_of("model_type", raw.get("model_type"), ["llava", "llava_llama"])
+    if raw.get("mm_use_im_start_end"):
+        raise ValueError("config.json: mm_use_im_start_end is true, which is not supported; supported: false")
+    if tower is None and raw.get("vision_config"):
+        tower = vision_config(raw["vision_config"])
+    if tower is None:
+        return llava.from_original(raw)
+    # The zoo reads all but the sizes of a tower that it does not know.
+    layer = raw.get("mm_vision_select_layer", -2)
+    known = llava.from_original(
+        {**raw, "mm_vision_tower": next(iter(vision.clip.HUB_NAMES)), "mm_vision_select_layer": -2}
+    )
+    if not isinstance(layer, int) or not -1 - tower.depth <= layer <= tower.depth:
+        raise ValueError(f"config.json: mm_vision_select_layer is {layer!r}, but the tower has {tower.depth} layers")
+    tower = dataclasses.replace(
+        tower,
+        feature_layer=layer if layer < 0 else layer - tower.depth - 1,
+        class_feature=tower.class_token and known.vision.class_feature,
+    )
+    return dataclasses.replace(known, vision=tower)
+
+
+def to_original(config: LVLMConfig) -> dict[str, Any]:
+    """The LLaVA authors' config.json; `from_original` reads it back.
+
+    Raises:
+      ValueError: a decoder, connector or attention that their code does not have.
+    """
+    one_of("attention", config.attention, ["causal"])
+    one_of("text_config.model_type", llm.family_of(config.llm), ["llama"])
+    if isinstance(config.connector, MlpConfig):
+        one_of("connector.activation", config.connector.activation, ["gelu"])
+    elif not isinstance(config.connector, LinearConfig):
+        raise ValueError(
+            f"the LLaVA authors' layout has no {type(config.connector).__name__[:-6]} connector; choose another layout"
+        )
+    family = vision.FAMILIES[vision.family_of(config.vision)]
+    default = dataclasses.replace(config.vision, feature_layer=-2, class_feature=False)
+    names = [name for name, preset in family.HUB_NAMES.items() if family.PRESETS[preset] == default]
+    out = {
+        **llm.llama.to_hf(config.llm),
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "mm_vision_tower": names[0] if names else "vision_config",
+        "mm_projector_type": "linear" if isinstance(config.connector, LinearConfig) else "mlp2x_gelu",
+        "mm_vision_select_layer": config.vision.feature_layer,
+        "mm_vision_select_feature": _FEATURE[config.vision.class_feature],
+        "mm_hidden_size": config.vision.width,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+    }
+    return out if names else {**out, "vision_config": family.to_hf(config.vision)}

@@ -1,0 +1,179 @@
+"""Other people's checkpoints in: a folder becomes a config and (sharded) arrays, every key accounted for.
+
+`export.export_folder` is the way back, `verify.verify` the proof that nothing was lost between.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lvlm_jax import keymap
+from lvlm_jax import params as P
+from lvlm_jax.hub import configs, download, place
+from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.hub.export import export_folder
+from lvlm_jax.hub.families import KINDS, Config, without_head
+from lvlm_jax.hub.safetensors_io import TensorFolder
+from lvlm_jax.keymap import Row
+from lvlm_jax.shapes import DTypeLike, Params
+from lvlm_jax.vision import FAMILIES as TOWERS
+from lvlm_jax.vision import family_of
+from lvlm_jax.zoo import llava
+
+__all__ = ["Loaded", "export_folder", "import_folder"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint as this library holds it.
+
+    kind: "lvlm", "dual", "vision", "text" or "decoder". axes: logical axis names of each leaf of `params`.
+    image_token_id: what stands in a token list where a picture goes (None: not a LVLM). layout: how the keys were
+    written, a name that `export_folder` takes. folder: where it came from, with tokenizer and processor beside it.
+    """
+
+    kind: str
+    config: Config
+    params: Params
+    axes: Params
+    image_token_id: int | None
+    layout: str
+    folder: Path
+
+
+def import_folder(
+    folder: str | Path,
+    *,
+    kind: str | None = None,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    scan: bool = False,
+    vision: str | Path | None = None,
+    layout: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool | None = None,
+) -> Loaded:
+    """Reads a checkpoint, tensor by tensor, straight into arrays.
+
+    Example:
+      >>> loaded = import_folder("llava-hf/llava-1.5-7b-hf", mesh=make_mesh("FSDP"), dtype=jnp.bfloat16, scan=True)
+
+    Args:
+      folder: a folder or a hub name (with `revision`, `token`, `cache`, `offline` as `download.resolve` takes them).
+      kind: what it must be; "vision" also takes the vision tower out of a dual encoder. Default what config.json says.
+      mesh: where the arrays go; default the first device, whole.
+      dtype: of the arrays; default what the file holds (bfloat16 stays bfloat16).
+      scan: layers stacked for a scanned model, or one by one.
+      vision: folder or hub name of the vision tower, for the LLaVA authors' files, which often hold none.
+      layout: how the keys are written; default found by probing.
+
+    Raises:
+      CheckpointError: what does not fit, before any tensor is read.
+    """
+    hub = {"token": token, "cache": cache, "offline": offline}
+    path = download.resolve(folder, revision=revision, **hub)
+    raw = configs.read_json(path / "config.json")
+    tower_path = None if vision is None else download.resolve(vision, **hub)
+    described = _describe(raw, path, tower_path, kind)
+    parts, layout = _parts(described, path, tower_path, layout)
+    kind_ = KINDS[described.kind]
+    rows = [row for _, part in parts for row in part]
+    shapes = without_head(kind_.shapes(described.config, False)[0], rows)
+    _check_keys(parts, described, layout, shapes, path)
+    for tensors, part in parts:
+        place.check_shapes(tensors, part, shapes)
+    axes = kind_.shapes(described.config, scan)[1]
+    flat: dict[str, Any] = {}
+    for tensors, part in parts:
+        flat.update(place.load(tensors, part, shapes, axes, mesh, dtype, scan))
+    named = P.flatten(axes)
+    return Loaded(
+        kind=described.kind,
+        config=described.config,
+        params=P.unflatten(flat),
+        axes=P.unflatten({name: named[name] for name in flat}),
+        image_token_id=described.image_token_id,
+        layout=layout,
+        folder=path,
+    )
+
+
+def _describe(raw: dict, path: Path, tower_path: Path | None, kind: str | None) -> configs.Described:
+    """What config.json says, held against what the caller wants."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    tower = None if tower_path is None else configs.read_json(tower_path / "config.json")
+    described = configs.describe(raw, path, tower)
+    if tower is not None and not described.original:
+        raise ValueError(
+            f"vision={str(tower_path)!r}: only the LLaVA authors' files take their tower from elsewhere, and {path} is "
+            "none; leave it out"
+        )
+    if kind == "vision" and described.kind == "dual":
+        return configs.Described(kind="vision", config=described.config.vision)
+    if kind is not None and kind != described.kind:
+        raise CheckpointError(f"{path}: holds a model of kind {described.kind!r}, not {kind!r}; see its config.json")
+    return described
+
+
+Parts = list[tuple[TensorFolder, list[Row]]]
+
+
+def _parts(described: configs.Described, path: Path, tower: Path | None, layout: str | None) -> tuple[Parts, str]:
+    """(folders to read with the key table of each, layout of the first)."""
+    tensors, kind = TensorFolder(path), KINDS[described.kind]
+    layout = layout or kind.layout_of(tensors, path)
+    if layout not in kind.layouts:
+        raise ValueError(f"unknown layout {layout!r}; those of kind {described.kind!r} are {', '.join(kind.layouts)}")
+    if layout != "llava-original":
+        return [(tensors, kind.rows(described.config, layout))], layout
+    has_tower = any(key.startswith(llava.LAYOUTS[layout].vision) for key in tensors)
+    if has_tower and tower is None:
+        return [(tensors, kind.rows(described.config, layout))], layout
+    if has_tower:
+        raise ValueError(f"vision={str(tower)!r}: {path} holds a vision tower already; leave it out")
+    if tower is None:
+        name = configs.read_json(path / "config.json")["mm_vision_tower"]
+        raise CheckpointError(
+            f"{path}: holds no vision tower; the authors take it from {name!r}. Give vision={name!r} or its folder"
+        )
+    files = TensorFolder(tower)
+    vision = described.config.vision
+    prefix = KINDS["vision"].layouts[KINDS["vision"].layout_of(files, tower)]
+    rows = TOWERS[family_of(vision)].rows(vision, "vision", prefix if prefix == "vision_model." else "")
+    return [(tensors, llava.rows(described.config, layout, tower=False)), (files, rows)], layout
+
+
+def _check_keys(parts: Parts, described: configs.Described, layout: str, shapes: Params, path: Path) -> None:
+    """No key left over on either side."""
+    kinds = [KINDS[described.kind], *[KINDS["vision"]] * (len(parts) - 1)]
+    theirs = [key for kind, (tensors, _) in zip(kinds, parts) for key in tensors if not kind.is_unused(key)]
+    copy = _tied_copy(parts[0][0], described, layout, path)
+    try:
+        rows = [row for _, part in parts for row in part]
+        keymap.check(rows, P.flatten(shapes), [key for key in theirs if key != copy], str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _tied_copy(tensors: TensorFolder, described: configs.Described, layout: str, path: Path) -> str | None:
+    """The key of an output head that a tied model's folder holds although it is the embedding over again."""
+    config = described.config
+    decoder = {"lvlm": lambda: config.llm, "decoder": lambda: config}.get(described.kind, lambda: None)()
+    if decoder is None or not decoder.tied:
+        return None
+    head = llava.LAYOUTS[layout].head if described.kind == "lvlm" else "lm_head.weight"
+    if head not in tensors:
+        return None
+    table = next(row.theirs for row in KINDS[described.kind].rows(config, layout) if row.ours.endswith("embed/table"))
+    if not np.array_equal(tensors.read(head).view(np.uint8), tensors.read(table).view(np.uint8)):
+        raise CheckpointError(
+            f"{path}: config.json ties the output head to the embedding, but {head!r} differs from {table!r}; set "
+            "tie_word_embeddings to false to keep both"
+        )
+    return head

@@ -1,0 +1,154 @@
+"""What each public ``model_type`` is here: its config, key table in every layout, and the shapes of its parameters.
+
+Several ways of writing one model's keys stand in front of one table: a layout is where the parts stand, found by
+probing the keys. A LLaVA's five layouts are the zoo's; those of towers and decoders alone are here.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from lvlm_jax import llm, vision
+from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.keymap import Row
+from lvlm_jax.llm.decoder import Decoder, DecoderConfig
+from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
+from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.nn import ranges
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.processing.schema import Batch
+from lvlm_jax.shapes import Params
+from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
+from lvlm_jax.vision.vit import VisionTower, ViTConfig
+from lvlm_jax.zoo import dual, llava
+
+Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
+
+UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
+"""Patterns of keys that hold no weights: tables that old versions saved beside them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of model.
+
+    rows(config, layout) is its key table, layouts the names of the layouts with the prefix that each is known by (the
+    first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the patterns of keys
+    that a folder may hold beside its own.
+    """
+
+    rows: Callable[[Any, str], list[Row]]
+    layouts: Mapping[str, str]
+    shapes: Callable[[Any, bool], tuple[Params, Params]]
+    unused: tuple[str, ...] = UNUSED
+
+    def layout_of(self, keys: Iterable[str], source: Any) -> str:
+        """The layout of a folder's keys.
+
+        Raises:
+          CheckpointError: none of them, with the first keys.
+        """
+        keys = list(keys)
+        if self is KINDS["lvlm"]:
+            try:
+                return llava.layout_of(keys)
+            except ValueError as error:
+                raise CheckpointError(f"{source}: {error}") from error
+        for name, prefix in self.layouts.items():
+            if any(key.startswith(prefix) for key in keys):
+                return name
+        known = ", ".join(f"{name}: {prefix}..." for name, prefix in self.layouts.items())
+        raise CheckpointError(
+            f"{source}: its keys are in no known layout ({known}); "
+            f"the first are {', '.join(sorted(keys)[:6])}. Is config.json that of another model?"
+        )
+
+    def is_unused(self, key: str) -> bool:
+        """Whether nobody is meant to read this key."""
+        return any(re.fullmatch(pattern, key) for pattern in self.unused)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Key tables
+
+_VISION_AT = {"hf-4": "vision_model.", "hf-5": ""}
+_TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
+_DECODER_AT = {"hf": "model.", "bare": ""}
+
+
+def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
+    return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
+
+
+def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
+    return vision.TEXT_FAMILIES[vision.text_family_of(config)].text_rows(config, "", _TEXT_AT[layout])
+
+
+def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
+    rows = llm.FAMILIES[llm.family_of(config)].rows(config, "", _DECODER_AT[layout])
+    # The bare model ends at its final norm: it gives hidden states, no logits.
+    return [row for row in rows if row.ours != "head/kernel"] if layout == "bare" else rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes
+
+
+def _picture(config: ViTConfig) -> tuple[Any, Any, Any]:
+    p = config.patches
+    return jnp.zeros((1, p, config.values)), jnp.zeros((1, p, 2), jnp.int32), jnp.ones((1, p), jnp.int32)
+
+
+def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(LVLM(config, scan=scan), dummy_batch(config))
+
+
+def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
+    x = jnp.zeros((1, 2, config.width))
+    return abstract(Decoder(config, scan=scan), x, jnp.zeros((1, 2), jnp.int32), ranges.causal(1, 2))
+
+
+def _dual_shapes(config: DualEncoderConfig, scan: bool) -> tuple[Params, Params]:
+    patches, positions, segments = (x[None] for x in _picture(config.vision))
+    text = jnp.zeros((1, config.text.context), jnp.int32)
+    batch = Batch(
+        tokens=text,
+        weights=text.astype(jnp.float32),
+        positions=text,
+        segments=text + 1,
+        image_index=text - 1,
+        patches=patches,
+        patch_positions=positions,
+        patch_segments=segments,
+    )
+    return abstract(DualEncoder(config, scan=scan), batch)
+
+
+KINDS: dict[str, Kind] = {
+    "lvlm": Kind(rows=llava.rows, layouts=dict.fromkeys(llava.LAYOUTS, ""), shapes=_lvlm_shapes),
+    "dual": Kind(rows=lambda config, layout: dual.rows(config), layouts={"hf": "vision_model."}, shapes=_dual_shapes),
+    "vision": Kind(
+        rows=_vision_rows,
+        layouts={"hf-4": "vision_model.", "hf-5": "encoder.layers."},
+        shapes=lambda config, scan: abstract(VisionTower(config, scan=scan), *_picture(config)),
+        # A tower is also read out of a dual encoder's folder.
+        unused=(*UNUSED, r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
+    ),
+    "text": Kind(
+        rows=_text_rows,
+        layouts={"hf-4": "text_model.", "hf-5": "encoder.layers."},
+        shapes=lambda config, scan: abstract(TextTower(config, scan=scan), jnp.zeros((1, 2), jnp.int32)),
+        unused=(*UNUSED, r"vision_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
+    ),
+    "decoder": Kind(rows=_decoder_rows, layouts={"hf": "model.layers.", "bare": "layers."}, shapes=_decoder_shapes),
+}
+"""Every kind of model there is."""
+
+
+def without_head(shapes: Params, rows: Sequence[Row]) -> Params:
+    """The tree less an output head that no row fills (a bare decoder's)."""
+    filled = {path for row in rows for path in row.leaves}
+    return shapes if "head/kernel" in filled else {name: tree for name, tree in shapes.items() if name != "head"}

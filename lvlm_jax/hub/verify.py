@@ -1,0 +1,326 @@
+"""Parity as a user's command: the same folder here and in the torch library, on one picture and one prompt."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lvlm_jax.hub import beside, configs, convert
+from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.hub.export import export_folder
+from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.models.contrastive import DualEncoder
+from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.nn import ranges
+from lvlm_jax.processing.image import ImageSpec, load_image, preprocess, to_patches
+from lvlm_jax.processing.schema import Batch
+from lvlm_jax.processing.tokenizer import load_tokenizer
+from lvlm_jax.vision.text_tower import TextTower
+from lvlm_jax.vision.vit import VisionTower, ViTConfig
+from lvlm_jax.zoo import llava
+from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
+
+TOLERANCE = 2e-5
+"""Largest difference allowed, in float32, as a share of the largest reference value."""
+PROMPT = "What is in this picture?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One stage of the two models: largest absolute difference, and largest absolute value of the reference."""
+
+    name: str
+    difference: float
+    largest: float
+
+    @property
+    def ratio(self) -> float:
+        """Difference as a share of the largest value."""
+        return self.difference / self.largest if self.largest else float(self.difference > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `verify` found; ``print(comparison)`` shows it as a table.
+
+    keys: what the torch library said of the folder's keys (missing, unexpected, of another shape); must be empty.
+    """
+
+    parts: tuple[Part, ...]
+    keys: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part is within the tolerance and no key was left over."""
+        return not self.keys and all(part.ratio <= self.tolerance for part in self.parts)
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<20}{'difference':>12}{'largest':>12}{'share':>12}"]
+        for part in self.parts:
+            mark = "" if part.ratio <= self.tolerance else "  too large"
+            lines.append(f"{part.name:<20}{part.difference:>12.3e}{part.largest:>12.4g}{part.ratio:>12.2e}{mark}")
+        lines += [f"key: {key}" for key in self.keys]
+        return "\n".join([*lines, f"{'passed' if self.passed else 'FAILED'} at {self.tolerance:g}"])
+
+
+def verify(
+    folder: str | Path,
+    theirs: str | Path | None = None,
+    picture: Any = None,
+    prompt: str = PROMPT,
+    vision: str | Path | None = None,
+    tolerance: float = TOLERANCE,
+) -> Comparison:
+    """Runs a checkpoint here and in the torch library, both in float32, and compares stage by stage.
+
+    Args:
+      folder: what we read.
+      theirs: what the torch library reads; default the same folder. The LLaVA authors' layout, which it does not know,
+        is exported for it first.
+      picture: anything `load_image` takes; default a made one.
+      prompt: read by the folder's tokenizer; a folder without one gets made token ids.
+      vision: as `import_folder` takes it.
+
+    Raises:
+      ModuleNotFoundError: torch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "verify compares with the torch library, and torch is not installed: pip install 'lvlm-jax[test]'"
+        ) from error
+    loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
+    with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
+        if theirs is None and loaded.layout == "llava-original":
+            theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=0)
+        inputs = _inputs(loaded, picture, prompt)
+        reference, keys = _REFERENCES[loaded.kind](loaded, Path(theirs or loaded.folder), inputs)
+        run = jax.jit(lambda params, inputs: _OURS[loaded.kind](dataclasses.replace(loaded, params=params), inputs))
+        ours = jax.tree.map(np.asarray, run(loaded.params, jax.tree.map(jnp.asarray, inputs)))
+    parts = [_part(name, ours[name], value) for name, value in reference.items()]
+    return Comparison(tuple(parts), tuple(keys), tolerance)
+
+
+def _part(name: str, ours: np.ndarray, theirs: Any) -> Part:
+    theirs = theirs.detach().float().numpy()
+    if ours.shape != theirs.shape:
+        raise CheckpointError(f"{name}: shape {list(ours.shape)} here and {list(theirs.shape)} in the torch library")
+    return Part(name, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inputs
+
+
+def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.ndarray]:
+    """Token ids, and pixels both as patches (ours) and as one array (theirs)."""
+    tower: ViTConfig | None = getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
+    out: dict[str, np.ndarray] = {}
+    if tower is not None:
+        spec = beside.image_spec(loaded.folder, tower.patch_size) or ImageSpec(
+            size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD
+        )
+        if spec.size != tower.image_size:
+            raise CheckpointError(
+                f"{loaded.folder}: pictures are prepared at {spec.size} pixels, but the tower reads "
+                f"{tower.image_size}; see preprocessor_config.json"
+            )
+        image = load_image(_made_picture() if picture is None else picture)
+        patches, positions = to_patches(image, spec)
+        out |= {
+            "patches": patches[None],
+            "positions": positions[None],
+            "segments": np.ones((1, len(patches)), np.int32),
+        }
+        out["pixels"] = preprocess(image, spec).transpose(2, 0, 1)[None]
+    if loaded.kind != "vision":
+        out["tokens"] = np.asarray([_tokens(loaded, prompt)], np.int32)
+    return out
+
+
+def _made_picture() -> np.ndarray:
+    """Colours that change smoothly, with noise: every frequency is there."""
+    y, x = np.mgrid[0:300, 0:400]
+    smooth = np.stack([y / 300, x / 400, (x + y) / 700], -1) * 200
+    return (smooth + np.random.default_rng(0).uniform(0, 55, smooth.shape)).astype(np.uint8)
+
+
+def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
+    config = loaded.config
+    if loaded.kind in ("dual", "text"):
+        # What a text tower pools is marked by an id of its own, at the end of a row of full length.
+        text = getattr(config, "text", config)
+        last = text.eos_id if text.pool == "eos" else text.vocab - 1
+        return [3 + (7 * i) % (text.vocab - 4) for i in range(text.context - 1)] + [last]
+    decoder = getattr(config, "llm", config)
+    # Of a folder without tokenizer files the library would make an empty tokenizer, and say nothing.
+    if any((loaded.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        words = load_tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
+    else:
+        words = [3 + (7 * i) % (decoder.vocab - 4) for i in range(12)]
+    words = [word for word in words if word != loaded.image_token_id]
+    if loaded.kind == "decoder":
+        return words
+    return words[:2] + [loaded.image_token_id] * config.visual_tokens + words[2:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Here
+
+
+def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    model, variables = LVLM(loaded.config), {"params": loaded.params}
+    tokens, picture = inputs["tokens"], [inputs[name] for name in ("patches", "positions", "segments")]
+    is_picture = tokens == loaded.image_token_id
+    batch = Batch(
+        tokens=tokens,
+        weights=jnp.zeros(tokens.shape),
+        positions=jnp.arange(tokens.shape[1])[None],
+        segments=jnp.ones(tokens.shape, jnp.int32),
+        image_index=jnp.where(is_picture, is_picture.cumsum(1) - 1, -1),
+        patches=picture[0][None],
+        patch_positions=picture[1][None],
+        patch_segments=picture[2][None],
+    )
+    hidden, _ = model.apply(variables, batch)
+    return {
+        "vision features": model.apply(variables, *picture, method=lambda m, *x: m.vision.features(*x)),
+        "connector": model.apply(variables, *(x[None] for x in picture), method="embed_images"),
+        "hidden states": hidden,
+        "logits": model.apply(variables, hidden, method="logits"),
+    }
+
+
+def _ours_decoder(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    model, variables, tokens = Decoder(loaded.config), {"params": loaded.params}, inputs["tokens"]
+    x = model.apply(variables, tokens, method="embed_tokens")
+    hidden, _ = model.apply(variables, x, jnp.arange(tokens.shape[1])[None], ranges.causal(*tokens.shape))
+    if loaded.layout == "bare":
+        return {"hidden states": hidden}
+    return {"hidden states": hidden, "logits": model.apply(variables, hidden, method="logits")}
+
+
+def _ours_dual(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    model, variables = DualEncoder(loaded.config), {"params": loaded.params}
+    picture = [inputs[name] for name in ("patches", "positions", "segments")]
+    image = model.apply(variables, *picture, method="embed_images")
+    text = model.apply(variables, inputs["tokens"], method="embed_text")
+    scale, bias = loaded.params["logit_scale"], loaded.params.get("logit_bias", 0.0)
+    return {"picture vector": image, "text vector": text, "logits": jnp.exp(scale) * image @ text.T + bias}
+
+
+def _ours_vision(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    picture = [inputs[name] for name in ("patches", "positions", "segments")]
+    hidden, pooled = VisionTower(loaded.config).apply({"params": loaded.params}, *picture)
+    return {"hidden states": hidden, "pooled vector": pooled}
+
+
+def _ours_text(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    hidden, pooled = TextTower(loaded.config).apply({"params": loaded.params}, inputs["tokens"])
+    return {"hidden states": hidden, "pooled vector": pooled}
+
+
+_OURS = {
+    "lvlm": _ours_lvlm,
+    "decoder": _ours_decoder,
+    "dual": _ours_dual,
+    "vision": _ours_vision,
+    "text": _ours_text,
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the torch library
+
+Reference = tuple[dict[str, Any], list[str]]
+
+
+def _open(name: str, folder: Path) -> tuple[Any, list[str]]:
+    """(their model in float32, what it says of the keys)."""
+    import torch
+    import transformers
+
+    kind = configs.read_json(folder / "config.json").get("model_type")
+    if kind == llava.OWN_TYPE:
+        raise CheckpointError(
+            f"{folder}: the torch library has no class for this model (another connector, or prefix attention), so "
+            "there is nothing to compare with"
+        )
+    model, said = getattr(transformers, name).from_pretrained(
+        str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    names = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return model.eval(), [f"{name.split('_')[0]}: {key}" for name in names for key in said[name]]
+
+
+def _tensor(x: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(x)).to(torch.int64 if x.dtype == np.int32 else torch.float32)
+
+
+def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    import torch
+
+    model, keys = _open("LlavaForConditionalGeneration", folder)
+    inner = getattr(model, "model", model)
+    pixels, tokens, tower = _tensor(inputs["pixels"]), _tensor(inputs["tokens"]), loaded.config.vision
+    with torch.no_grad():
+        states = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = states[tower.feature_layer]
+        if tower.class_token and not tower.class_feature:
+            features = features[:, 1:]
+        connected = inner.multi_modal_projector(features)
+        out = model(
+            input_ids=tokens,
+            pixel_values=pixels,
+            attention_mask=torch.ones_like(tokens),
+            output_hidden_states=True,
+        )
+    parts = {"vision features": features, "connector": connected}
+    return parts | {"hidden states": out.hidden_states[-1], "logits": out.logits}, keys
+
+
+def _their_decoder(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    import torch
+
+    bare = loaded.layout == "bare"
+    model, keys = _open("AutoModel" if bare else "AutoModelForCausalLM", folder)
+    with torch.no_grad():
+        out = model(input_ids=_tensor(inputs["tokens"]), output_hidden_states=True)
+    return {"hidden states": out.hidden_states[-1]} | ({} if bare else {"logits": out.logits}), keys
+
+
+def _their_dual(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    import torch
+
+    model, keys = _open("AutoModel", folder)
+    with torch.no_grad():
+        out = model(input_ids=_tensor(inputs["tokens"]), pixel_values=_tensor(inputs["pixels"]))
+    vectors = {"picture vector": out.image_embeds, "text vector": out.text_embeds}
+    return vectors | {"logits": out.logits_per_image}, keys
+
+
+def _their_tower(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    import torch
+
+    model, keys = _open("AutoModel", folder)
+    given = inputs["pixels"] if loaded.kind == "vision" else inputs["tokens"]
+    with torch.no_grad():
+        out = model(_tensor(given))
+    parts = {"hidden states": out.last_hidden_state}
+    return parts if out.pooler_output is None else parts | {"pooled vector": out.pooler_output}, keys
+
+
+_REFERENCES = {
+    "lvlm": _their_lvlm,
+    "decoder": _their_decoder,
+    "dual": _their_dual,
+    "vision": _their_tower,
+    "text": _their_tower,
+}

@@ -1,0 +1,153 @@
+"""Tiny randomly perturbed models of the torch library, saved to folders, and the layouts that people hold on disk."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+PICTURE = {"image_size": 28, "patch_size": 7}
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+WORDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+DECODER = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    **WORDS,
+}
+
+
+def perturbed(model, dtype=torch.float32):
+    """No weight keeps a special value (unit norms, zero biases), so that a lost one shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(value * 3 + 0.1 * noise if value.ndim > 1 else value + 0.2 * noise)
+    return model.to(dtype).eval()
+
+
+def llama(tied=False):
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER, tie_word_embeddings=tied))
+
+
+def qwen2(tied=True):
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER, tie_word_embeddings=tied))
+
+
+def clip(**towers):
+    vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, **WORDS}
+    return hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))
+
+
+def siglip():
+    vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, "projection_size": 32, **WORDS}
+    return hf.SiglipModel(hf.SiglipConfig(vision_config=vision, text_config=text))
+
+
+def clip_vision():
+    return hf.CLIPVisionModel(hf.CLIPVisionConfig(**TOWER, **PICTURE))
+
+
+def siglip_vision():
+    return hf.SiglipVisionModel(hf.SiglipVisionConfig(**TOWER, **PICTURE))
+
+
+def clip_text():
+    return hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, max_position_embeddings=16, **WORDS))
+
+
+def siglip_text():
+    return hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT, max_position_embeddings=16, projection_size=32, **WORDS))
+
+
+def llava(tower="clip", decoder="llama", **fields):
+    towers = {"clip": hf.CLIPVisionConfig, "siglip": hf.SiglipVisionConfig}
+    decoders = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}
+    if tower == "siglip":
+        fields = {"vision_feature_select_strategy": "full", **fields}
+    config = hf.LlavaConfig(
+        vision_config=towers[tower](**TOWER, **PICTURE),
+        text_config=decoders[decoder](**DECODER),
+        image_token_index=511,
+        **fields,
+    )
+    return hf.LlavaForConditionalGeneration(config)
+
+
+def saved(model, path, shard=None):
+    """The folder that the torch library writes."""
+    model.save_pretrained(path, **({} if shard is None else {"max_shard_size": shard}))
+    return Path(path)
+
+
+def rekeyed(folder, path, rename, config=None):
+    """A copy of a single-file folder with other keys (None: dropped) and, perhaps, another config.json."""
+    path = Path(path)
+    path.mkdir()
+    tensors = {rename(key): value for key, value in load_file(folder / "model.safetensors").items()}
+    tensors.pop(None, None)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    content = config or json.loads((folder / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(content))
+    return path
+
+
+# Rewritings of layout "hf-5", which the torch library writes for a fresh LLaVA.
+_TO = {
+    "hf-4": [(r"^vision_tower\.", "vision_tower.vision_model.")],
+    "hf-4.52": [
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.lm_head", "lm_head"),
+        (r"^vision_tower\.", "model.vision_tower.vision_model."),
+        (r"^multi_modal_projector", "model.multi_modal_projector"),
+    ],
+    "hf-5": [],
+    "hf-5-memory": [
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.lm_head", "lm_head"),
+        (r"^vision_tower\.", "model.vision_tower."),
+        (r"^multi_modal_projector", "model.multi_modal_projector"),
+    ],
+    "llava-original": [
+        (r"^language_model\.", ""),
+        (r"^vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
+        (r"^multi_modal_projector\.linear_1", "model.mm_projector.0"),
+        (r"^multi_modal_projector\.linear_2", "model.mm_projector.2"),
+    ],
+}
+
+
+def llava_key(layout):
+    """The renaming of a fresh LLaVA's keys into a layout."""
+
+    def rename(key):
+        for pattern, text in _TO[layout]:
+            key, count = re.subn(pattern, text, key)
+            if count:
+                break
+        return key
+
+    return rename
+
+
+def original_config(folder):
+    """The LLaVA authors' config.json for a LLaVA folder of the torch library; the tower is in a folder of its own."""
+    raw = json.loads((folder / "config.json").read_text())
+    return {
+        **raw["text_config"],
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+    }
