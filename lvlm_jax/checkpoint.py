@@ -155,8 +155,10 @@ def save_params(folder: str | os.PathLike, params: Any, *, elsewhere: Iterable[s
     _agree(0)
 
 
-def load_params(folder: str | os.PathLike, like: Any = None) -> dict:
+def load_params(folder: str | os.PathLike, like: Any = None, partial: bool = False) -> dict:
     """Parameters that `save_params` wrote: in the layout and shardings of `like`, else per layer on the first device.
+
+    partial: the folder may hold more than `like` asks for (one part of a model).
 
     Raises:
       CheckpointError: no complete checkpoint there, damaged files, another tree, a reference whose folder is gone.
@@ -165,7 +167,7 @@ def load_params(folder: str | os.PathLike, like: Any = None) -> dict:
     if like is None:
         cards = _manifest(folder)["leaves"]
         like = trees.unflatten({p: jax.ShapeDtypeStruct(c["shape"], jnp.dtype(c["dtype"])) for p, c in cards.items()})
-    return read(folder, like)
+    return read(folder, like, partial=partial)
 
 
 def is_saved(folder: str | os.PathLike) -> bool:
@@ -227,7 +229,7 @@ def to_disk(tree: Any) -> dict[str, Any]:
     return flat
 
 
-def read(folder: Any, like: Any, verify: bool = True) -> Any:
+def read(folder: Any, like: Any, verify: bool = True, partial: bool = False) -> Any:
     """A saved tree in the structure, layout and shardings of `like`."""
     folder = _path(folder)
     manifest = _manifest(folder)
@@ -236,7 +238,8 @@ def read(folder: Any, like: Any, verify: bool = True) -> Any:
     for path, leaf in running.items():
         rows = layer_paths(path, leaf.shape)
         wanted.update({path: _abstract(leaf)} if rows is None else dict.fromkeys(rows, _abstract(leaf, row=True)))
-    _compare(folder, manifest["leaves"], wanted)
+    leaves = {path: card for path, card in manifest["leaves"].items() if path in wanted or not partial}
+    _compare(folder, leaves, wanted)
     owners: dict[str, list[str]] = {}
     for path in wanted:
         card = manifest["leaves"][path]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -27,6 +27,7 @@ Hook = Callable[[int, TrainState, dict], None]
 """hook(steps done, state, metrics of the last step): decides by the step number; must not keep the state."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where batches come from: batch k is a pure function of k, so a run resumes by its number alone."""
 

@@ -20,6 +20,7 @@ def language_loss(
     chunk: int = 256,
     skip_unlabelled: bool = True,
     head_trained: bool = True,
+    shards: int = 1,
 ) -> Sums:
     """Weighted next-token cross-entropy that never holds a B x T x V array.
 
@@ -28,7 +29,8 @@ def language_loss(
     positions of each row are moved to its front (within the row, so nothing leaves a data shard) and only as many
     chunks run as the fullest row needs; without it the number of chunks is static, for pods whose steps should all take
     equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
-    the head is not computed (it comes back as zero).
+    the head is not computed (it comes back as zero). shards: over how many data shards the rows lie; each then adds up
+    its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk.
 
     Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
     are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
@@ -39,20 +41,22 @@ def language_loss(
     after = ((0, 0), (0, 1))
     targets = jnp.pad(jnp.asarray(tokens)[:, 1:], after)
     shifted = jnp.pad(jnp.asarray(weights, jnp.float32)[:, 1:], after)
-    return _cross_entropy(chunk, skip_unlabelled, head_trained, hidden, head_kernel, targets, shifted)
+    if tokens.shape[0] % shards:
+        raise ValueError(f"{tokens.shape[0]} rows do not divide over shards={shards}")
+    return _cross_entropy(chunk, skip_unlabelled, shards if head_trained else 0, hidden, head_kernel, targets, shifted)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(chunk, skip, head_trained, hidden, kernel, targets, weights):
-    return _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=False, head=False)[0]
+def _cross_entropy(chunk, skip, shards, hidden, kernel, targets, weights):
+    return _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
 
 
-def _forward(chunk, skip, head_trained, hidden, kernel, targets, weights):
-    sums, grads = _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=True, head=head_trained)
+def _forward(chunk, skip, shards, hidden, kernel, targets, weights):
+    sums, grads = _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=True, shards=shards)
     return sums, grads
 
 
-def _backward(chunk, skip, head_trained, grads, cotangents):
+def _backward(chunk, skip, shards, grads, cotangents):
     dhidden, dkernel = grads
     scale = cotangents[0]
     dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
@@ -62,8 +66,8 @@ def _backward(chunk, skip, head_trained, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, head):
-    """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions."""
+def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, shards):
+    """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
     chunk = min(chunk, T)
     total = -(-T // chunk)
@@ -92,8 +96,9 @@ def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, head):
             slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
             dh = dot("btv,dv->btd", slope, work).astype(hidden.dtype)
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dh, i * chunk, 1)
-            if head:
-                dkernel += dot("btd,btv->dv", h, slope)
+            if shards:
+                h, slope = (x.reshape(shards, B // shards, chunk, -1) for x in (h, slope))
+                dkernel += dot("sbtd,sbtv->sdv", h, slope)
         return loss, correct, dhidden, dkernel
 
     zero = jnp.zeros((), jnp.float32)
@@ -101,7 +106,7 @@ def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, head):
         zero,
         zero,
         jnp.zeros((B, total * chunk, D), hidden.dtype) if gradient else None,
-        jnp.zeros(kernel.shape, jnp.float32) if head else None,
+        jnp.zeros((shards, D, V), jnp.float32) if shards else None,
     )
     used = -(-(weights > 0).sum(1).max() // chunk) if skip else total
     loss, correct, dhidden, dkernel = jax.lax.fori_loop(0, used, one_chunk, carry)
@@ -110,7 +115,7 @@ def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, head):
         return sums, None
     if skip:
         dhidden = jax.vmap(lambda row, index: row[index])(dhidden, jnp.argsort(order, axis=1))
-    return sums, (dhidden[:, :T], None if dkernel is None else dkernel.astype(kernel.dtype))
+    return sums, (dhidden[:, :T], None if dkernel is None else dkernel.sum(0).astype(kernel.dtype))
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]

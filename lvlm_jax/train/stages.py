@@ -5,7 +5,7 @@ dtype, moments and checkpoints, and what the log prints.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lvlm_jax import params as trees
 from lvlm_jax.shapes import DTypeLike
@@ -45,7 +45,7 @@ class Stage:
     """
 
     name: str
-    trains: tuple[str, ...]
+    trains: Sequence[str]
     steps: int
     optimizer: OptimizerConfig
     loss: str = "language"
