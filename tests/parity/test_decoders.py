@@ -1,0 +1,140 @@
+"""Llama and Qwen2: grouped heads, rotary scalings, tied heads, padding; and the gradients of every weight."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from lvlm_jax import params as P
+from lvlm_jax.keymap import check
+from lvlm_jax.llm import FAMILIES, family_of
+from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.nn import ranges as R
+from lvlm_jax.nn.linear import abstract
+from tests.parity import compare
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+CASES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama, one kv head a head": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
+    "llama, head width set": (LlamaForCausalLM, LlamaConfig, {"head_dim": 16, "rms_norm_eps": 1e-5}),
+    "llama, linear scaling": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LINEAR}),
+    "llama, llama3 scaling": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "llama, tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+}
+
+
+def make(case):
+    torch.manual_seed(0)
+    model, config, changes = CASES[case]
+    model = compare.perturb(model(config(**SIZES | changes)))
+    public = model.config.to_dict()
+    config = FAMILIES[public["model_type"]].from_hf(public)
+    decoder = Decoder(config)
+    shapes, _ = abstract(decoder, jnp.zeros((1, 4), jnp.int32), *plain(1, 4), method=scores)
+    rows = FAMILIES[family_of(config)].rows(config, "")
+    # In memory a tied head is listed twice.
+    unused = ("lm_head.weight",) if config.tied else ()
+    return model, decoder, rows, unused, compare.load(rows, compare.tensors(model, unused), shapes)
+
+
+def scores(decoder, tokens, positions, ranges):
+    return decoder.logits(decoder(decoder.embed_tokens(tokens), positions, ranges)[0])
+
+
+def plain(rows, length):
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length)), R.causal(rows, length)
+
+
+def tokens(rows=2, length=24):
+    return np.random.default_rng(0).integers(0, 99, (rows, length)).astype(np.int32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(case):
+    model, decoder, _, _, params = make(case)
+    ids = tokens()
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits
+    run = jax.jit(lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores))
+    compare.close(run(params), expected, case)
+    assert compare.dead(run, params) == set()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", ["llama", "qwen2"])
+def test_padding(case, side):
+    model, decoder, _, _, params = make(case)
+    ids, mask = tokens(3, 12), np.ones((3, 12), np.int32)
+    for row, gap in enumerate((0, 3, 7)):
+        mask[row, slice(0, gap) if side == "left" else slice(12 - gap, 12)] = 0
+    positions = np.maximum(np.cumsum(mask, 1) - 1, 0).astype(np.int32)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), torch.tensor(mask), position_ids=torch.tensor(positions)).logits
+    ours = decoder.apply(
+        {"params": params}, jnp.asarray(ids), jnp.asarray(positions), R.packed_causal(jnp.asarray(mask)), method=scores
+    )
+    shown = mask > 0
+    compare.close(np.asarray(ours)[shown], expected.numpy()[shown], f"{case}, padded on the {side}")
+
+
+@pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied"])
+def test_gradients(case):
+    model, decoder, rows, unused, params = make(case)
+    ids = tokens()
+    pull = np.random.default_rng(1).normal(size=(*ids.shape, 99)).astype(np.float32)
+    (model(torch.tensor(ids)).logits * torch.tensor(pull)).sum().backward()
+    expected = P.unflatten(
+        {k: v for row in rows for k, v in row.load(compare.gradients(model, unused)[row.theirs]).items()}
+    )
+
+    def loss(p):
+        return (decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores) * pull).sum()
+
+    ours, expected = P.flatten(jax.jit(jax.grad(loss))(params)), P.flatten(expected)
+    together = lambda flat: np.concatenate([np.asarray(flat[k]).ravel() for k in sorted(flat)])  # noqa: E731
+    compare.close(together(ours), together(expected), f"{case}, gradients of all weights")
+
+
+def test_a_config_goes_out_and_comes_back():
+    for case, (_, config, changes) in CASES.items():
+        public = config(**SIZES | changes).to_dict()
+        family = FAMILIES[public["model_type"]]
+        ours = family.from_hf(public)
+        assert family.from_hf(family.to_hf(ours)) == ours, case
+        theirs = config(**family.to_hf(ours))
+        for name in (*SIZES, "rms_norm_eps", "tie_word_embeddings", "rope_parameters"):
+            assert getattr(theirs, name) == getattr(config(**SIZES | changes), name), (case, name)
+
+
+def test_a_table_for_another_size_lists_what_is_missing():
+    _, decoder, _, _, _ = make("llama")
+    deeper = dataclasses.replace(decoder.config, depth=3)
+    shapes, _ = abstract(Decoder(deeper), jnp.zeros((1, 4), jnp.int32), *plain(1, 4), method=scores)
+    rows = FAMILIES["llama"].rows(deeper, "")
+    small = [row.theirs for row in FAMILIES["llama"].rows(decoder.config, "")]
+    with pytest.raises(ValueError, match=r"model\.layers\.2\.input_layernorm\.weight"):
+        check(rows, P.flatten(shapes), small, "folder")

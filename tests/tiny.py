@@ -1,0 +1,133 @@
+"""Tiny configs of every family, random weights that hide nothing, and batches built by hand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lvlm_jax import params as P
+from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.nn.linear import init
+from lvlm_jax.nn.positions import RopeScaling
+from lvlm_jax.processing.schema import Batch
+from lvlm_jax.vision.vit import ViTConfig
+
+IMAGE = "image"
+"""A picture in a row of `batch`."""
+
+# Three layers, so that the last but one is not the first.
+CLIP = ViTConfig(image_size=28, patch_size=7, width=32, depth=3, heads=4, mlp_dim=64)
+SIGLIP = dataclasses.replace(
+    CLIP,
+    activation="gelu_tanh",
+    norm_eps=1e-6,
+    class_token=False,
+    pre_norm=False,
+    patch_bias=True,
+    pool="none",
+)
+LLAMA = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, head_dim=16, context=128)
+QWEN2 = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, qkv_bias=True, rope_theta=1e6)
+LLAMA3 = dataclasses.replace(
+    LLAMA, rope_theta=500000.0, tied=True, rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_context=16)
+)
+PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
+
+SYSTEMS: dict[str, LVLMConfig] = {
+    "llava": LVLMConfig(vision=CLIP, connector=LinearConfig(), llm=LLAMA),
+    "llava15": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA),
+    "llava15_prefix": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, attention="prefix"),
+    "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
+    "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
+    "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
+}
+"""One system a kind of part."""
+
+
+def perturb(tree: dict, seed: int = 0) -> dict:
+    """N(0, 0.3) on every vector: fresh norms are one and fresh biases zero, which hides what does not read them."""
+    rng = np.random.default_rng(seed)
+    flat = P.flatten(tree)
+    noise = lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32)  # noqa: E731
+    return P.unflatten({path: x + noise(x) if x.ndim <= 1 else x for path, x in flat.items()})
+
+
+def weights(config: LVLMConfig, seed: int = 0) -> dict:
+    """Random parameters of a whole model, layers one by one."""
+    return perturb(init(LVLM(config), jax.random.key(seed), dummy_batch(config)), seed)
+
+
+def batch(
+    config: LVLMConfig,
+    rows: list[list[int | str]],
+    *,
+    groups: int = 1,
+    pad: str = "right",
+    length: int | None = None,
+    image_id: int = 98,
+    seed: int = 0,
+) -> tuple[Batch, np.ndarray]:
+    """A batch, and its pictures [n, 3, height, width] in reading order.
+
+    Args:
+      rows: what each row holds: a number is that many text tokens, `IMAGE` a picture. The last number is the answer.
+      pad: the side on which short rows are padded.
+    """
+    rng = np.random.default_rng(seed)
+    q, side, per = config.visual_tokens, config.vision.image_size, len(rows) // groups
+    sizes = [sum(q if part == IMAGE else part for part in row) for row in rows]
+    length = length or max(sizes)
+    text = np.zeros((len(rows), length), np.int32)
+    fields = {name: text.copy() for name in ("tokens", "positions", "segments")}
+    image_index, weights = text - 1, text.astype(np.float32)
+    counts = [sum(part == IMAGE for row in rows[g * per : (g + 1) * per] for part in row) for g in range(groups)]
+    pictures = rng.normal(size=(sum(counts), side, side, 3)).astype(np.float32)
+    patches = np.zeros((groups, max(counts), config.vision.patches, config.vision.values), np.float32)
+    shown = np.zeros(patches.shape[:3], np.int32)
+    taken = 0
+    for b, row in enumerate(rows):
+        g = b // per
+        at = 0 if pad == "right" else length - sizes[b]
+        here = slice(at, at + sizes[b])
+        fields["positions"][b, here] = np.arange(sizes[b])
+        fields["segments"][b, here] = 1
+        fields["tokens"][b, here] = rng.integers(3, image_id, sizes[b])
+        weights[b, here.stop - (row[-1] if row[-1] != IMAGE else 0) : here.stop] = 1
+        for part in row:
+            if part == IMAGE:
+                slot = taken - sum(counts[:g])
+                patches[g, slot], shown[g, slot] = cut(pictures[taken], config.vision.patch_size), 1
+                fields["tokens"][b, at : at + q] = image_id
+                image_index[b, at : at + q] = slot * q + np.arange(q)
+                taken += 1
+            at += q if part == IMAGE else part
+    grid = np.stack(np.meshgrid(*[np.arange(config.vision.grid)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    where = np.broadcast_to(grid.astype(np.int32), (*patches.shape[:3], 2)).copy()
+    made = Batch(
+        **fields,
+        weights=weights,
+        image_index=image_index,
+        patches=patches,
+        patch_positions=where,
+        patch_segments=shown,
+    )
+    return made, pictures.transpose(0, 3, 1, 2)
+
+
+def cut(picture: np.ndarray, patch: int) -> np.ndarray:
+    """One picture [height, width, 3] -> its patches [P, C], written as plain loops."""
+    rows, cols = picture.shape[0] // patch, picture.shape[1] // patch
+    return np.stack(
+        [
+            picture[r * patch : (r + 1) * patch, c * patch : (c + 1) * patch].reshape(-1)
+            for r in range(rows)
+            for c in range(cols)
+        ]
+    )
+
+
+def logits(model: LVLM, batch: Batch) -> jax.Array:
+    """For ``model.apply(..., method=tiny.logits)``: a batch to scores over the vocabulary."""
+    return model.logits(model(batch)[0])
