@@ -1,0 +1,154 @@
+"""Tree cards: path, dtype, shape and axes of every preset at full size, by `jax.eval_shape`, against golden text.
+
+After a change on purpose, write them anew and read the difference: ``python -m tests.golden.test_cards --write``.
+"""
+
+import pathlib
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from lvlm_jax import keymap, llm, zoo
+from lvlm_jax import params as P
+from lvlm_jax.connectors import LinearConfig, PerceiverConfig
+from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.models.contrastive import DualEncoder
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.nn import ranges as R
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.zoo import dual, llava
+
+CARDS = pathlib.Path(__file__).parent / "cards"
+
+
+def _decoder(config):
+    x = jnp.zeros((1, 2, config.width))
+    shapes, axes = abstract(Decoder(config, scan=True), x, jnp.zeros((1, 2), jnp.int32), R.causal(1, 2))
+    return shapes, axes, llm.FAMILIES[llm.family_of(config)].rows(config, "")
+
+
+def _dual(config):
+    v = config.vision
+    batch = dummy_batch(zoo.SYSTEMS["llava_7b"].config, length=config.text.context).replace(
+        patches=jnp.zeros((1, 1, v.patches, v.values)),
+        patch_positions=jnp.zeros((1, 1, v.patches, 2), jnp.int32),
+        patch_segments=jnp.ones((1, 1, v.patches), jnp.int32),
+    )
+    shapes, axes = abstract(DualEncoder(config, scan=True), batch)
+    return shapes, axes, dual.rows(config)
+
+
+def _system(spec):
+    shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
+    return shapes, axes, llava.rows(spec.config)
+
+
+PRESETS = (
+    {name: (_system, spec) for name, spec in zoo.SYSTEMS.items()}
+    | {name: (_dual, config) for name, config in dual.PRESETS.items()}
+    | {name: (_decoder, config) for family in llm.FAMILIES.values() for name, config in family.PRESETS.items()}
+)
+
+
+def make(name):
+    build, value = PRESETS[name]
+    return build(value)
+
+
+def card(shapes, axes) -> str:
+    """One line a leaf (the layers of a stack scanned, so that a stack is a line), then the number of weights."""
+    flat, names = P.flatten(shapes), P.flatten(axes)
+    lines = [f"{path} {leaf.dtype} {list(leaf.shape)} {_names(names[path])}" for path, leaf in flat.items()]
+    return "\n".join([*lines, f"total {P.size(shapes):,}", ""])
+
+
+def _names(axes) -> str:
+    return f"({', '.join(axis or '-' for axis in axes)})"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_card_and_key_table(name):
+    shapes, axes, rows = make(name)
+    golden = CARDS / f"{name}.txt"
+    assert golden.exists(), "no card for this preset: python -m tests.golden.test_cards --write"
+    assert card(shapes, axes) == golden.read_text()
+    keys = [row.theirs for row in rows]
+    assert len(set(keys)) == len(keys)
+    keymap.check(rows, P.flatten(P.unstack_layers(shapes)), keys, name)
+
+
+def test_no_card_without_its_preset():
+    assert {path.stem for path in CARDS.glob("*.txt")} == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        # as the hub counts them in the releases' files
+        ("llava15_7b", 7_063_427_072),
+        ("llava15_13b", 13_351_494_656),
+        ("llama2_7b", 6_738_415_616),
+        ("llama2_13b", 13_015_864_320),
+        ("llama3_8b", 8_030_261_248),
+        ("llama31_8b", 8_030_261_248),
+        ("llama32_1b", 1_235_814_400),
+        ("llama32_3b", 3_212_749_824),
+        ("qwen2_0.5b", 494_032_768),
+        ("qwen2_1.5b", 1_543_714_304),
+        ("qwen2_7b", 7_615_616_512),
+        ("qwen2_72b", 72_706_203_648),
+        # as the torch library counts the parameters of a model built from the config
+        ("clip_b32", 151_277_313),
+        ("clip_b16", 149_620_737),
+        ("clip_l14", 427_616_513),
+        ("clip_l14_336", 427_944_193),
+        ("siglip_b16_224", 203_155_970),
+        ("siglip_so400m_14_384", 877_960_498),
+    ],
+)
+def test_published_sizes(name, total):
+    assert P.size(make(name)[0]) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "connector", "share"),
+    [
+        ("llava_7b", 4_198_400, 0.06),
+        ("llava_13b", 5_248_000, 0.04),
+        ("llava15_7b", 20_979_712, 0.30),
+        ("llava15_13b", 31_467_520, 0.24),
+    ],
+)
+def test_what_the_alignment_stage_trains(name, connector, share):
+    shapes, _, _ = make(name)
+    assert P.size(shapes["connector"]) == connector
+    assert round(100 * connector / P.size(shapes), 2) == share
+
+
+def test_what_a_picture_costs_in_tokens():
+    tokens = {name: spec.config.visual_tokens for name, spec in zoo.SYSTEMS.items()}
+    assert tokens == {
+        "llava_7b": 256,
+        "llava_13b": 256,
+        "llava15_7b": 576,
+        "llava15_13b": 576,
+        "llava15_7b_perceiver": 64,
+    }
+    assert isinstance(zoo.spec("llava_7b").config.connector, LinearConfig)
+    assert isinstance(zoo.spec("llava15_7b_perceiver").config.connector, PerceiverConfig)
+
+
+def main() -> None:
+    if "--write" not in sys.argv:
+        sys.exit(__doc__)
+    CARDS.mkdir(exist_ok=True)
+    for old in CARDS.glob("*.txt"):
+        old.unlink()
+    for name in PRESETS:
+        (CARDS / f"{name}.txt").write_text(card(*make(name)[:2]))
+    print(f"{len(PRESETS)} cards in {CARDS}")
+
+
+if __name__ == "__main__":
+    main()
