@@ -142,6 +142,13 @@ def _apart(layers: Mapping) -> bool:
     return all(str(key).isdigit() for key in layers)
 
 
+def is_stacked(tree: Any) -> bool:
+    """Whether any stack in the tree is a scanned one."""
+    if not isinstance(tree, Mapping):
+        return False
+    return any((k == LAYERS and not _apart(v)) or is_stacked(v) for k, v in tree.items() if isinstance(v, Mapping))
+
+
 def _map_layers(tree: Any, change: Callable[[Mapping], Mapping]) -> Any:
     if not isinstance(tree, Mapping):
         return tree

@@ -20,7 +20,7 @@ from lvlm_jax import __version__
 from lvlm_jax.evaluate import scores as scoring
 from lvlm_jax.infer.generate import Answer, bucket, picture_key
 from lvlm_jax.infer.system import System
-from lvlm_jax.processing.schema import Encoded, Example
+from lvlm_jax.processing.schema import Encoded, Example, Text
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "tokenizers")
@@ -92,6 +92,15 @@ def evaluate(
     return Result(scores=summary["scores"], samples=rows, summary=summary)
 
 
+def load(folder: str | os.PathLike) -> Result | None:
+    """What `evaluate` wrote to a folder, None where nothing (or not all of it) stands."""
+    files = Path(folder) / SAMPLES, Path(folder) / SUMMARY
+    if not all(file.exists() for file in files):
+        return None
+    rows, summary = [json.loads(line) for line in files[0].open(encoding="utf-8")], json.loads(files[1].read_text())
+    return Result(scores=summary["scores"], samples=rows, summary=summary)
+
+
 def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
     """Which samples stand in one batch: those about one picture together, batches of one length bucket where they can.
 
@@ -158,6 +167,7 @@ def _row(
         "id": example.id,
         "origin": example.origin,
         "images": [image.source if isinstance(image.source, str) else None for image in example.images],
+        "question": _question(example),
         "prompt": system.prompt_text(example),
         "template": system.template.name,
         "prediction": answer.text.strip(),
@@ -167,6 +177,12 @@ def _row(
         "tokens": len(answer.tokens),
         "decoding": decoding,
     }
+
+
+def _question(example: Example) -> str:
+    """The text of the last user turn."""
+    asked = next(turn for turn in reversed(example.turns) if turn.role == "user")
+    return "".join(segment.text for segment in asked.segments if isinstance(segment, Text))
 
 
 def _summary(

@@ -1,0 +1,213 @@
+"""A recipe's values become things: model, loss, tokenizer, loader, and parts of public checkpoints."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lvlm_jax import params as trees
+from lvlm_jax.config import ConfigError
+from lvlm_jax.data.loader import Loader, measure_lengths
+from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.hub.convert import import_folder
+from lvlm_jax.models.contrastive import DualEncoder
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.encode import encode
+from lvlm_jax.processing.image import augment
+from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
+from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
+from lvlm_jax.train import losses
+
+
+def dtype_of(recipe: Recipe) -> Any:
+    """Compute dtype: "auto" is float32 on a CPU, bfloat16 on an accelerator."""
+    if recipe.dtype != "auto":
+        return jnp.dtype(recipe.dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def stage_model(recipe: Recipe, stage: StageRecipe) -> tuple[Any, Any]:
+    """(linen module, smallest batch) of a stage."""
+    scan = jax.default_backend() != "cpu" if recipe.scan == "auto" else recipe.scan == "yes"
+    options = {"dtype": dtype_of(recipe), "scan": scan, "remat": recipe.remat}
+    lvlm = recipe.model.lvlm
+    if stage.loss == "contrastive":
+        return DualEncoder(recipe.dual_encoder, **options), dummy_batch(lvlm, length=recipe.contrastive.text.context)
+    return LVLM(lvlm, **options), dummy_batch(lvlm)
+
+
+def head_path(recipe: Recipe) -> str:
+    """Where the output head's weights are."""
+    return "llm/embed/table" if recipe.model.llm.tied else "llm/head/kernel"
+
+
+def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | None = None) -> Callable:
+    """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage.
+
+    On scanned models (pods) every chunk of positions is computed, so that all steps take equally long; else only those
+    that hold a label.
+    """
+    shards = 1 if mesh is None else mesh.size // mesh.shape["tensor"]
+
+    def language(params: dict, batch: Any) -> tuple:
+        hidden, _ = model.apply({"params": params}, batch)
+        kernel = model.apply({"params": params}, method="head_kernel")
+        loss, weight, correct = losses.language_loss(
+            hidden,
+            kernel,
+            batch.tokens,
+            batch.weights,
+            head_trained=head_trained,
+            skip_unlabelled=not model.scan,
+            shards=shards,
+        )
+        return loss, weight, {"correct": correct}
+
+    def contrastive(params: dict, batch: Any) -> tuple:
+        image, text, scale, bias = model.apply({"params": params}, batch)
+        same = (batch.tokens[:, None] == batch.tokens[None]).all(-1)
+        if model.config.bias:
+            loss, weight, correct = losses.sigmoid_loss(image, text, scale, bias, same)
+        else:
+            loss, weight, correct = losses.contrastive_loss(image, text, jnp.minimum(scale, 100.0), same)
+        return loss, weight, {"correct": correct}
+
+    return {"language": language, "contrastive": contrastive}[stage.loss]
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The recipe's tokenizer."""
+    if model.tokenizer == "easy_vqa":
+        from lvlm_jax.data.easy_vqa import word_tokenizer
+
+        return Tokenizer(word_tokenizer())
+    return load_tokenizer(model.tokenizer)
+
+
+def template_of(model: Model, name: str | None = None) -> Template:
+    """The chat template with the recipe's system text."""
+    template = TEMPLATES[name or model.template]
+    return template if model.system is None else template.with_system(model.system)
+
+
+def source_of(data: Data) -> Any:
+    """The conversations of a stage or an evaluation."""
+    if data.source == "easy_vqa":
+        from lvlm_jax.data.easy_vqa import EasyVqa
+
+        return EasyVqa(data.split, kind=data.of, turns=data.turns)
+    from lvlm_jax.data.sources import LlavaJson, Messages
+
+    return {"llava_json": LlavaJson, "messages": Messages}[data.source](data.path, images=data.images or None)
+
+
+def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, visual_tokens: int | None = None) -> Callable:
+    """``encode`` with everything but the example bound."""
+    return functools.partial(
+        encode,
+        template=template_of(model, data.template),
+        tokenizer=tokenizer,
+        visual_tokens=model.lvlm.visual_tokens if visual_tokens is None else visual_tokens,
+        image_token_id=model.image_token_id,
+        max_length=data.length,
+        embedding_size=model.llm.vocab,
+    )
+
+
+def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None) -> Loader:
+    """The batches of a stage: this host's share."""
+    data, model = stage.data, recipe.model
+    contrastive = stage.loss == "contrastive"
+    visual_tokens = 0 if contrastive else model.lvlm.visual_tokens
+    source, encoder = source_of(data), encoder_of(model, tokenizer, data, visual_tokens)
+    spec = model.image if data.pictures else None
+    measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
+    plan = PackingPlan(
+        measured.lengths,
+        measured.pictures,
+        seed=recipe.seed,
+        rows=data.rows,
+        length=data.length,
+        groups=data.groups,
+        vision_rows=data.pictures // data.groups,
+        pack=data.pack,
+    )
+    change = None
+    if data.augment.flip or data.augment.shift:
+        change = functools.partial(augment, flip=data.augment.flip, shift=data.augment.shift)
+    return Loader(
+        source,
+        encoder,
+        spec,
+        plan=plan,
+        visual_tokens=visual_tokens,
+        pad_id=tokenizer.pad_id,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        workers=data.workers,
+        threads=data.threads,
+        augment=change,
+    )
+
+
+def question_samples(source: Any, limit: int = 0) -> list[tuple[Any, list[str]]]:
+    """(conversation up to the last question, [its answer]) of every example."""
+    samples = []
+    for i in range(min(limit or len(source), len(source))):
+        example = source[i]
+        answer = "".join(segment.text for segment in example.turns[-1].segments)
+        samples.append((example, [answer]))
+    return samples
+
+
+def floor_of(ask: Evaluation) -> float | None:
+    """What answering each question with its commonest training answer would score, where that can be known."""
+    if ask.data.source != "easy_vqa" or ask.limit:
+        return None
+    from lvlm_jax.data.easy_vqa import EasyVqa
+    from lvlm_jax.evaluate.scores import question_only_floor
+
+    pairs = lambda source: [  # noqa: E731
+        (e.turns[0].segments[-1].text, e.turns[1].segments[0].text) for e in map(source.__getitem__, range(len(source)))
+    ]
+    return question_only_floor(pairs(EasyVqa("train", holdout=0)), pairs(EasyVqa(ask.data.split)))
+
+
+def last_stage(workdir: str) -> Path:
+    """The folder of the last stage of another run."""
+    file = Path(workdir) / "recipe.json"
+    if not file.exists():
+        raise ConfigError(f"{workdir} is not the workdir of a run: there is no recipe.json")
+    return Path(workdir) / json.loads(file.read_text())["run"][-1]
+
+
+def public_part(start: Start, part: str, like: Any, mesh: Any) -> dict:
+    """One part of the model out of a public checkpoint, in the layout of `like`.
+
+    A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them.
+    """
+    kind = "vision" if part == "vision" else None
+    loaded = import_folder(start.hub, kind=kind, mesh=mesh, revision=start.revision, scan=trees.is_stacked(like))
+    tree = loaded.params[part] if loaded.kind == "lvlm" else loaded.params
+    wanted, got = trees.flatten(like), trees.flatten(tree)
+    if different := sorted(wanted.keys() ^ got.keys()):
+        raise ConfigError(f"{start.hub} does not hold the recipe's {part}: {different[:5]} are on one side only")
+    return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+
+
+def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:
+    """A leaf in the wanted shape and place: vocabulary rows are added, anything else must be equal."""
+    axis = {"embed/table": 0, "head/kernel": 1}.get(path)
+    short = like.shape[axis] - leaf.shape[axis] if axis is not None else 0
+    if short > 0:
+        mean = jnp.mean(leaf.astype(jnp.float32), axis=axis, keepdims=True).astype(leaf.dtype)
+        leaf = jnp.concatenate([leaf, jnp.repeat(mean, short, axis=axis)], axis=axis)
+    if leaf.shape != like.shape:
+        raise ConfigError(f"{source}: {path} is {list(leaf.shape)}, the recipe's model wants {list(like.shape)}")
+    return leaf if getattr(like, "sharding", None) is None else jax.device_put(leaf, like.sharding)

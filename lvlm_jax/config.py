@@ -1,0 +1,240 @@
+"""Recipes on the way in: find the file, apply overrides, and turn the result into frozen dataclasses that validate.
+
+A recipe is a Python file with ``get_config(arg="")`` that returns an ml_collections ConfigDict. Every mistake names the
+field and the valid choices.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+T = typing.TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot be what was meant."""
+
+
+def folders() -> list[Path]:
+    """Where recipes are looked for by name: inside the installed package, and beside it in a checkout."""
+    package = Path(__file__).parent
+    return [package / "configs", package.parent / "configs"]
+
+
+def names() -> list[str]:
+    """Every recipe that can be given by name."""
+    return sorted({p.stem for folder in folders() if folder.is_dir() for p in folder.glob("*.py") if p.stem[0] != "_"})
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by name (``quickstart``) or path (``configs/quickstart.py``)."""
+    if name.endswith(".py"):
+        if Path(name).is_file():
+            return Path(name)
+        raise ConfigError(f"--config={name}: no such file. Recipes by name: {', '.join(names())}")
+    for folder in folders():
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise ConfigError(f"--config={name}: no such recipe{_near(name, names())}. Recipes: {', '.join(names())}")
+
+
+def load(name: str, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
+    """The ConfigDict of a recipe with overrides applied.
+
+    Args:
+      name: recipe name or path, with an optional argument for its `get_config` behind a colon: ``quickstart:small``.
+      overrides: ``--config.a.b=value`` words.
+      schema: dataclass of the whole recipe; its defaults are filled in first, so that every field can be overridden.
+
+    Raises:
+      ConfigError: an unknown recipe, key or word, or a value of another type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    check_words(overrides)
+    recipe, _, arg = name.partition(":")
+    config = _read(find(recipe), arg)
+    if schema is not None:
+        fill(schema, config)
+    values, words = flags.FlagValues(), ["lvlm", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=words)
+        values(words)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {_message(error)}") from None
+    return values.config
+
+
+def _read(path: Path, arg: str) -> Any:
+    """Runs a recipe file and calls its `get_config`."""
+    spec = importlib.util.spec_from_file_location(f"lvlm_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no get_config(arg) that returns a ConfigDict")
+    try:
+        return module.get_config(arg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _message(error: Exception) -> str:
+    """The last thing an ml_collections error says, without its quotes and its chain of causes."""
+    return str(error.args[0] if error.args else error).strip().strip("\"'")
+
+
+def fill(hint: Any, config: Any) -> None:
+    """Adds every default of a dataclass (and of those inside it) that a ConfigDict leaves out."""
+    if typing.get_origin(hint) is dict:
+        for item in config.values():
+            fill(typing.get_args(hint)[1], item)
+        return
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next((a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)), None)
+    if not dataclasses.is_dataclass(hint) or not hasattr(config, "keys"):
+        return
+    hints = typing.get_type_hints(hint)
+    for field in dataclasses.fields(hint):
+        if field.name in config:
+            if config[field.name] is not None:
+                fill(hints[field.name], config[field.name])
+        elif field.default is not dataclasses.MISSING:
+            config[field.name] = _entry(field.default, hints[field.name])
+        elif field.default_factory is not dataclasses.MISSING:
+            config[field.name] = _entry(field.default_factory(), hints[field.name])
+
+
+def _entry(value: Any, hint: Any) -> Any:
+    """A value as a ConfigDict holds it: None becomes a typed placeholder, since a plain None cannot be overridden."""
+    from ml_collections import config_dict
+
+    if value is None:
+        kinds = [a for a in typing.get_args(hint) if a in (int, float, str, bool)]
+        return config_dict.placeholder(kinds[0] if kinds else object)
+    return to_config(value) if dataclasses.is_dataclass(value) else value
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Every word must be an override; ``config.lr=1`` without its dashes would be ignored in silence."""
+    for word in words:
+        if word.startswith("--config."):
+            if "=" not in word:
+                raise ConfigError(f"{word}: write the value behind an equals sign, {word}=VALUE")
+            continue
+        bare = word.lstrip("-")
+        if bare.startswith(("config.", "model.", "stages.", "data.", "mesh=", "seed=")):
+            fix = bare if bare.startswith("config.") else f"config.{bare}"
+            raise ConfigError(f"{word}: overrides begin with two dashes and 'config.': did you mean --{fix}?")
+        raise ConfigError(f"{word}: not understood; overrides look like --config.seed=1")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """A dataclass from a nested mapping, field by field, nested dataclasses too.
+
+    Raises:
+      ConfigError: an unknown key, a missing one, a value of the wrong type, or what the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(set(values) - set(fields)):
+        name = unknown[0]
+        raise ConfigError(f"{where}.{name}: no such field{_near(name, fields)}. Fields: {', '.join(fields)}")
+    out = {}
+    for name, field in fields.items():
+        if name in values:
+            out[name] = convert(hints[name], values[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}.{name}: this field has no default and must be given")
+    try:
+        return cls(**out)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` says: dataclasses from mappings, tuples from lists, int to float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        errors = []
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return convert(option, value, where)
+            except ConfigError as error:
+                errors.append(error)
+        raise errors[0] if len(errors) == 1 else ConfigError(f"{where}={value!r}: expected {_name(hint)}")
+    if origin is typing.Literal:
+        if value not in args:
+            raise ConfigError(f"{where}={value!r}{_near(str(value), map(str, args))}: choose one of {list(args)}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}={value!r}: expected the fields of {hint.__name__}")
+        return build(hint, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}={value!r}: expected a mapping")
+        return {key: convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        return _tuple(args, value, where)
+    return _plain(hint, value, where)
+
+
+def _tuple(args: tuple, value: Any, where: str) -> tuple:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{where}={value!r}: expected a tuple, ({value!r},)")
+    if len(args) == 2 and args[1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise ConfigError(f"{where}={value!r}: expected {len(args)} values")
+    return tuple(convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(args, value)))
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ConfigError(f"{where}={value!r}: expected {_name(hint)}, got {type(value).__name__}")
+    return value
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass tree as plain dicts, lists and scalars: what is written beside a run."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def to_config(value: Any) -> Any:
+    """A dataclass tree as a ConfigDict to start a recipe from."""
+    import ml_collections
+
+    hints = typing.get_type_hints(type(value))
+    fields = {f.name: _entry(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value) if f.init}
+    return ml_collections.ConfigDict(fields)
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _near(name: str, choices: Any) -> str:
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,251 @@
+"""A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lvlm_jax import config as configs
+from lvlm_jax.config import ConfigError, build
+from lvlm_jax.connectors import CONNECTORS
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.mesh import PRESETS
+from lvlm_jax.models.contrastive import DualEncoderConfig
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.processing.chat_templates import TEMPLATES
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.train.optim import OptimizerConfig
+from lvlm_jax.train.stages import SpikePolicy, Stage
+from lvlm_jax.vision.text_tower import TextTowerConfig
+from lvlm_jax.vision.vit import ViTConfig
+from lvlm_jax.zoo.spec import Spec
+
+SOURCES = ("easy_vqa", "llava_json", "messages")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The model and what it eats. `connector` carries a ``kind``: linear, mlp or perceiver.
+
+    tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
+    system turn; None keeps the template's own.
+    """
+
+    vision: ViTConfig
+    connector: dict[str, Any]
+    llm: DecoderConfig
+    image: ImageSpec
+    tokenizer: str
+    template: str = "vicuna_v1"
+    system: str | None = None
+    image_token_id: int = 32000
+    attention: Literal["causal", "prefix"] = "causal"
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
+        if self.vision.values != self.image.values or self.vision.patches != self.image.patches:
+            raise ConfigError(
+                f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
+                f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
+            )
+        if not 0 <= self.image_token_id < self.llm.vocab:
+            raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.llm.vocab}")
+        self.lvlm  # noqa: B018 (the connector is checked here)
+
+    @property
+    def lvlm(self) -> LVLMConfig:
+        """The whole model's sizes."""
+        fields = dict(self.connector)
+        kind = fields.pop("kind", None)
+        if kind not in CONNECTORS:
+            raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
+        connector = build(CONNECTORS[kind], fields, "config.model.connector")
+        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, attention=self.attention)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
+
+    text: TextTowerConfig
+    projection: int | None = None
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of a training picture: mirror it, shift it by up to so many pixels."""
+
+    flip: bool = False
+    shift: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a stage or an evaluation reads, and the shape of a batch.
+
+    source: "easy_vqa" (with split, of, turns), "llava_json" or "messages" (with path, images). rows, length: text rows
+    of a global batch and their positions. groups: rows are dealt into so many groups, at least one a data shard;
+    pictures: vision rows of a whole batch, divided among the groups. pack: several examples a row. workers: processes
+    that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
+    """
+
+    source: str
+    split: str = "train"
+    of: str = "questions"
+    turns: int = 1
+    path: str = ""
+    images: str = ""
+    template: str | None = None
+    rows: int = 8
+    length: int = 2048
+    groups: int = 1
+    pictures: int = 0
+    pack: bool = True
+    workers: int = 0
+    threads: int = 2
+    augment: Augment = Augment()
+    on_bad: Literal["raise", "skip"] = "raise"
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ConfigError(f"source={self.source!r}: choose one of {list(SOURCES)}")
+        if self.source != "easy_vqa" and not self.path:
+            raise ConfigError(f"path: {self.source} reads a file; give its path")
+        if self.template is not None and self.template not in TEMPLATES:
+            raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
+        if self.rows % self.groups or self.pictures % self.groups:
+            raise ConfigError(f"rows={self.rows}, pictures={self.pictures}: must be multiples of groups={self.groups}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a part of the model comes from: exactly one of the three.
+
+    stage: an earlier stage of this run. workdir: the end of another run (``lvlm train``'s folder). hub: a folder or hub
+    name in a public layout, with its revision.
+    """
+
+    stage: str = ""
+    workdir: str = ""
+    hub: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.stage, self.workdir, self.hub))) != 1:
+            raise ConfigError("give exactly one of stage, workdir, hub")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    """One stage: what trains, on what, for how long, from where.
+
+    start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
+    random. evaluate: when the evaluation runs, any of "before", "after".
+    """
+
+    trains: tuple[str, ...]
+    steps: int
+    optimizer: OptimizerConfig
+    data: Data
+    loss: Literal["language", "contrastive"] = "language"
+    start: dict[str, Start] = dataclasses.field(default_factory=dict)
+    accumulate: int = 1
+    log_every: int = 10
+    save_every: int = 0
+    keep: int = 2
+    eval_every: int = 0
+    evaluate: tuple[Literal["before", "after"], ...] = ()
+    spike: SpikePolicy = dataclasses.field(default_factory=SpikePolicy)
+
+    def stage(self, name: str) -> Stage:
+        """The trainer's view of it."""
+        same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Stage) if f.name != "name"}
+        return Stage(name=name, **same)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Free generation over a data set, scored. limit: so many samples of it; 0 takes all."""
+
+    data: Data
+    scores: tuple[str, ...] = ("exact",)
+    max_new_tokens: int = 16
+    rows: int = 64
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. run: the stages' names in order. dtype and scan: "auto" chooses by device."""
+
+    name: str
+    model: Model
+    stages: dict[str, StageRecipe]
+    run: tuple[str, ...]
+    contrastive: TextTower | None = None
+    evaluation: Evaluation | None = None
+    seed: int = 0
+    mesh: str = "DP"
+    tensor: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    scan: Literal["auto", "yes", "no"] = "auto"
+    remat: str = "none"
+    log_to: tuple[str, ...] = ()
+    export: bool = True
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mesh not in PRESETS:
+            raise ConfigError(f"mesh={self.mesh!r}: choose one of {list(PRESETS)}")
+        if self.remat not in REMAT:
+            raise ConfigError(f"remat={self.remat!r}: choose one of {list(REMAT)}")
+        if unknown := [name for name in self.run if name not in self.stages]:
+            raise ConfigError(f"run names {unknown}, which is no stage; the stages are {list(self.stages)}")
+        for name, stage in self.stages.items():
+            stage.stage(name)  # its own checks
+            self._check(name, stage)
+
+    def _check(self, name: str, stage: StageRecipe) -> None:
+        if stage.loss == "contrastive" and self.contrastive is None:
+            raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
+        if stage.evaluate and self.evaluation is None:
+            raise ConfigError(f"stages.{name}.evaluate={stage.evaluate} needs config.evaluation: on what")
+        for part, start in stage.start.items():
+            before = self.run[: self.run.index(name)] if name in self.run else ()
+            if start.stage and start.stage not in before:
+                raise ConfigError(f"stages.{name}.start.{part}.stage={start.stage!r} does not run before; {before} do")
+
+    @property
+    def dual_encoder(self) -> DualEncoderConfig:
+        """The model of a contrastive stage."""
+        c = self.contrastive
+        return DualEncoderConfig(vision=self.model.vision, text=c.text, projection=c.projection, bias=c.bias)
+
+
+def resolve(config: Mapping[str, Any]) -> Recipe:
+    """A ConfigDict (or plain nested mapping) as a checked `Recipe`.
+
+    Raises:
+      ConfigError: names the field, what is wrong with it, and the choices.
+    """
+    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return build(Recipe, plain)
+
+
+def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """A recipe by name or path with ``--config.a.b=value`` overrides."""
+    return resolve(configs.load(name, overrides, schema=Recipe))
+
+
+def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
+    """The ``config.model`` of a system of the zoo, every size spelled out so that each can be overridden."""
+    names = {type_: name for name, type_ in CONNECTORS.items()}
+    out = configs.to_config(spec.config)
+    out.connector.kind = names[type(spec.config.connector)]
+    out.image = configs.to_config(spec.image)
+    out.tokenizer = tokenizer or spec.source
+    out.template = spec.template
+    out.image_token_id = spec.image_token_id
+    return out

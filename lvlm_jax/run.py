@@ -1,0 +1,235 @@
+"""Runs a recipe: its stages in order, evaluations between, export and report at the end.
+
+The workdir holds everything: the resolved recipe, one folder a stage, ``evaluation/<when>/``, ``export/`` and
+``report.html``. The same command resumes wherever it was stopped.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lvlm_jax import assemble, checkpoint
+from lvlm_jax import mesh as meshes
+from lvlm_jax import params as trees
+from lvlm_jax.config import ConfigError, to_dict
+from lvlm_jax.data.loader import Loader
+from lvlm_jax.evaluate import run as evaluations
+from lvlm_jax.hub.convert import export_folder
+from lvlm_jax.infer.system import System
+from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.nn.linear import abstract, init
+from lvlm_jax.recipe import Recipe, StageRecipe, Start
+from lvlm_jax.report import training
+from lvlm_jax.train.loop import fit
+from lvlm_jax.train.stages import share_text, trained_share
+
+
+def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> dict:
+    """Runs all stages of a recipe in `workdir`; returns the final parameters. The same call resumes.
+
+    Raises:
+      ConfigError: the workdir belongs to another recipe.
+    """
+    run = Run(recipe, workdir)
+    run.claim(resume)
+    print(describe(recipe), flush=True)
+    params: dict = {}
+    for name in recipe.run:
+        params = run.stage(name, resume)
+    run.finish(params)
+    return params
+
+
+def describe(recipe: Recipe) -> str:
+    """What a run will do, with the share of the weights that each stage trains: what ``--dry-run`` prints."""
+    lines = [
+        f"recipe {recipe.name}: mesh {recipe.mesh} on {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    ]
+    for name in recipe.run:
+        stage = recipe.stages[name]
+        model, batch = assemble.stage_model(recipe, stage)
+        shapes, _ = abstract(model, batch)
+        sources = ", ".join(f"{part} from {_origin(start)}" for part, start in stage.start.items())
+        lines.append(
+            f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}; {sources}"
+        )
+        lines.append(share_text(trained_share(shapes, stage.stage(name).mask(shapes))))
+    return "\n".join(lines)
+
+
+def _origin(start: Start) -> str:
+    return f"stage {start.stage}" if start.stage else start.workdir or start.hub
+
+
+class Run:
+    """One recipe in one workdir: what its stages share."""
+
+    def __init__(self, recipe: Recipe, workdir: str | os.PathLike) -> None:
+        self.recipe, self.folder = recipe, Path(workdir)
+        self.mesh = meshes.make_mesh(recipe.mesh, tensor=recipe.tensor) if jax.device_count() > 1 else None
+        self.tokenizer = assemble.tokenizer_of(recipe.model)
+        self.results: list[dict] = []
+        self.samples: list[dict] = []
+
+    def claim(self, resume: bool) -> None:
+        """Writes the resolved recipe into the workdir, or makes sure that the one there is the same."""
+        file, mine = self.folder / "recipe.json", json.loads(json.dumps(to_dict(self.recipe)))
+        if resume and file.exists():
+            theirs = json.loads(file.read_text())
+            if different := differences(theirs, mine):
+                raise ConfigError(
+                    f"{self.folder} holds a run of another recipe: {'; '.join(different[:6])}. Give another --workdir, "
+                    "or --restart to throw that run away"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(mine, indent=1))
+
+    def stage(self, name: str, resume: bool) -> dict:
+        """Runs one stage (or takes up its result) with the evaluations around it."""
+        recipe, stage = self.recipe, self.recipe.stages[name]
+        model, batch = assemble.stage_model(recipe, stage)
+        _, axes = abstract(model, batch)
+        params = self.start(name, stage, model, batch)
+        print(f"\nstage {name}\n{share_text(trained_share(params, stage.stage(name).mask(params)))}", flush=True)
+        if "before" in stage.evaluate:
+            self.evaluate(f"before {name}", params)
+        head_trained = trees.flatten(stage.stage(name).mask(params)).get(assemble.head_path(recipe), False)
+        params = fit(
+            stage.stage(name),
+            loss_fn=assemble.loss_of(stage, model, head_trained, self.mesh),
+            params=params,
+            batches=self.batches(stage),
+            workdir=self.folder,
+            mesh=self.mesh,
+            axes=axes,
+            evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p)) if stage.eval_every else None,
+            resume=resume,
+            earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
+            writers=recipe.log_to,
+        )
+        if "after" in stage.evaluate:
+            self.evaluate(f"after {name}", params)
+        return params
+
+    def start(self, name: str, stage: StageRecipe, model: Any, batch: Any) -> dict:
+        """The parameters a stage begins with: random, then each part from where the recipe says."""
+        shapes, axes = abstract(model, batch)
+        where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
+        whole = set(shapes) if "all" in stage.start else set()
+        given = {part: start for part, start in stage.start.items() if part != "all"}
+        if unknown := sorted(set(given) - set(shapes)):
+            raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
+        parts = {part: self.part(stage.start["all"], part, shapes, where) for part in whole - set(given)}
+        parts |= {part: self.part(start, part, shapes, where) for part, start in given.items()}
+        if missing := set(shapes) - set(parts):
+            fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
+            cut = None if where is None else {part: where[part] for part in missing}
+            with meshes.use(self.mesh):
+                parts |= jax.jit(fresh, out_shardings=cut)(key)
+        return {part: parts[part] for part in shapes}
+
+    def part(self, start: Start, part: str, shapes: dict, where: dict | None) -> dict:
+        """One part of the model from an earlier stage, another run, or a public checkpoint."""
+        like = shapes[part]
+        if where is not None:
+            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, where[part])
+        if start.hub:
+            return assemble.public_part(start, part, like, self.mesh)
+        folder = self.folder / start.stage if start.stage else assemble.last_stage(start.workdir)
+        return checkpoint.load_params(folder / "params", like={part: like}, partial=True)[part]
+
+    def batches(self, stage: StageRecipe) -> Loader:
+        """The stage's loader."""
+        return assemble.loader_of(self.recipe, stage, self.tokenizer, cache=self.folder / "cache")
+
+    def system(self, params: dict) -> System:
+        """The model as something to ask."""
+        m = self.recipe.model
+        scan = trees.is_stacked(params)
+        return System(
+            model=LVLM(m.lvlm, dtype=assemble.dtype_of(self.recipe), scan=scan),
+            params=params,
+            tokenizer=self.tokenizer,
+            spec=m.image,
+            template=assemble.template_of(m),
+            image_token_id=m.image_token_id,
+            mesh=self.mesh,
+            name=self.recipe.name,
+        )
+
+    def evaluate(self, when: str, params: dict) -> dict[str, float]:
+        """Scores the model; what stands in the workdir already is not generated again."""
+        folder, ask = self.folder / "evaluation" / when.replace(" ", "_"), self.recipe.evaluation
+        result = evaluations.load(folder)
+        if result is None:
+            result = evaluations.evaluate(
+                self.system(params),
+                assemble.question_samples(assemble.source_of(ask.data), ask.limit),
+                scores=ask.scores,
+                batch_rows=ask.rows,
+                max_new_tokens=ask.max_new_tokens,
+                out=folder,
+            )
+        floor, count = assemble.floor_of(ask), len(result.samples)
+        self.results.append({"when": when, "scores": result.scores, "floor": floor, "count": count})
+        self.samples = result.samples
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in result.scores.items())
+        beside = f"   (question-only floor {floor:.2%})" if floor is not None else ""
+        print(f"{when}: {shown} of {count:,}{beside}", flush=True)
+        return result.scores
+
+    def finish(self, params: dict) -> None:
+        """Export, report, and the line to try next."""
+        recipe, out = self.recipe, self.folder / "export"
+        if recipe.export and not (out / "config.json").exists():
+            m = recipe.model
+            export_folder(out, m.lvlm, params, self.tokenizer, m.image, assemble.template_of(m), overwrite=out.exists())
+        if recipe.report:
+            page = self.folder / "report.html"
+            stages = [stage_rows(recipe, self.folder, name) for name in recipe.run]
+            shown = json.dumps(to_dict(recipe), indent=1)
+            training.write(page, f"lvlm_jax: {recipe.name}", shown, stages, self.results, report_samples(self.samples))
+            print(f"\nreport: {page}")
+        if recipe.export:
+            picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
+            print(f"model:  {out}\ntry:    lvlm chat {out} --image {picture}")
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two nested values differ, one line each."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        out = []
+        for key in sorted(a.keys() | b.keys()):
+            out += differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+        return out
+    return [] if a == b else [f"{where} was {a!r}, is now {b!r}"]
+
+
+def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
+    """What the report draws of a stage, from its metrics.jsonl."""
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    stage = recipe.stages[name]
+    shapes, _ = abstract(*assemble.stage_model(recipe, stage))
+    share = trained_share(shapes, stage.stage(name).mask(shapes))[-1]
+    rows = [row for row in rows if "loss" in row]
+    return {"name": name, "trained_params": share.trained, "total_params": share.total, "rows": rows}
+
+
+def report_samples(samples: list[dict], most: int = 48) -> list[dict]:
+    """What the report shows of an evaluation: failures first, pictures read back by their paths."""
+    right = [all(value > 0 for value in sample["scores"].values()) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda i: right[i])[:most]
+    return [
+        {
+            "image": samples[i]["images"][0] if samples[i]["images"] else None,
+            "question": samples[i]["question"],
+            "answer": ", ".join(samples[i]["references"]),
+            "prediction": samples[i]["prediction"],
+            "correct": right[i],
+        }
+        for i in order
+    ]
