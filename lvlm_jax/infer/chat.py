@@ -4,7 +4,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from io import TextIOBase
+from typing import TYPE_CHECKING, Any
 
 from lvlm_jax.infer.prompt import as_images
 from lvlm_jax.processing.image import load_image
@@ -76,8 +77,10 @@ def repl(
     system: "System",
     *,
     read: Callable[[str], str] = input,
-    out: TextIO | None = None,
+    out: TextIOBase | None = None,
     thumbnails: bool | None = None,
+    images: Sequence[Any] = (),
+    instruction: str | None = None,
     **settings: Any,
 ) -> None:
     """Chat in a terminal until /quit or end of input. A bad picture or a full context is printed; the chat goes on.
@@ -86,12 +89,15 @@ def repl(
       read: asks for a line, given the prompt.
       out: where answers go; default standard output.
       thumbnails: draw pictures in colour blocks; default where `out` is a terminal.
+      images: pictures of the first question. instruction: text of the system turn, instead of the template's.
       settings: as in `System.generate`.
     """
     out = sys.stdout if out is None else out
     thumbnails = out.isatty() if thumbnails is None else thumbnails
-    chat, pictures = system.chat(), []
+    chat, pictures = system.chat(instruction), []
     print(HELP, file=out)
+    if images:
+        pictures = _attach(shlex.join(map(str, images)), system, out, thumbnails)
     while True:
         try:
             line = read(f"you{f' [{len(pictures)} picture(s)]' if pictures else ''}> ").strip()
@@ -113,7 +119,7 @@ def repl(
             pictures = []
 
 
-def _attach(argument: str, system: "System", out: TextIO, thumbnails: bool) -> "list[PIL.Image.Image]":
+def _attach(argument: str, system: "System", out: TextIOBase, thumbnails: bool) -> "list[PIL.Image.Image]":
     """The pictures that the paths name; what is wrong with one is printed."""
     try:
         paths = shlex.split(argument)
@@ -136,7 +142,7 @@ def _attach(argument: str, system: "System", out: TextIO, thumbnails: bool) -> "
     return found
 
 
-def _say(chat: Chat, line: str, pictures: list, out: TextIO, settings: dict) -> bool:
+def _say(chat: Chat, line: str, pictures: list, out: TextIOBase, settings: dict) -> bool:
     """One question and its streamed answer; False when it failed and the pictures should wait for the next."""
     pieces = None
     try:

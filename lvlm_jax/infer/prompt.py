@@ -127,5 +127,6 @@ def _part(part: Any, where: str) -> Segment | None:
             return _image(url)
     raise ValueError(
         f"{where}.content: {part!r:.80} is no part; parts are "
-        '{"type": "text", "text": ...}, {"type": "image", "image": ...} and {"type": "image_url", "image_url": {"url": ...}}'
+        '{"type": "text", "text": ...}, {"type": "image", "image": ...} and '
+        '{"type": "image_url", "image_url": {"url": ...}}'
     )

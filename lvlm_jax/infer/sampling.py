@@ -23,9 +23,9 @@ class Sampling:
       ValueError: a value out of its range, naming field and range.
     """
 
-    temperature: float = 0.0
+    temperature: float | int = 0.0
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float | int = 1.0
     seed: int = 0
 
     def __post_init__(self):
@@ -57,7 +57,7 @@ def _number(name: str, value: float, valid: str) -> None:
         raise ValueError(f"{name}={value!r}: must be a number, {valid}")
 
 
-def sample(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, "B"]:
+def sample(logits: Float[Array, "B V"], key: Array | None, sampling: Sampling) -> Int[Array, "B"]:
     """The next token of each row.
 
     Args:
@@ -67,7 +67,9 @@ def sample(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[A
     return choose(logits, key, sampling.mode, sampling.numbers)
 
 
-def choose(logits: Float[Array, "B V"], key: Array, mode: Mode, numbers: tuple[Array, Array, Array]) -> Int[Array, "B"]:
+def choose(
+    logits: Float[Array, "B V"], key: Array | None, mode: Mode, numbers: tuple[Array, Array, Array]
+) -> Int[Array, "B"]:
     """`sample` with the settings taken apart: `mode` static, `numbers` traced."""
     if mode == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -1,0 +1,162 @@
+"""``lvlm_jax.load``: a checkpoint becomes a system that can be asked."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lvlm_jax import llm
+from lvlm_jax.hub import download
+from lvlm_jax.hub.convert import Loaded, import_folder
+from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.infer.system import System
+from lvlm_jax.models.lvlm import LVLM, LVLMConfig
+from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
+from lvlm_jax.shapes import DTypeLike
+from lvlm_jax.zoo import SYSTEMS
+
+EXPORT = "export"
+"""Folder of a training run's workdir that holds the trained model for other software."""
+
+
+def load(
+    name_or_folder: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+    revision: str | None = None,
+    template: str | Template | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    vision: str | Path | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool | None = None,
+    rows: int = 16,
+) -> System:
+    """A vision-language model with all that it takes to ask it.
+
+    Example:
+      >>> import lvlm_jax
+      >>> model = lvlm_jax.load("runs/quickstart")            # or "llava-hf/llava-1.5-7b-hf", or an exported folder
+      >>> answer = model.generate("What color is it?", images="photo.png", max_new_tokens=8)
+      >>> chat = model.chat()
+      >>> first = chat.ask("What is this?", images="photo.png", max_new_tokens=8)
+
+    Args:
+      name_or_folder: a folder in the torch library's or the LLaVA authors' layout, the workdir of an ``lvlm train``
+        that has exported, a name out of `zoo.SYSTEMS`, or a hub name.
+      mesh: devices to run on (`mesh.make_mesh`); default the first one.
+      dtype: of weights and compute; default bfloat16 where the accelerator has it, float32 else.
+      revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
+      template: chat template, or its name; default the folder's, else the one of the language model's family.
+      tokenizer: where it is not in the folder.
+      vision: the vision tower's folder or hub name, for the LLaVA authors' files.
+      rows: the most prompts of one batch.
+
+    Raises:
+      CheckpointError: a folder that is no vision-language model, or does not fit.
+      FileNotFoundError: no folder and no repository of that name, or no tokenizer in it.
+    """
+    hub = {"token": token, "cache": cache, "offline": offline}
+    folder = _folder(name_or_folder, revision, hub)
+    if isinstance(template, str) and template not in TEMPLATES:
+        raise ValueError(f"template={template!r}: choose one of {', '.join(TEMPLATES)}")
+    dtype = default_dtype() if dtype is None else dtype
+    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, **hub)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer)
+    if not isinstance(template, Template):
+        template = TEMPLATES[template] if template else _template(folder, loaded.config)
+    return System(
+        model=LVLM(loaded.config, dtype=dtype),
+        params=loaded.params,
+        tokenizer=tokenizer,
+        spec=_image_spec(folder, loaded),
+        template=template,
+        image_token_id=loaded.image_token_id,
+        stop_ids=_stop_ids(folder),
+        rows=rows,
+        mesh=mesh,
+        name=str(name_or_folder),
+    )
+
+
+def default_dtype() -> Any:
+    """bfloat16 where the default device computes in it: TPUs, and GPUs since compute capability 8.0 (a T4 has 7.5)."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return jnp.float32
+    capability = str(getattr(device, "compute_capability", "") or "99")
+    return jnp.bfloat16 if device.platform != "gpu" or float(capability) >= 8 else jnp.float32
+
+
+def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
+    """The checkpoint's folder: exported by a training run, or as `hub.download` finds it."""
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file() and revision is None:
+        if (path / EXPORT / "config.json").is_file():
+            return path / EXPORT
+        raise CheckpointError(
+            f"{path}: neither config.json nor {EXPORT}/config.json is in it. Of a training run, give the workdir after "
+            "it has exported (the last stage does); of a checkpoint, the folder with config.json"
+        )
+    if not path.is_dir() and str(name) in SYSTEMS:
+        name = SYSTEMS[str(name)].source
+    return download.resolve(name, revision, **hub)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON file beside the weights; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
+
+
+def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
+    """How pictures are prepared: the folder's own word, else that of the released system with the same vision tower."""
+    # Versions 5 of the torch library keep the image processor within processor_config.json.
+    raw = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json").get("image_processor")
+    if raw:
+        try:
+            return ImageSpec.from_hf(raw, loaded.config.vision.patch_size)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+    for spec in SYSTEMS.values():
+        if spec.config.vision == loaded.config.vision:
+            return spec.image
+    raise CheckpointError(
+        f"{folder}: there is no preprocessor_config.json, so how pictures were prepared in training is not known; put "
+        "it there (the vision tower's repository has one)"
+    )
+
+
+def _template(folder: Path, config: LVLMConfig) -> Template:
+    """The registered template that the folder's chat_template.jinja is, else the language model family's."""
+    path = folder / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for template in TEMPLATES.values():
+        before, hole, after = template.source.partition("%SYSTEM%")
+        quoted = text[len(before) : len(text) - len(after)]
+        if text == template.source or (hole and text == before + quoted + after and quoted[:1] == "'"):
+            return template.with_system(ast.literal_eval(quoted)) if hole else template
+    return TEMPLATES["qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"]
+
+
+def _stop_ids(folder: Path) -> tuple[int, ...]:
+    """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
+    config = _read(folder / "config.json")
+    places = (_read(folder / "generation_config.json"), config, config.get("text_config", {}))
+    for place in places:
+        ids = place.get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    return ()

@@ -1,0 +1,137 @@
+import dataclasses
+import doctest
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+import lvlm_jax
+from lvlm_jax import api
+from lvlm_jax import mesh as M
+from lvlm_jax.hub.convert import export_folder
+from lvlm_jax.hub.errors import CheckpointError
+from tests.infer.tiny import tiny_system
+
+QUESTION = {"prompt": "Which color is it?", "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def system():
+    return tiny_system()
+
+
+@pytest.fixture(scope="module")
+def run(system, tmp_path_factory):
+    """A workdir as training leaves it."""
+    workdir = tmp_path_factory.mktemp("runs") / "quickstart"
+    workdir.mkdir()
+    export_folder(workdir / "export", system.config, system.params, system.tokenizer, system.spec, system.template)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_folder_and_its_workdir_load_as_what_was_exported(system, run, picture):
+    for folder in (run, str(run / "export")):
+        loaded = lvlm_jax.load(folder)
+        assert loaded.config == system.config
+        assert loaded.template == system.template
+        assert loaded.spec == system.spec
+        assert loaded.image_token_id == system.image_token_id
+        assert loaded.model.dtype == jnp.float32
+        assert loaded.generate(**QUESTION, images=picture) == system.generate(**QUESTION, images=picture)
+
+
+def test_the_documented_example_runs(run, picture, monkeypatch, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "quickstart")
+    shutil.copy(picture, tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestFinder().find(api.load, "load", globs={})[0]
+    assert len(test.examples) == 5
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_it_loads_onto_a_mesh(system, run, picture):
+    loaded = lvlm_jax.load(run, mesh=M.make_mesh("FSDP_TP"))
+    assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(loaded.params))
+    assert loaded.generate(**QUESTION, images=picture) == system.generate(**QUESTION, images=picture)
+
+
+def test_dtype_and_template_can_be_chosen(run):
+    loaded = lvlm_jax.load(run, dtype=jnp.bfloat16, template="plain")
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert loaded.template.name == "plain"
+    assert loaded.stop_strings == ("\n",)
+    with pytest.raises(ValueError, match="template='vicuna': choose one of plain, vicuna_v1, qwen_chatml"):
+        lvlm_jax.load(run, template="vicuna")
+
+
+@pytest.mark.parametrize("text", ["", 'You\'re \\ here.\nBe "brief".'])
+def test_the_system_text_comes_back_out_of_the_chat_template(system, run, tmp_path, text):
+    shutil.copytree(run / "export", tmp_path / "export")
+    (tmp_path / "export" / "chat_template.jinja").write_text(system.template.with_system(text).jinja())
+    assert lvlm_jax.load(tmp_path).template == system.template.with_system(text)
+
+
+def test_a_folder_without_template_or_with_a_strange_one_gets_the_familys(system, run, tmp_path):
+    shutil.copytree(run / "export", tmp_path / "export")
+    (tmp_path / "export" / "chat_template.jinja").write_text("{{ messages }}")
+    assert lvlm_jax.load(tmp_path).template.name == "vicuna_v1"
+
+
+def test_end_tokens_of_the_folder_end_an_answer(run, tmp_path):
+    shutil.copytree(run / "export", tmp_path / "export")
+    (tmp_path / "export" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 77]}))
+    loaded = lvlm_jax.load(tmp_path)
+    assert loaded.stop_ids == (2, 77)
+    assert loaded.generator.eos_ids == {2, 77}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("absent/dir/x", FileNotFoundError, "no such folder"),
+        ("empty", CheckpointError, "neither config.json nor export/config.json"),
+    ],
+)
+def test_a_wrong_name_says_what_to_give(tmp_path, monkeypatch, name, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        lvlm_jax.load(name)
+
+
+def test_a_folder_that_does_not_say_how_pictures_are_prepared(run, tmp_path):
+    shutil.copytree(run / "export", tmp_path / "export")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "export" / name).unlink()
+    with pytest.raises(CheckpointError, match="no preprocessor_config"):
+        lvlm_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, jnp.float32),
+        ("tpu", None, jnp.bfloat16),
+        ("gpu", "7.5", jnp.float32),
+        ("gpu", "9.0", jnp.bfloat16),
+    ],
+)
+def test_the_default_dtype_is_what_the_device_is_good_at(monkeypatch, platform, capability, expected):
+    @dataclasses.dataclass
+    class Device:
+        platform: str
+        compute_capability: str | None
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
+    assert api.default_dtype() == expected
