@@ -76,9 +76,14 @@ class PerceiverResampler(nn.Module):
     """A few learned latents read a picture's features, layer after layer.
 
     Example:
+      >>> import jax
+      >>> from lvlm_jax.connectors import PerceiverResampler
+      >>> from lvlm_jax.nn.linear import init
+      >>> features = jax.random.normal(jax.random.key(0), (3, 17, 32))  # [N, P, D]
       >>> resampler = PerceiverResampler(latents=8, depth=2, heads=4, head_dim=16)
-      >>> params = init(resampler, jax.random.key(0), features)          # features [N, P, D]
-      >>> tokens = resampler.apply({"params": params}, features)         # [N, 8, D]
+      >>> params = init(resampler, jax.random.key(1), features)
+      >>> resampler.apply({"params": params}, features).shape  # [N, Q, D]
+      (3, 8, 32)
     """
 
     latents: int

@@ -3,7 +3,7 @@
 from types import ModuleType
 
 from lvlm_jax.llm import llama, qwen2
-from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2}
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
@@ -24,4 +24,4 @@ def family_of(config: DecoderConfig) -> str:
     )
 
 
-__all__ = ["FAMILIES", "family_of", "llama", "qwen2"]
+__all__ = ["FAMILIES", "Decoder", "DecoderConfig", "family_of", "llama", "qwen2"]

@@ -77,8 +77,19 @@ class Decoder(nn.Module):
     """Causal language model over embeddings: LLaMA, Vicuna, Qwen2 and kin.
 
     Example:
-      >>> decoder = Decoder(PRESETS["llama2_7b"], dtype=jnp.bfloat16, scan=True, remat="full")
-      >>> hidden, _ = decoder.apply({"params": params}, decoder_inputs, positions, ranges.causal(B, T))
+      >>> import jax, jax.numpy as jnp
+      >>> from lvlm_jax.llm import Decoder, DecoderConfig
+      >>> from lvlm_jax.nn import ranges
+      >>> from lvlm_jax.nn.linear import init
+      >>> config = DecoderConfig(vocab=64, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=64)
+      >>> decoder = Decoder(config)  # at full size: Decoder(llama.PRESETS["llama2_7b"], jnp.bfloat16, scan=True)
+      >>> tokens = jnp.array([[1, 17, 42, 8, 2]])
+      >>> positions, sees = jnp.arange(5)[None], ranges.causal(1, 5)
+      >>> params = init(decoder, jax.random.key(0), jnp.zeros((1, 5, 32)), positions, sees)
+      >>> x = decoder.apply({"params": params}, tokens, method="embed_tokens")
+      >>> hidden, _ = decoder.apply({"params": params}, x, positions, sees)
+      >>> decoder.apply({"params": params}, hidden, method="logits").shape  # [B, T, V]
+      (1, 5, 64)
 
     Attributes:
       block: factory of a layer, for a fusion that needs another one; default the plain `Block`.

@@ -35,10 +35,14 @@ class LVLM(nn.Module):
     """LLaVA 1 and 1.5, and the same with a Perceiver resampler between.
 
     Example:
-      >>> model = LVLM(config)
-      >>> params = init(model, jax.random.key(0), batch)
-      >>> hidden, _ = model.apply({"params": params}, batch)
-      >>> logits = model.apply({"params": params}, hidden, method="logits")
+      >>> import jax
+      >>> from lvlm_jax import zoo
+      >>> from lvlm_jax.models.lvlm import LVLM, dummy_batch
+      >>> from lvlm_jax.nn.linear import abstract
+      >>> config = zoo.SYSTEMS["llava15_7b"].config
+      >>> shapes, axes = abstract(LVLM(config), dummy_batch(config))  # nothing is computed
+      >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
+      ((1024, 4096), ('embed', 'mlp'))
 
     Parameters: ``vision``, ``connector``, ``llm``.
     """

@@ -52,7 +52,12 @@ def init(module: nn.Module, key: jax.Array, *args: Any, **kwargs: Any) -> Params
     """Random parameters of a module as a plain nested dict.
 
     Example:
-      >>> params = init(Mlp(...), jax.random.key(0), x)
+      >>> import jax, jax.numpy as jnp
+      >>> from lvlm_jax.nn.linear import init
+      >>> from lvlm_jax.nn.mlp import Mlp
+      >>> params = init(Mlp(hidden=8), jax.random.key(0), jnp.zeros((1, 3, 4)))
+      >>> {name: sorted(part) for name, part in params.items()}
+      {'down': ['bias', 'kernel'], 'up': ['bias', 'kernel']}
     """
     return nn.unbox(module.init(key, *args, **kwargs)["params"])
 

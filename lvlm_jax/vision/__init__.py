@@ -4,7 +4,7 @@ from types import ModuleType
 
 from lvlm_jax.vision import clip, siglip
 from lvlm_jax.vision.text_tower import TextTowerConfig
-from lvlm_jax.vision.vit import ViTConfig
+from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
 FAMILIES: dict[str, ModuleType] = {"clip_vision_model": clip, "siglip_vision_model": siglip}
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
@@ -46,4 +46,15 @@ def text_family_of(config: TextTowerConfig) -> str:
     )
 
 
-__all__ = ["FAMILIES", "TEXT_FAMILIES", "clip", "family_of", "siglip", "text_family_of"]
+__all__ = [
+    "FAMILIES",
+    "TEXT_FAMILIES",
+    "TextTowerConfig",
+    "ViT",
+    "ViTConfig",
+    "clip",
+    "family_of",
+    "patchify",
+    "siglip",
+    "text_family_of",
+]

@@ -87,10 +87,15 @@ class ViT(nn.Module):
     """Vision transformer over patches.
 
     Example:
+      >>> import jax
+      >>> from lvlm_jax.nn.linear import init
+      >>> from lvlm_jax.vision import ViT, patchify
+      >>> images = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
+      >>> patches, positions, segments = patchify(images, patch=8)
       >>> vit = ViT(grid=4, width=32, depth=2, heads=4, mlp_dim=64)
-      >>> patches, positions, segments = patchify(images, patch=8)          # images [N, 32, 32, 3]
-      >>> params = init(vit, jax.random.key(0), patches, positions, segments)
-      >>> features = vit.apply({"params": params}, patches, positions, segments)   # [N, P+1, D]
+      >>> params = init(vit, jax.random.key(1), patches, positions, segments)
+      >>> vit.apply({"params": params}, patches, positions, segments).shape  # [N, 1+P, D]
+      (3, 17, 32)
 
     Attributes:
       grid: side of the learned position table; pictures whose grid is `run_grid` read it resized.
