@@ -1,5 +1,6 @@
 """A recipe's values become things: model, loss, tokenizer, loader, and parts of public checkpoints."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lvlm_jax import checkpoint
 from lvlm_jax import params as trees
+from lvlm_jax import recipe as recipes
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.loader import Loader, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
@@ -179,12 +182,33 @@ def floor_of(ask: Evaluation) -> float | None:
     return question_only_floor(pairs(EasyVqa("train", holdout=0)), pairs(EasyVqa(ask.data.split)))
 
 
-def last_stage(workdir: str) -> Path:
-    """The folder of the last stage of another run."""
-    file = Path(workdir) / "recipe.json"
-    if not file.exists():
-        raise ConfigError(f"{workdir} is not the workdir of a run: there is no recipe.json")
-    return Path(workdir) / json.loads(file.read_text())["run"][-1]
+def last_stage(workdir: str | Path) -> Path:
+    """The folder whose ``params`` are the end of another run, or what ``lvlm convert import`` wrote."""
+    folder = Path(workdir)
+    if checkpoint.is_saved(folder / "params"):
+        return folder
+    if not (folder / "recipe.json").exists():
+        raise ConfigError(f"{workdir}: neither the workdir of a run (recipe.json) nor imported weights (params)")
+    last = folder / json.loads((folder / "recipe.json").read_text())["run"][-1]
+    if not checkpoint.is_saved(last / "params"):
+        raise ConfigError(f"{workdir}: its last stage, {last.name}, has not finished; run it to its end first")
+    return last
+
+
+def inspection(data: Data, config: str, tokenizer: str | None, length: int | None) -> tuple[Any, Callable, Model, Any]:
+    """(source, encode, model, tokenizer) to look at data with, before any run.
+
+    Args:
+      config: recipe whose template, tokenizer and sizes are used.
+      tokenizer: a folder or hub name instead of the recipe's.
+      length: positions of a row; default the model's context.
+    """
+    model = recipes.load(config).model
+    if tokenizer:
+        model = dataclasses.replace(model, tokenizer=tokenizer)
+    words = tokenizer_of(model)
+    data = dataclasses.replace(data, length=length or model.llm.context)
+    return source_of(data), encoder_of(model, words, data), model, words
 
 
 def public_part(start: Start, part: str, like: Any, mesh: Any) -> dict:

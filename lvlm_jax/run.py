@@ -4,6 +4,7 @@ The workdir holds everything: the resolved recipe, one folder a stage, ``evaluat
 ``report.html``. The same command resumes wherever it was stopped.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,14 +15,14 @@ import jax
 from lvlm_jax import assemble, checkpoint
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
-from lvlm_jax.config import ConfigError, to_dict
+from lvlm_jax.config import ConfigError, build, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
-from lvlm_jax.hub.convert import export_folder
+from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn.linear import abstract, init
-from lvlm_jax.recipe import Recipe, StageRecipe, Start
+from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
 from lvlm_jax.train.loop import fit
 from lvlm_jax.train.stages import share_text, trained_share
@@ -177,9 +178,8 @@ class Run:
         floor, count = assemble.floor_of(ask), len(result.samples)
         self.results.append({"when": when, "scores": result.scores, "floor": floor, "count": count})
         self.samples = result.samples
-        shown = ", ".join(f"{name} {value:.2%}" for name, value in result.scores.items())
         beside = f"   (question-only floor {floor:.2%})" if floor is not None else ""
-        print(f"{when}: {shown} of {count:,}{beside}", flush=True)
+        print(_score_line(when, result) + beside, flush=True)
         return result.scores
 
     def finish(self, params: dict) -> None:
@@ -197,6 +197,58 @@ class Run:
         if recipe.export:
             picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
             print(f"model:  {out}\ntry:    lvlm chat {out} --image {picture}")
+
+
+def evaluate_folder(
+    folder: str,
+    system: System,
+    *,
+    data: Data | None = None,
+    scores: tuple[str, ...] = (),
+    max_new_tokens: int | None = None,
+    rows: int = 64,
+    limit: int = 0,
+    out: str | None = None,
+) -> str:
+    """``lvlm eval``: the scores as text, with those that a run of ``lvlm train`` in this folder found on its way.
+
+    Args:
+      folder: what `system` was loaded from; a workdir brings its recipe's evaluation as the default.
+    """
+    ask, lines = None, []
+    if (Path(folder) / "recipe.json").exists():
+        ask = build(Evaluation, json.loads((Path(folder) / "recipe.json").read_text())["evaluation"], "evaluation")
+        for kept in sorted((Path(folder) / "evaluation").glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
+            found = evaluations.load(kept.parent)
+            lines.append(_score_line(kept.parent.name.replace("_", " "), found))
+    if data is None and ask is None:
+        raise ConfigError("what to score it on? Give --llava FILE, --messages FILE or --easy-vqa")
+    ask = Evaluation(data=data) if data is not None else ask
+    ask = dataclasses.replace(ask, rows=rows, limit=limit or ask.limit, scores=scores or ask.scores)
+    result = evaluations.evaluate(
+        system,
+        assemble.question_samples(assemble.source_of(ask.data), ask.limit),
+        scores=ask.scores,
+        batch_rows=ask.rows,
+        max_new_tokens=max_new_tokens or ask.max_new_tokens,
+        out=out,
+    )
+    floor = assemble.floor_of(ask)
+    lines.append(_score_line("now", result) + (f"   question-only floor {floor:.2%}" if floor is not None else ""))
+    return "\n".join(lines)
+
+
+def _score_line(when: str, result: Any) -> str:
+    shown = ", ".join(f"{name} {value:.2%}" for name, value in result.scores.items())
+    return f"{when}: {shown} of {len(result.samples):,}"
+
+
+def import_weights(source: str, out: str, revision: str | None = None, vision: str | None = None) -> str:
+    """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``)."""
+    loaded = import_folder(source, revision=revision, vision=vision)
+    checkpoint.save_params(Path(out) / "params", loaded.params)
+    count = trees.size(loaded.params)
+    return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -1,0 +1,360 @@
+"""The command ``lvlm``: each subcommand parses, then calls one library function.
+
+Nothing heavy is imported before a subcommand runs, so that ``lvlm --help`` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MISTAKES = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError)
+"""What a user can mend: printed as one message, without a traceback (``--debug`` shows it)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit status (0 good, 1 failed check, 2 mistake in the request)."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.run is not _train:
+        parser.error(f"not understood: {' '.join(rest)}; see lvlm {args.command} --help")
+    if args.debug:
+        return args.run(args, rest) or 0
+    try:
+        return args.run(args, rest) or 0
+    except MISTAKES as error:
+        print(f"lvlm {args.command}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "Diverged":
+            raise
+        print(f"lvlm {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lvlm", description="Train, evaluate and run vision-language models in JAX.")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    parser.set_defaults(run=_version_or_help, command="")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str, into: Any = commands, **options: Any) -> argparse.ArgumentParser:
+        command = into.add_parser(name, help=text, description=options.pop("long", text), parents=[common], **options)
+        command.set_defaults(run=run)
+        return command
+
+    for build in (_add_train, _add_eval, _add_generate, _add_chat, _add_convert, _add_data, _add_list):
+        build(add)
+    return parser
+
+
+def _version_or_help(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from lvlm_jax import __version__
+
+    if args.version:
+        print(__version__)
+        return 0
+    _parser().print_help()
+    return 0 if not rest else 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# train
+
+
+def _add_train(add: Any) -> None:
+    train = add(
+        "train",
+        _train,
+        "run a recipe: its stages, evaluations, export and report",
+        long="Runs a recipe in a workdir; the same command resumes. Override a field: --config.stages.align.steps=100",
+        allow_abbrev=False,
+    )
+    train.add_argument("--config", required=True, metavar="NAME", help="a recipe's name or file, NAME:ARG for its arg")
+    train.add_argument("--workdir", metavar="DIR", help="where everything goes (needed unless --dry-run)")
+    train.add_argument("--dry-run", action="store_true", help="resolve, print the share each stage trains, stop")
+    train.add_argument("--restart", action="store_true", help="throw away what the workdir holds and begin anew")
+
+
+def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from lvlm_jax import recipe, run
+
+    resolved = recipe.load(args.config, list(overrides))
+    if args.dry_run:
+        print(run.describe(resolved))
+        return 0
+    if not args.workdir:
+        raise ValueError("--workdir is missing: where should checkpoints, logs and the report go?")
+    run.train(resolved, args.workdir, resume=not args.restart)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# eval
+
+
+def _add_eval(add: Any) -> None:
+    command = add(
+        "eval",
+        _eval,
+        "score a model on a data set, generating freely",
+        long="Free greedy generation, scored; per-sample JSONL beside each score. For a workdir of `lvlm train` the "
+        "recipe's own evaluation is the default.",
+    )
+    _model_arguments(command)
+    _data_arguments(command, needed=False)
+    command.add_argument("--scores", default="", metavar="A,B", help="exact, vqa, caption; default exact")
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="default 16")
+    command.add_argument("--rows", type=int, default=64, help="questions a batch (default 64)")
+    command.add_argument("--limit", type=int, default=0, help="only the first N samples")
+    command.add_argument("--out", metavar="DIR", help="where samples.jsonl and summary.json go")
+
+
+def _eval(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import run
+
+    result = run.evaluate_folder(
+        args.model,
+        _load(args),
+        data=_data(args),
+        scores=tuple(filter(None, args.scores.split(","))),
+        max_new_tokens=args.max_new_tokens,
+        rows=args.rows,
+        limit=args.limit,
+        out=args.out,
+    )
+    print(result)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate, chat
+
+
+def _model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="a folder, the workdir of `lvlm train`, or a hub name")
+    command.add_argument("--revision", help="branch, tag or commit of a hub name")
+    command.add_argument("--template", help="chat template, instead of the folder's")
+    command.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default by device")
+
+
+def _sampling_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-new-tokens", type=int, metavar="N")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    command.add_argument("--top-k", type=int, default=0)
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--stop", action="append", default=[], help="end the answer at this text (repeatable)")
+    command.add_argument("--system", help="system text, instead of the template's")
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    return {name: getattr(args, name) for name in names}
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from lvlm_jax import api
+
+    return api.load(args.model, dtype=args.dtype, revision=args.revision, template=args.template, vision=args.vision)
+
+
+def _add_generate(add: Any) -> None:
+    command = add("generate", _generate, "answer one prompt about pictures")
+    _model_arguments(command)
+    command.add_argument("--prompt", required=True)
+    command.add_argument("--image", action="append", default=[], help="a picture (repeatable)")
+    command.add_argument("--no-stream", action="store_true", help="print the answer when it is whole")
+    _sampling_arguments(command)
+
+
+def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
+    model = _load(args)
+    settings = _sampling(args) | {"images": args.image, "system": args.system}
+    if args.no_stream:
+        print(model.generate(args.prompt, **settings))
+        return 0
+    for piece in model.generate(args.prompt, stream=True, **settings):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _add_chat(add: Any) -> None:
+    command = add("chat", _chat, "talk with a model: many turns, many pictures")
+    _model_arguments(command)
+    command.add_argument("--image", action="append", default=[], help="a picture to begin with (repeatable)")
+    _sampling_arguments(command)
+
+
+def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax.infer.chat import repl
+
+    repl(_load(args), images=args.image, instruction=args.system, **_sampling(args))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# convert
+
+
+def _add_convert(add: Any) -> None:
+    convert = add("convert", _need_subcommand, "public checkpoints in and out, and proof that nothing was lost")
+    into = convert.add_subparsers(dest="action", metavar="import|export|verify")
+
+    imported = add("import", _import, "read a public checkpoint and keep it as a run's starting weights", into)
+    imported.add_argument("source", help="a folder or hub name")
+    imported.add_argument("out", help="folder to write; a recipe's stages.X.start.all.workdir reads it")
+    imported.add_argument("--revision")
+    imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
+
+    exported = add("export", _export, "write a folder that the torch library loads", into)
+    exported.add_argument("source", help="a workdir of `lvlm train`, or any folder that `lvlm chat` takes")
+    exported.add_argument("out", help="folder to write")
+    exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
+    exported.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default as they are")
+    exported.add_argument("--overwrite", action="store_true")
+
+    verified = add("verify", _verify, "compare logits with the torch library on a picture, part by part", into)
+    verified.add_argument("folder", help="what we read")
+    verified.add_argument("theirs", nargs="?", help="what the torch library reads; default the same folder")
+    verified.add_argument("--picture", help="default a made one")
+    verified.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
+
+
+def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
+    raise ValueError(f"say what to do; see lvlm {args.command} --help")
+
+
+def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import run
+
+    print(run.import_weights(args.source, args.out, revision=args.revision, vision=args.vision))
+    return 0
+
+
+def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import api
+    from lvlm_jax.hub.export import export_folder
+
+    model = api.load(args.source)
+    out = export_folder(
+        args.out,
+        model.config,
+        model.params,
+        model.tokenizer,
+        model.spec,
+        model.template,
+        layout=args.layout,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+    )
+    print(out)
+    return 0
+
+
+def _verify(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax.hub.verify import verify
+
+    found = verify(args.folder, args.theirs, picture=args.picture, vision=args.vision)
+    print(found)
+    return 0 if found.passed else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# data
+
+
+def _data_arguments(command: argparse.ArgumentParser, needed: bool) -> None:
+    which = command.add_mutually_exclusive_group(required=needed)
+    which.add_argument("--llava", metavar="FILE", help="LLaVA conversations, .json or .jsonl")
+    which.add_argument("--messages", metavar="FILE", help="OpenAI-style messages, .jsonl")
+    which.add_argument("--easy-vqa", metavar="SPLIT", nargs="?", const="test", help="train, validation or test")
+    command.add_argument("--images", default="", metavar="DIR", help="where picture paths start; default beside FILE")
+
+
+def _data(args: argparse.Namespace) -> Any:
+    from lvlm_jax.recipe import Data
+
+    if args.llava:
+        return Data(source="llava_json", path=args.llava, images=args.images)
+    if args.messages:
+        return Data(source="messages", path=args.messages, images=args.images)
+    return Data(source="easy_vqa", split=args.easy_vqa) if args.easy_vqa else None
+
+
+def _add_data(add: Any) -> None:
+    data = add("data", _need_subcommand, "check a data set before a run, or look at what the model will see")
+    into = data.add_subparsers(dest="action", metavar="check|show")
+    checked = add("check", _data_check, "list every bad record with file, line and reason", into)
+    shown = add(
+        "show", _data_show, "print conversations, each token coloured by its loss weight, and the pictures", into
+    )
+    shown.add_argument("--index", type=int, default=0, help="the first record to show")
+    shown.add_argument("--count", type=int, default=1)
+    checked.add_argument("--limit", type=int, help="only the first N records")
+    checked.add_argument("--no-images", action="store_true", help="do not open the pictures")
+    for command in (checked, shown):
+        _data_arguments(command, needed=True)
+        command.add_argument("--config", default="quickstart", help="recipe whose template, tokenizer and sizes to use")
+        command.add_argument("--tokenizer", help="a folder or hub name, instead of the recipe's")
+        command.add_argument("--length", type=int, help="positions of a row; default the model's context")
+
+
+def _data_check(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import assemble
+    from lvlm_jax.data.check import check
+
+    source, encoder, model, _ = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
+    report = check(source, encoder, images=not args.no_images, limit=args.limit, spec=model.image)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _data_show(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import assemble
+    from lvlm_jax.data.show import show
+
+    source, encoder, _, tokenizer = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
+    for index in range(args.index, min(args.index + args.count, len(source))):
+        example = source[index]
+        print(show(example, encoder(example), tokenizer, colour=sys.stdout.isatty()), end="\n\n")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# list
+
+
+def _add_list(add: Any) -> None:
+    add("list", _list, "recipes, systems, templates and mesh presets by name")
+
+
+def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax import config, mesh, zoo
+    from lvlm_jax.processing.chat_templates import TEMPLATES
+
+    print("recipes (lvlm train --config NAME)")
+    for name in config.names():
+        print(f"  {name:<24} {_first_line(config.find(name))}")
+    print("systems (lvlm_jax.load(NAME); weights come from the hub name beside it)")
+    for name, spec in zoo.SYSTEMS.items():
+        print(f"  {name:<24} {getattr(spec, 'source', '')}")
+    print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
+    return 0
+
+
+def _first_line(path: Path) -> str:
+    """The first line of a recipe's docstring, without running it."""
+    import ast
+
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
