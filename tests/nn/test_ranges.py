@@ -1,0 +1,108 @@
+"""Every attention pattern against its meaning, written as loops over positions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvlm_jax.nn import ranges as R
+from lvlm_jax.nn.attention import attend
+
+# Packed, padded at both ends and inside, one segment alone, all padding.
+SEGMENTS = np.array(
+    [
+        [1, 1, 1, 2, 2, 2, 2, 3, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 0, 2, 2, 0, 0, 3, 3, 3],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ],
+    np.int32,
+)
+
+
+def loops(rule, segments=SEGMENTS):
+    """Mask [B, T, S]: what `rule(row, query, key)` says wherever both are real and of one segment."""
+    rows, length = segments.shape
+    mask = np.zeros((rows, length, length), bool)
+    for b in range(rows):
+        for t in range(length):
+            for s in range(length):
+                real = segments[b, t] > 0 and segments[b, t] == segments[b, s]
+                mask[b, t, s] = real and rule(b, t, s)
+    return mask
+
+
+def test_full_and_causal():
+    assert R.full(2, 3, 5).dense(5).all()
+    assert R.full(2, 3, 5).dense(5).shape == (2, 3, 5)
+    np.testing.assert_array_equal(R.causal(2, 4).dense(4)[1], np.tril(np.ones((4, 4), bool)))
+
+
+def test_packed_full():
+    mask = R.packed_full(jnp.asarray(SEGMENTS)).dense(10)
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: True))
+
+
+def test_packed_causal():
+    mask = R.packed_causal(jnp.asarray(SEGMENTS)).dense(10)
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_prefix(seed):
+    rng = np.random.default_rng(seed)
+    prefix = np.zeros(SEGMENTS.shape, bool)
+    for b, row in enumerate(SEGMENTS):
+        for segment in set(row) - {0}:
+            at = np.flatnonzero(row == segment)
+            prefix[b, at[: rng.integers(0, len(at) + 1)]] = True
+    mask = R.packed_prefix(jnp.asarray(SEGMENTS), jnp.asarray(prefix)).dense(10)
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t or (prefix[b, t] and prefix[b, s])))
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_cached(queries):
+    start, stop = np.array([0, 2, 6], np.int32), 7
+    mask = np.asarray(R.cached(jnp.asarray(start), jnp.int32(stop), queries).dense(10))
+    for b in range(3):
+        for q in range(queries):
+            newest = stop - queries + q
+            assert mask[b, q].tolist() == [start[b] <= s <= newest for s in range(10)]
+
+
+def softmax_loops(q, k, v, mask):
+    """Attention of each query on its own, in float64; a query that sees nothing gives zeros."""
+    out = np.zeros(q.shape, np.float64)
+    per = q.shape[2] // k.shape[1]
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        seen = np.flatnonzero(mask[b, t])
+        if len(seen):
+            scores = k[b, h // per, seen].astype(np.float64) @ q[b, t, h] / np.sqrt(q.shape[-1])
+            weights = np.exp(scores - scores.max())
+            out[b, t, h] = (weights / weights.sum()) @ v[b, h // per, seen]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend(kv_heads):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(5, 10, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 5, kv_heads, 10, 8)).astype(np.float32)
+    patterns = {
+        "full": R.full(5, 10, 10),
+        "causal": R.causal(5, 10),
+        "packed causal": R.packed_causal(jnp.asarray(SEGMENTS)),
+        "packed full": R.packed_full(jnp.asarray(SEGMENTS)),
+    }
+    for name, ranges in patterns.items():
+        expected = softmax_loops(q, k, v, np.asarray(ranges.dense(10)))
+        out = attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), ranges)
+        np.testing.assert_allclose(out, expected, atol=2e-6, err_msg=name)
+
+
+def test_a_query_that_sees_nothing_gives_zeros():
+    ones = jnp.ones((1, 3, 1, 4))
+    ranges = R.packed_causal(jnp.asarray([[0, 1, 1]], jnp.int32))
+    out = attend(ones, jnp.ones((1, 1, 3, 4)), jnp.ones((1, 1, 3, 4)), ranges)
+    assert (out[0, 0] == 0).all()
+    assert (out[0, 1:] == 1).all()
