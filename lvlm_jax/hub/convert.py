@@ -61,7 +61,7 @@ def import_folder(
     """Reads a checkpoint, tensor by tensor, straight into arrays.
 
     Example:
-      >>> loaded = import_folder("llava-hf/llava-1.5-7b-hf", mesh=make_mesh("FSDP"), dtype=jnp.bfloat16, scan=True)
+      >>> loaded = import_folder("runs/quickstart/export", mesh=make_mesh("FSDP"), dtype=jnp.bfloat16, scan=True)
 
     Args:
       folder: a folder or a hub name (with `revision`, `token`, `cache`, `offline` as `download.resolve` takes them).

@@ -5,6 +5,7 @@ probing the keys. A LLaVA's five layouts are the zoo's; those of towers and deco
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -94,7 +95,7 @@ def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Shapes
+# Shapes (tracing takes a second or more; nobody changes these trees in place)
 
 
 def _picture(config: ViTConfig) -> tuple[Any, Any, Any]:
@@ -102,15 +103,18 @@ def _picture(config: ViTConfig) -> tuple[Any, Any, Any]:
     return jnp.zeros((1, p, config.values)), jnp.zeros((1, p, 2), jnp.int32), jnp.ones((1, p), jnp.int32)
 
 
+@functools.lru_cache(maxsize=8)
 def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
     return abstract(LVLM(config, scan=scan), dummy_batch(config))
 
 
+@functools.lru_cache(maxsize=8)
 def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
     x = jnp.zeros((1, 2, config.width))
     return abstract(Decoder(config, scan=scan), x, jnp.zeros((1, 2), jnp.int32), ranges.causal(1, 2))
 
 
+@functools.lru_cache(maxsize=8)
 def _dual_shapes(config: DualEncoderConfig, scan: bool) -> tuple[Params, Params]:
     patches, positions, segments = (x[None] for x in _picture(config.vision))
     text = jnp.zeros((1, config.text.context), jnp.int32)
@@ -127,20 +131,30 @@ def _dual_shapes(config: DualEncoderConfig, scan: bool) -> tuple[Params, Params]
     return abstract(DualEncoder(config, scan=scan), batch)
 
 
+@functools.lru_cache(maxsize=8)
+def _vision_shapes(config: ViTConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(VisionTower(config, scan=scan), *_picture(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(TextTower(config, scan=scan), jnp.zeros((1, 2), jnp.int32))
+
+
 KINDS: dict[str, Kind] = {
     "lvlm": Kind(rows=llava.rows, layouts=dict.fromkeys(llava.LAYOUTS, ""), shapes=_lvlm_shapes),
     "dual": Kind(rows=lambda config, layout: dual.rows(config), layouts={"hf": "vision_model."}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,
         layouts={"hf-4": "vision_model.", "hf-5": "encoder.layers."},
-        shapes=lambda config, scan: abstract(VisionTower(config, scan=scan), *_picture(config)),
+        shapes=_vision_shapes,
         # A tower is also read out of a dual encoder's folder.
         unused=(*UNUSED, r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
     ),
     "text": Kind(
         rows=_text_rows,
         layouts={"hf-4": "text_model.", "hf-5": "encoder.layers."},
-        shapes=lambda config, scan: abstract(TextTower(config, scan=scan), jnp.zeros((1, 2), jnp.int32)),
+        shapes=_text_shapes,
         unused=(*UNUSED, r"vision_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
     ),
     "decoder": Kind(rows=_decoder_rows, layouts={"hf": "model.layers.", "bare": "layers."}, shapes=_decoder_shapes),
@@ -151,4 +165,5 @@ KINDS: dict[str, Kind] = {
 def without_head(shapes: Params, rows: Sequence[Row]) -> Params:
     """The tree less an output head that no row fills (a bare decoder's)."""
     filled = {path for row in rows for path in row.leaves}
-    return shapes if "head/kernel" in filled else {name: tree for name, tree in shapes.items() if name != "head"}
+    bare = "kernel" in shapes.get("head", {}) and "head/kernel" not in filled
+    return {name: tree for name, tree in shapes.items() if name != "head"} if bare else shapes

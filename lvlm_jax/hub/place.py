@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
 from lvlm_jax.hub.errors import CheckpointError
-from lvlm_jax.hub.safetensors_io import TensorFolder
+from lvlm_jax.hub.safetensors_io import TensorFolder, pages
 from lvlm_jax.keymap import Row
 from lvlm_jax.shapes import Params
 
@@ -67,8 +67,7 @@ def load(
     out: dict[str, jax.Array] = {}
     for row in rows:
         for path, leaf in row.load(folder.read(row.theirs)).items():
-            if dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
-                leaf = leaf.astype(dtype)
+            leaf = _own(leaf, dtype)
             stack, index = stacked(path) if scan else (path, None)
             if index is None:
                 out[path] = _put(leaf, _sharding(mesh, flat_axes[path], leaf.shape)).block_until_ready()
@@ -84,6 +83,16 @@ def load(
                 )
             layer = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
             out[stack] = place(whole, _put(leaf, layer), index).block_until_ready()
+    return out
+
+
+def _own(leaf: np.ndarray, dtype: Any) -> np.ndarray:
+    """The leaf in rows of its own and in the number type that is asked for, in one pass."""
+    wanted = np.dtype(dtype) if dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    if leaf.flags.c_contiguous and wanted == leaf.dtype:
+        return leaf
+    out = pages(leaf.size * wanted.itemsize).view(wanted).reshape(leaf.shape)
+    np.copyto(out, leaf, casting="unsafe")
     return out
 
 
@@ -106,7 +115,7 @@ def _sharding(mesh: Mesh | None, axes: Sequence[str | None], shape: tuple[int, .
 
 def _put(leaf: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
     if sharding is None:
-        return jax.device_put(np.ascontiguousarray(leaf) if leaf.ndim else leaf)
+        return jax.device_put(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lvlm_jax.hub import beside, configs, convert
+from lvlm_jax.hub import beside, configs, convert, download
 from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -79,9 +79,9 @@ def verify(
     """Runs a checkpoint here and in the torch library, both in float32, and compares stage by stage.
 
     Args:
-      folder: what we read.
-      theirs: what the torch library reads; default the same folder. The LLaVA authors' layout, which it does not know,
-        is exported for it first.
+      folder: what we read; a folder or a hub name.
+      theirs: what the torch library reads, likewise; default the same. The LLaVA authors' layout, which it does not
+        know, is exported for it first.
       picture: anything `load_image` takes; default a made one.
       prompt: read by the folder's tokenizer; a folder without one gets made token ids.
       vision: as `import_folder` takes it.
@@ -96,6 +96,7 @@ def verify(
             "verify compares with the torch library, and torch is not installed: pip install 'lvlm-jax[test]'"
         ) from error
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
+    theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
         if theirs is None and loaded.layout == "llava-original":
             theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=0)
@@ -240,12 +241,24 @@ _OURS = {
 Reference = tuple[dict[str, Any], list[str]]
 
 
-def _open(name: str, folder: Path) -> tuple[Any, list[str]]:
+_CLASSES = {
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "clip_text_model": "CLIPTextModel",
+    "siglip_text_model": "SiglipTextModel",
+}
+"""Their class of each ``model_type``; their automatic choice does not know all."""
+
+
+def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
     """(their model in float32, what it says of the keys)."""
     import torch
     import transformers
 
     kind = configs.read_json(folder / "config.json").get("model_type")
+    name = name or _CLASSES[kind]
     if kind == llava.OWN_TYPE:
         raise CheckpointError(
             f"{folder}: the torch library has no class for this model (another connector, or prefix attention), so "
@@ -299,7 +312,7 @@ def _their_decoder(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.nd
 def _their_dual(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
-    model, keys = _open("AutoModel", folder)
+    model, keys = _open(None, folder)
     with torch.no_grad():
         out = model(input_ids=_tensor(inputs["tokens"]), pixel_values=_tensor(inputs["pixels"]))
     vectors = {"picture vector": out.image_embeds, "text vector": out.text_embeds}
@@ -309,7 +322,7 @@ def _their_dual(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
 def _their_tower(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
-    model, keys = _open("AutoModel", folder)
+    model, keys = _open(None, folder)
     given = inputs["pixels"] if loaded.kind == "vision" else inputs["tokens"]
     with torch.no_grad():
         out = model(_tensor(given))

@@ -1,19 +1,21 @@
 """Folders of the torch library in, out, and back: every layout, byte for byte, with the same numbers."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers as hf
 
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
+from lvlm_jax.hub.configs import from_original, to_original
 from lvlm_jax.hub.convert import export_folder, import_folder
-from lvlm_jax.hub.safetensors_io import TensorFolder
+from lvlm_jax.hub.safetensors_io import TensorFolder, write_folder
 from lvlm_jax.hub.verify import verify
+from lvlm_jax.zoo import llava
 from tests.hub import tiny
 
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
@@ -26,6 +28,10 @@ def same_bytes(one, other):
         assert one.dtype(key) == other.dtype(key), key
         assert one.shape(key) == other.shape(key), key
         assert one[key].tobytes() == other[key].tobytes(), key
+
+
+def type_of(folder):
+    return json.loads((folder / "config.json").read_text())["architectures"][0]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,10 @@ def test_every_layout_of_llava(llavas, tmp_path, layout):
     assert (again.config, again.layout) == (loaded.config, layout)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("layout", ["hf-4", "llava-original", *(pytest.param(x, marks=SLOW) for x in LAYOUTS[1:4])])
 def test_parity_of_every_layout(llavas, layout):
     comparison = verify(llavas[layout])
     assert comparison.passed, str(comparison)
@@ -70,20 +79,19 @@ def test_parity_of_every_layout(llavas, layout):
 
 
 @pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [tiny.torch.float32, tiny.torch.bfloat16])
 def test_models_alone(tmp_path, name, dtype):
     folder = tiny.saved(tiny.perturbed(getattr(tiny, name)(), dtype), tmp_path / "in")
     loaded = import_folder(folder)
-    wanted = jnp.bfloat16 if dtype == torch.bfloat16 else jnp.float32
+    wanted = jnp.bfloat16 if dtype == tiny.torch.bfloat16 else jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(wanted)}
     export_folder(tmp_path / "out", loaded.config, loaded.params, layout=loaded.layout)
     same_bytes(TensorFolder(folder), TensorFolder(tmp_path / "out"))
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert raw["dtype"] == raw["torch_dtype"] == jnp.dtype(wanted).name
-    comparison = verify(tmp_path / "out")
-    assert comparison.passed, str(comparison)
-    across = verify(folder, tmp_path / "out")  # ours from theirs, theirs from ours
-    assert across.passed, str(across)
+    if dtype == tiny.torch.float32:
+        comparison = verify(folder, tmp_path / "out")  # we read their folder, they read ours
+        assert comparison.passed, str(comparison)
 
 
 @pytest.mark.parametrize("name", ["clip_vision", "siglip_vision", "clip_text", "siglip_text"])
@@ -96,7 +104,8 @@ def test_towers_with_their_old_prefix(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, fresh.params)
     export_folder(tmp_path / "out", loaded.config, loaded.params)
     same_bytes(TensorFolder(old), TensorFolder(tmp_path / "out"))
-    assert verify(tmp_path / "out").passed
+    _, said = getattr(hf, type_of(old)).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
@@ -114,14 +123,14 @@ def test_bare_decoder(tmp_path, name):
     assert loaded.layout == "bare"
     assert "head" not in loaded.params
     assert "head" not in loaded.axes
-    assert [part.name for part in verify(folder).parts] == ["hidden states"]
-    assert verify(folder).passed
+    comparison = verify(folder)
+    assert [part.name for part in comparison.parts] == ["hidden states"]
+    assert comparison.passed, str(comparison)
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
-@pytest.mark.parametrize("decoder", ["llama", "qwen2"])
+@pytest.mark.parametrize(("tower", "decoder"), [("clip", "qwen2"), ("siglip", "llama")])
 def test_llava_of_other_parts_in_bfloat16(tmp_path, tower, decoder):
-    folder = tiny.saved(tiny.perturbed(tiny.llava(tower, decoder), torch.bfloat16), tmp_path / "in", "20KB")
+    folder = tiny.saved(tiny.perturbed(tiny.llava(tower, decoder), tiny.torch.bfloat16), tmp_path / "in", "20KB")
     loaded = import_folder(folder)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
     export_folder(tmp_path / "out", loaded.config, loaded.params, layout="hf-5", image_token_id=511)
@@ -129,7 +138,7 @@ def test_llava_of_other_parts_in_bfloat16(tmp_path, tower, decoder):
     comparison = verify(tmp_path / "out")
     assert comparison.passed, str(comparison)
     model, said = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == tiny.torch.bfloat16
     assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
@@ -157,12 +166,7 @@ def test_original_files_with_the_tower_elsewhere(llavas, tmp_path):
 
 
 def test_released_original_config():
-    from lvlm_jax.hub.configs import from_original, to_original
-    from lvlm_jax.zoo import llava
-
     for name, vocab in (("llava15_7b", 32000), ("llava_7b", 32003)):
-        import dataclasses
-
         config = llava.SYSTEMS[name].config
         config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab=vocab))
         raw = to_original(config)
@@ -174,8 +178,6 @@ def test_released_original_config():
 def test_a_tied_head_that_was_written_out(tmp_path, tied):
     folder = tiny.saved(tiny.perturbed(tiny.llama(tied=True)), tmp_path / "in")
     tensors = TensorFolder(folder)
-    from lvlm_jax.hub.safetensors_io import write_folder
-
     head = tensors["model.embed_tokens.weight"] * (1 if tied else 2)
     write_folder(tmp_path / "w", [*tensors.items(), ("lm_head.weight", head)])
     (tmp_path / "w" / "config.json").write_text((folder / "config.json").read_text())
@@ -188,8 +190,6 @@ def test_a_tied_head_that_was_written_out(tmp_path, tied):
 
 def test_buffers_are_ignored(llavas, tmp_path):
     tensors = TensorFolder(llavas["hf-4"])
-    from lvlm_jax.hub.safetensors_io import write_folder
-
     extra = {
         "vision_tower.vision_model.embeddings.position_ids": np.arange(17)[None],
         "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
@@ -200,16 +200,14 @@ def test_buffers_are_ignored(llavas, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, import_folder(llavas["hf-4"]).params)
 
 
-@pytest.mark.parametrize("preset", ["DP", "FSDP", "FSDP_TP"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(("preset", "scan"), [("DP", False), ("FSDP", True), ("FSDP_TP", False), ("FSDP_TP", True)])
 def test_straight_onto_a_mesh(llavas, tmp_path, preset, scan):
     mesh = meshes.make_mesh(preset)
     plain = import_folder(llavas["hf-5"])
     loaded = import_folder(llavas["hf-5"], mesh=mesh, scan=scan)
     wanted = meshes.shardings(mesh, loaded.axes, loaded.params)
-    jax.tree.map(
-        lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim) or 1 / 0, loaded.params, wanted
-    )
+    placed = jax.tree.map(lambda leaf, at: leaf.sharding.is_equivalent_to(at, leaf.ndim), loaded.params, wanted)
+    assert all(jax.tree.leaves(placed))
     apart = P.unstack_layers(loaded.params)
     jax.tree.map(np.testing.assert_array_equal, apart, plain.params)
     if scan:
