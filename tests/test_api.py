@@ -14,9 +14,14 @@ from lvlm_jax import api
 from lvlm_jax import mesh as M
 from lvlm_jax.hub.convert import export_folder
 from lvlm_jax.hub.errors import CheckpointError
-from tests.infer.tiny import tiny_system
+from tests.infer.tiny import few_shapes, tiny_system
 
-QUESTION = {"prompt": "Which color is it?", "max_new_tokens": 6}
+QUESTION = {"prompt": "Which color is it?", "max_new_tokens": 8}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    few_shapes(monkeypatch)
 
 
 @pytest.fixture(scope="module")

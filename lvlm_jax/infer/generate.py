@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lvlm_jax import mesh as M
 from lvlm_jax.data.loader import collate
 from lvlm_jax.infer.sampling import Mode, Sampling, choose
-from lvlm_jax.infer.text import Decode, TextStream
+from lvlm_jax.infer.text import Decode, TextStream, whole_text
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.params import unstack_layers
@@ -310,7 +310,7 @@ class Generator:
         return [
             Answer(
                 tokens=tuple(taken[row]),
-                text="".join(pieces[row]) + texts[row].finish() if texts else decode(taken[row]),
+                text="".join(pieces[row]) + texts[row].finish() if texts else whole_text(decode, taken[row]),
                 reason="length" if row in live else "stop",
                 prompt_tokens=len(prompt.tokens),
             )

@@ -85,10 +85,10 @@ def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image, ...]) 
 
 def _messages(messages: Sequence[Any], pictures: tuple[Image, ...]) -> tuple[tuple[Turn, ...], tuple[Image, ...]]:
     """(turns with their placeholders filled, pictures that no placeholder asked for because there is none)."""
-    turns, places = [], 0
+    told: list[tuple[str, list[Segment | None]]] = []
     for number, message in enumerate(messages):
         if isinstance(message, Turn):
-            turns.append(message)
+            told.append((message.role, list(message.segments)))
             continue
         where = f"messages[{number}]"
         if message.get("role") not in ROLES:
@@ -97,19 +97,17 @@ def _messages(messages: Sequence[Any], pictures: tuple[Image, ...]) -> tuple[tup
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, Sequence):
             raise ValueError(f"{where}.content: {type(content).__name__}; give a text or a list of parts")
-        segments = []
-        for part in parts:
-            segment = _part(part, where)
-            if segment is None:
-                segment = pictures[places] if places < len(pictures) else None
-                places += 1
-            segments.append(segment)
-        turns.append(Turn(message["role"], tuple(segments)))
+        told.append((message["role"], [_part(part, where) for part in parts]))
+    places = sum(segment is None for _, segments in told for segment in segments)
     if places and places != len(pictures):
         raise ValueError(
             f"messages hold {places} place(s) for a picture, but images has {len(pictures)}; give one each"
         )
-    return tuple(turns), () if places else pictures
+    rest = iter(pictures)
+    turns = tuple(
+        Turn(role, tuple(next(rest) if segment is None else segment for segment in segments)) for role, segments in told
+    )
+    return turns, tuple(rest)
 
 
 def _part(part: Any, where: str) -> Segment | None:

@@ -58,6 +58,18 @@ class TextStream:
         return text[: len(text) - hold]
 
 
+def whole_text(decode: Decode, ids: Sequence[int]) -> str:
+    """The text of a whole answer, the same as its stream.
+
+    A decoder that meets broken bytes may give up the good ones beside them too, which a stream has already shown.
+    """
+    text = decode(ids)
+    if _BROKEN not in text:
+        return text
+    stream = TextStream(decode)
+    return "".join([*map(stream.feed, ids), stream.finish()])
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):

@@ -6,9 +6,14 @@ import pytest
 from lvlm_jax.evaluate.run import evaluate, plan
 from lvlm_jax.infer.prompt import as_example
 from lvlm_jax.processing.schema import Example, Text, Turn
-from tests.infer.tiny import tiny_system
+from tests.infer.tiny import few_shapes, tiny_system
 
 TEXTS = ["What is it?", "dogs", "Which color is the big circle in the image?"]
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    few_shapes(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,8 +21,3 @@ def fresh(system):
 def pictures():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (20 + i, 24, 3), dtype=np.uint8) for i in range(6)]
-
-
-@pytest.fixture(scope="session")
-def devices():
-    return jax.devices()

@@ -7,8 +7,14 @@ import pytest
 from lvlm_jax.infer.chat import repl, thumbnail
 from lvlm_jax.infer.prompt import as_example
 from lvlm_jax.processing.schema import Image, Text, Turn
+from tests.infer.tiny import few_shapes
 
-SHORT = {"max_new_tokens": 4}
+SHORT = {"max_new_tokens": 8}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    few_shapes(monkeypatch)
 
 
 def test_a_chat_remembers_words_and_pictures(system, pictures):

@@ -8,8 +8,14 @@ import pytest
 from lvlm_jax.infer.prompt import as_example, as_images
 from lvlm_jax.processing.image import ImageError
 from lvlm_jax.processing.schema import Example, Image, Text, Turn
+from tests.infer.tiny import few_shapes
 
 PIXELS = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    few_shapes(monkeypatch)
 
 
 def test_every_form_of_a_prompt_becomes_the_same_conversation():
@@ -73,7 +79,7 @@ def test_what_is_typed_stays_text(system):
     assert not prompt.images
     assert not np.isin(prompt.tokens[1:], [system.image_token_id, 1, 2]).any()
     assert typed in system.tokenizer.decode(prompt.tokens)
-    system.generate(typed, max_new_tokens=2)
+    system.generate(typed, max_new_tokens=8)
 
 
 def test_generate_streams_what_it_returns(system, pictures):
@@ -88,9 +94,9 @@ def test_generate_streams_what_it_returns(system, pictures):
 
 def test_a_batch_is_its_prompts_one_by_one(system, pictures):
     prompts = ["dogs", [pictures[0], "What is it?"], as_example("And here?", pictures[1:3])]
-    batch = system.generate_batch(prompts, max_new_tokens=5)
-    assert batch == [system.generate(p, max_new_tokens=5) for p in prompts]
-    assert system.generate_batch([], max_new_tokens=5) == []
+    batch = system.generate_batch(prompts, max_new_tokens=8)
+    assert batch == [system.generate(p, max_new_tokens=8) for p in prompts]
+    assert system.generate_batch([], max_new_tokens=8) == []
 
 
 def test_new_tokens_default_to_what_the_context_leaves(system, fresh):
@@ -124,7 +130,7 @@ def test_a_bad_picture_is_named(system, tmp_path):
     bad.write_text("<html>not found</html>")
     for picture in (bad, str(bad), tmp_path / "absent.png"):
         with pytest.raises(ImageError, match=r"page\.jpg|absent\.png"):
-            system.generate("what", picture, max_new_tokens=2)
+            system.generate("what", picture, max_new_tokens=8)
 
 
 def test_a_picture_size_that_is_not_the_towers_is_an_error(system):

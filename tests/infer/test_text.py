@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from lvlm_jax.infer.text import TextStream
+from lvlm_jax.infer.text import TextStream, whole_text
 from lvlm_jax.processing.tokenizer import Tokenizer
 from tests.tokenizers_tiny import llama_tiny, qwen_tiny
 
@@ -58,3 +59,11 @@ def test_bytes_that_never_become_a_character_come_out_at_the_end():
     stream = TextStream(tokenizer.decode)
     assert stream.feed(first) == ""
     assert stream.finish() == "\ufffd"
+
+
+def test_a_whole_answer_reads_as_its_stream_even_where_bytes_are_broken():
+    tokenizer = Tokenizer(llama_tiny())
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.integers(3, 480, 20).tolist()
+        assert "".join(pieces_of(TextStream(tokenizer.decode), ids)) == whole_text(tokenizer.decode, ids)
