@@ -1,7 +1,6 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from lvlm_jax import config as configs
@@ -224,8 +223,8 @@ class Recipe:
         return DualEncoderConfig(vision=self.model.vision, text=c.text, projection=c.projection, bias=c.bias)
 
 
-def resolve(config: Mapping[str, Any]) -> Recipe:
-    """A ConfigDict (or plain nested mapping) as a checked `Recipe`.
+def resolve(config: Any) -> Recipe:
+    """A ConfigDict, which is no `Mapping`, or a plain nested one as a checked `Recipe`.
 
     Raises:
       ConfigError: names the field, what is wrong with it, and the choices.
