@@ -180,11 +180,27 @@ def test_a_model_without_a_word_for_pictures_gets_one(tmp_path, loaded):
     assert verify(out).passed
 
 
+@pytest.mark.parametrize("layout", ["hf-4", "hf-4.52", "hf-5"])
+def test_a_tied_language_model(tmp_path, loaded, layout):
+    config = dataclasses.replace(loaded.config, llm=dataclasses.replace(loaded.config.llm, tied=True))
+    llm = {name: tree for name, tree in loaded.params["llm"].items() if name != "head"}
+    out = export_folder(tmp_path / "out", config, {**loaded.params, "llm": llm}, layout=layout, image_token_id=5)
+    assert not any("lm_head" in key for key in TensorFolder(out))
+    assert import_folder(out).config == config
+    if layout == "hf-4":
+        comparison = verify(out)
+        assert comparison.passed, str(comparison)
+    _, said = hf.LlavaForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
 def test_connectors_that_the_torch_library_lacks(tmp_path, loaded):
-    draw = lambda shape: jax.random.normal(jax.random.key(len(shape.shape)), shape.shape)  # noqa: E731
+    rng = np.random.default_rng(0)
     for connector in (LinearConfig(), PerceiverConfig(latents=4, depth=1, heads=2, head_dim=8)):
         config = dataclasses.replace(loaded.config, connector=connector)
-        params = jax.tree.map(draw, KINDS["lvlm"].shapes(config, False)[0])
+        params = jax.tree.map(
+            lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), KINDS["lvlm"].shapes(config, False)[0]
+        )
         out = export_folder(tmp_path / type(connector).__name__, config, params, image_token_id=5)
         again = import_folder(out)
         assert (again.config, again.image_token_id) == (config, 5)
