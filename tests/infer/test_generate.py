@@ -71,14 +71,11 @@ def test_cached_batched_padded_decoding_equals_full_passes(scan, prompts):
     assert [answer.prompt_tokens for answer in answers] == [len(p.tokens) for p in prompts]
 
 
-def test_the_prefix_of_a_prefix_model_is_the_prompt(pictures):
+def test_the_prefix_of_a_prefix_model_is_the_prompt(prompts):
     system = tiny_system(attention="prefix")
-    prompt = system.encode(as_example(QUESTIONS[0], pictures[0]))
-    generator = free(system)
-    first = generator.generate([prompt], max_new_tokens=3)[0].tokens
-    causal = free(tiny_system()).generate([prompt], max_new_tokens=3)[0].tokens
-    assert first[0] == by_full_passes(system, prompt, 1)[0]
-    assert first != causal
+    first = tokens_of(free(system).generate(prompts, max_new_tokens=1))
+    assert first == [by_full_passes(system, prompt, 1) for prompt in prompts]
+    assert first != [by_full_passes(tiny_system(), prompt, 1) for prompt in prompts]
 
 
 @pytest.mark.parametrize("preset", ["DP", "FSDP", "FSDP_TP"])
