@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     adam = {"b2": 0.98, "warmup": 100, "clip": 1.0}
-    rows = {"source": "easy_vqa", "rows": 8, "groups": 8, "length": 256}
+    rows = {"source": "easy_vqa", "rows": 16, "groups": 8, "length": 128}
     c.stages = ConfigDict()
     c.stages.vision = {
         "loss": "contrastive",

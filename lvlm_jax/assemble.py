@@ -25,7 +25,7 @@ from lvlm_jax.processing.encode import encode
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
-from lvlm_jax.train import losses
+from lvlm_jax.train import flops, losses
 
 
 def dtype_of(recipe: Recipe) -> Any:
@@ -82,6 +82,17 @@ def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | Non
         return loss, weight, {"correct": correct}
 
     return {"language": language, "contrastive": contrastive}[stage.loss]
+
+
+def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
+    """Model FLOPs of one step; None for a contrastive stage, whose text tower is not counted here."""
+    if stage.loss != "language":
+        return None
+    mask = stage.stage("x").mask(params)
+    trained = {part: any(trees.flatten(mask[part]).values()) for part in flops.ORDER}
+    data = stage.data
+    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures}
+    return flops.step_flops(recipe.model.lvlm, params, trained, **sizes)
 
 
 def tokenizer_of(model: Model) -> Tokenizer:

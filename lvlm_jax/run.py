@@ -109,6 +109,7 @@ class Run:
             evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p)) if stage.eval_every else None,
             resume=resume,
             earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
+            flops=assemble.flops_of(recipe, stage, params),
             writers=recipe.log_to,
         )
         if "after" in stage.evaluate:

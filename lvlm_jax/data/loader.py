@@ -138,6 +138,7 @@ class Loader:
       host, hosts: this process and how many there are; `hosts` divides the plan's groups.
       workers: processes that build batches; 0 builds them in this one.
       threads: threads of each process.
+      keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
     """
 
@@ -155,6 +156,7 @@ class Loader:
         workers: int = 0,
         threads: int = 4,
         augment: Augment | None = None,
+        keep_bytes: int = 128 * 2**20,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -165,6 +167,8 @@ class Loader:
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment = visual_tokens, pad_id, augment
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
+        self._kept: dict[str, PIL.Image.Image] = {}
+        self._room = keep_bytes
 
     def __repr__(self) -> str:
         return f"Loader({self.source!r}, {self.plan!r}, host={self.host}, hosts={self.hosts})"
@@ -241,12 +245,27 @@ class Loader:
 
     def _picture(self, image: Image, k: int, row: int, j: int) -> tuple[np.ndarray, np.ndarray]:
         try:
-            picture = load_image(image.source, max_pixels=self.spec.max_pixels)
+            picture = self._opened(image)
             if self.augment is not None:
                 picture = self.augment(picture, np.random.default_rng([self.plan.seed or 0, k, row, j]))
             return to_patches(picture, self.spec)
         except Exception as error:
             raise self._with_origin(error, self._owner(k, row, j)) from error
+
+    def _opened(self, image: Image) -> "PIL.Image.Image":
+        """The decoded picture; those of small data sets stay in memory (`keep_bytes`), since each epoch reads them."""
+        if not isinstance(image.source, str):
+            return load_image(image.source, max_pixels=self.spec.max_pixels)
+        kept = self._kept.get(image.source)
+        if kept is None:
+            kept = load_image(image.source, max_pixels=self.spec.max_pixels)
+            size = 3 * kept.width * kept.height
+            if size <= self._room:
+                self._kept[image.source], self._room = kept, self._room - size
+        return kept
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}}
 
     def _owner(self, k: int, row: int, j: int) -> int:
         """The example that picture `j` of a row belongs to."""
