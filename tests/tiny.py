@@ -9,7 +9,7 @@ from lvlm_jax import params as P
 from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
-from lvlm_jax.nn.linear import init
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.vision.vit import ViTConfig
@@ -46,17 +46,23 @@ SYSTEMS: dict[str, LVLMConfig] = {
 """One system a kind of part."""
 
 
-def perturb(tree: dict, seed: int = 0) -> dict:
-    """N(0, 0.3) on every vector: fresh norms are one and fresh biases zero, which hides what does not read them."""
+def randomize(shapes: dict, seed: int = 0) -> dict:
+    """Random weights that hide nothing (fresh norms are one and fresh biases zero), as numpy arrays.
+
+    Drawn on the host: to compile a model's own initializers takes seconds.
+    """
     rng = np.random.default_rng(seed)
-    flat = P.flatten(tree)
-    noise = lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32)  # noqa: E731
-    return P.unflatten({path: x + noise(x) if x.ndim <= 1 else x for path, x in flat.items()})
+    out = {}
+    for path, leaf in P.flatten(shapes).items():
+        name, noise = path.split("/")[-1], rng.normal(size=leaf.shape)
+        spread = leaf.shape[0] ** -0.5 if name == "kernel" else 0.3
+        out[path] = (spread * noise + (name == "scale")).astype(np.float32)
+    return P.unflatten(out)
 
 
 def weights(config: LVLMConfig, seed: int = 0) -> dict:
     """Random parameters of a whole model, layers one by one."""
-    return perturb(init(LVLM(config), jax.random.key(seed), dummy_batch(config)), seed)
+    return randomize(abstract(LVLM(config), dummy_batch(config))[0], seed)
 
 
 def batch(
