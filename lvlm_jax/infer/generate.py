@@ -26,7 +26,7 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.params import unstack_layers
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.schema import Batch, Encoded
-from lvlm_jax.shapes import Array, Float, Int, Params
+from lvlm_jax.shapes import Array, Float, Int, Params, pytree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Answer:
     prompt_tokens: int
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where each row stands: its newest token and that token's position, its first cache slot, the slot to write."""

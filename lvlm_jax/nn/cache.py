@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.shapes import Array, DTypeLike, Float, Int
+from lvlm_jax.shapes import Array, DTypeLike, Float, Int, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
     """Keys and values of one layer (a scanned stack holds them with a leading axis L)."""

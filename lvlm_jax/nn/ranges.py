@@ -10,12 +10,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.shapes import Array, Bool, Int
+from lvlm_jax.shapes import Array, Bool, Int, pytree
 
 Kind = Literal["full", "causal", "packed_causal", "general"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Ranges:
     """Query t sees the keys start[b, t] <= s < stop[b, t].

@@ -7,10 +7,9 @@ gets those characters.
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from lvlm_jax.shapes import Array, Float, Int
+from lvlm_jax.shapes import Array, Float, Int, pytree
 
 Role = Literal["system", "user", "assistant"]
 
@@ -68,7 +67,7 @@ class Encoded:
     images: tuple[Image, ...] = ()
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """One step's input. Rows come in G groups of B/G; a group's pictures live on the group's data shard.
