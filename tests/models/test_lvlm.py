@@ -23,19 +23,19 @@ def system(name):
     return LVLM(config), tiny.weights(config)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(tiny.jit, static_argnames="model")
 def logits(model, params, batch):
     return model.apply({"params": params}, batch, method=tiny.logits)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "length"))
+@functools.partial(tiny.jit, static_argnames=("model", "length"))
 def prefill(model, params, batch, length):
     cache = model.apply({}, batch.tokens.shape[0], length, method="new_cache")
     hidden, cache = model.apply({"params": params}, batch, cache)
     return model.apply({"params": params}, hidden, method="logits"), cache
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(tiny.jit, static_argnames="model")
 def step(model, params, tokens, positions, start, cache, index):
     hidden, cache = model.apply({"params": params}, tokens, positions, start, cache, index, method="decode")
     return model.apply({"params": params}, hidden, method="logits"), cache
@@ -87,7 +87,7 @@ def loss(params, model, batch):
 def plain(name):
     """Loss and gradients on one device, layer by layer."""
     model, params = system(name)
-    return jax.device_get(jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)))
+    return jax.device_get(tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)))
 
 
 def agree(got, name, atol):
@@ -105,7 +105,7 @@ def test_sharded_equals_unsharded(name, preset):
     shapes, axes = abstract(model, dummy_batch(model.config))
     cut = M.shardings(mesh, axes, shapes)
     params = jax.device_put(P.stack_layers(system(name)[1]), cut)
-    step = jax.jit(jax.value_and_grad(loss), static_argnums=1, out_shardings=(None, cut))
+    step = tiny.jit(jax.value_and_grad(loss), static_argnums=1, out_shardings=(None, cut))
     with M.use(mesh):
         value, grads = step(params, model, jax.device_put(eight_rows(name), M.batch_sharding(mesh)))
     kernel = grads["llm"]["layers"]["mlp"]["up"]["kernel"]
@@ -115,17 +115,23 @@ def test_sharded_equals_unsharded(name, preset):
 
 
 @pytest.mark.parametrize(
-    ("name", "remat"), [("llava15", "none"), ("llava15", "full"), ("llava15", "dots"), ("perceiver", "full")]
+    ("name", "remat"),
+    [
+        ("llava15", "full"),
+        pytest.param("llava15", "none", marks=pytest.mark.slow),
+        pytest.param("llava15", "dots", marks=pytest.mark.slow),
+        pytest.param("perceiver", "full", marks=pytest.mark.slow),
+    ],
 )
 def test_scanned_and_rematerialised_equal_plain(name, remat):
     model = LVLM(tiny.SYSTEMS[name], scan=True, remat=remat)
     params = P.stack_layers(system(name)[1])
-    agree(jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)), name, 2e-6)
+    agree(tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)), name, 2e-6)
 
 
 def test_rematerialised_layers_one_by_one_equal_plain():
     model = LVLM(tiny.SYSTEMS["llava15"], remat="full")
-    got = jax.jit(jax.value_and_grad(loss), static_argnums=1)(system("llava15")[1], model, eight_rows("llava15"))
+    got = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(system("llava15")[1], model, eight_rows("llava15"))
     agree(got, "llava15", 2e-6)
 
 

@@ -1,0 +1,84 @@
+"""Public config.json files of decoders: old and new forms, and what we cannot run."""
+
+import pytest
+
+from lvlm_jax import llm
+from lvlm_jax.llm import llama, qwen2
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.nn.positions import RopeScaling
+
+OLD = {"model_type": "llama", "rope_theta": 500000.0}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f in llm.FAMILIES.values() for n in f.PRESETS])
+def test_presets_go_out_and_come_back(family, name):
+    config = family.PRESETS[name]
+    assert llm.FAMILIES[llm.family_of(config)] is family
+    back = family.from_hf(family.to_hf(config))
+    assert back == config or back == DecoderConfig(**{**vars(config), "head_dim": None})
+    assert back.head_width == config.head_width
+
+
+def test_the_old_and_the_new_form_of_rotary_settings_are_one():
+    scaling = RopeScaling(kind="llama3", factor=8.0)
+    forms = [
+        OLD | {"rope_scaling": LLAMA3},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}},
+        OLD | {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}, "rope_scaling": LLAMA3},
+    ]
+    for form in forms:
+        config = llama.from_hf(form)
+        assert (config.rope_theta, config.rope_scaling) == (500000.0, scaling)
+    linear = llama.from_hf({"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert (linear.rope_theta, linear.rope_scaling) == (10000.0, RopeScaling(kind="linear", factor=2.0))
+    assert llama.from_hf(OLD | {"rope_scaling": None}).rope_scaling is None
+    assert llama.from_hf({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}).rope_theta == 5.0
+
+
+def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
+    # The text part of the hub's LLaVA-1.5-7B, whole.
+    config = llama.from_hf(
+        {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
+    )
+    assert config == DecoderConfig(**{**vars(llama.PRESETS["vicuna15_7b"]), "vocab": 32064})
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (llama, {"attention_bias": True}, r"attention_bias is True.*supported: False"),
+        (llama, {"mlp_bias": True}, r"mlp_bias is True.*supported: False"),
+        (llama, {"hidden_act": "gelu"}, r"hidden_act is 'gelu'.*supported: 'silu'"),
+        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_scaling.rope_type is 'dynamic'.*'linear'"),
+        (llama, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters.rope_type is 'yarn'"),
+        (llama, {"rope_scaling": {"type": "linear"}}, r"rope_scaling of type 'linear' lacks factor"),
+        (llama, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"lacks low_freq_factor, high_freq_factor"),
+        (llama, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5.*supported: 1.0"),
+        (qwen2, {"use_sliding_window": True}, r"use_sliding_window is True.*supported: False"),
+        (qwen2, {"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types is 'sliding_attention'"),
+    ],
+)
+def test_what_we_cannot_run_is_an_error(family, change, message):
+    with pytest.raises(ValueError, match=message):
+        family.from_hf(change)
+
+
+def test_a_decoder_no_public_class_holds():
+    sizes = {"vocab": 9, "width": 8, "depth": 1, "heads": 2, "kv_heads": 2, "mlp_dim": 8}
+    with pytest.raises(ValueError, match=r"no public family .*qkv_bias=True and 2 heads of 16"):
+        llm.family_of(DecoderConfig(**sizes, qkv_bias=True, head_dim=16))
+
+
+def test_a_tied_head_has_no_row_and_biases_have():
+    tied, plain = llama.PRESETS["llama32_1b"], llama.PRESETS["llama3_8b"]
+    assert "lm_head.weight" not in {row.theirs for row in llama.rows(tied)}
+    assert "lm_head.weight" in {row.theirs for row in llama.rows(plain)}
+    assert "model.layers.3.self_attn.k_proj.bias" in {row.theirs for row in qwen2.rows(qwen2.PRESETS["qwen2_7b"])}
+    assert not any(row.theirs.endswith(".bias") for row in llama.rows(plain))

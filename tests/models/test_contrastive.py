@@ -1,0 +1,67 @@
+"""Dual encoders: sharded equals unsharded, scanned equals per layer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvlm_jax import mesh as M
+from lvlm_jax import params as P
+from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.vision.text_tower import TextTowerConfig
+from tests import tiny
+
+TEXT = TextTowerConfig(vocab=99, width=32, depth=2, heads=4, mlp_dim=48, context=16)
+CONFIGS = {
+    "clip": DualEncoderConfig(vision=tiny.CLIP, text=TEXT, projection=24),
+    "siglip": DualEncoderConfig(
+        vision=dataclasses.replace(tiny.SIGLIP, pool="map"),
+        text=dataclasses.replace(TEXT, causal=False, pool="last", head=32, activation="gelu_tanh"),
+        bias=True,
+    ),
+}
+
+
+def pairs():
+    """Eight pictures, eight texts, a group each."""
+    batch, _ = tiny.batch(tiny.SYSTEMS["llava15"], [[tiny.IMAGE]] * 8, groups=8)
+    tokens = np.random.default_rng(0).integers(0, 99, batch.tokens.shape).astype(np.int32)
+    return jax.tree.map(jnp.asarray, batch.replace(tokens=tokens))
+
+
+def loss(params, model, batch):
+    """Symmetric cross-entropy over the whole batch."""
+    image, text, scale, bias = model.apply({"params": params}, batch)
+    scores = scale * image @ text.T + bias
+    both = jax.nn.log_softmax(scores, axis=0) + jax.nn.log_softmax(scores, axis=1)
+    return -jnp.diagonal(both).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("clip", "FSDP_TP"),
+        ("siglip", "FSDP"),
+        *(
+            pytest.param(name, preset, marks=pytest.mark.slow)
+            for name, preset in [("clip", "DP"), ("clip", "FSDP"), ("siglip", "DP"), ("siglip", "FSDP_TP")]
+        ),
+    ],
+)
+def test_sharded_and_scanned_equal_neither(name, preset):
+    batch, model, mesh = pairs(), DualEncoder(CONFIGS[name]), M.make_mesh(preset)
+    params = tiny.randomize(abstract(model, batch)[0])
+    value, grads = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, batch)
+    scanned = DualEncoder(CONFIGS[name], scan=True)
+    shapes, axes = abstract(scanned, batch)
+    cut = M.shardings(mesh, axes, shapes)
+    step = tiny.jit(jax.value_and_grad(loss), static_argnums=1, out_shardings=(None, cut))
+    with M.use(mesh):
+        got = step(jax.device_put(P.stack_layers(params), cut), scanned, jax.device_put(batch, M.batch_sharding(mesh)))
+    np.testing.assert_allclose(got[0], value, rtol=2e-6)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest)  # noqa: E731
+    jax.tree.map(close, P.unstack_layers(got[1]), grads)

@@ -1,0 +1,142 @@
+"""Vision and text towers: several pictures in a row, patches in any order, another grid, configs we cannot run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvlm_jax import params as P
+from lvlm_jax import vision
+from lvlm_jax.nn.linear import abstract, init
+from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
+from lvlm_jax.vision.vit import VisionTower, ViT, ViTConfig, patchify
+from tests import tiny
+
+PICTURES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
+
+
+def tower(config):
+    module = VisionTower(config)
+    shapes, _ = abstract(module, *patchify(jnp.asarray(PICTURES), 7))
+    return module, tiny.randomize(shapes)
+
+
+def run(module, params, *args, method="features"):
+    return np.asarray(tiny.jit(lambda p, a: module.apply({"params": p}, *a, method=method))(params, args))
+
+
+def test_patchify_cuts_rows_columns_channels():
+    patches, positions, segments = patchify(jnp.asarray(PICTURES), 7)
+    for n in range(2):
+        np.testing.assert_array_equal(patches[n], tiny.cut(PICTURES[n], 7))
+    assert positions[1, 6].tolist() == [1, 2]
+    assert (np.asarray(segments) == 1).all()
+    with pytest.raises(ValueError, match="28x28 does not divide into patches of 5"):
+        patchify(jnp.asarray(PICTURES), 5)
+
+
+def test_two_pictures_in_one_row_do_not_see_each_other():
+    module, params = tower(tiny.SIGLIP)
+    patches, positions, segments = patchify(jnp.asarray(PICTURES), 7)
+    alone = run(module, params, patches, positions, segments)
+    row = [jnp.concatenate([x[:1], x[1:]], axis=1) for x in (patches, positions)]
+    shared = jnp.concatenate([segments[:1], segments[1:] * 2], axis=1)
+    together = run(module, params, *row, shared)
+    np.testing.assert_allclose(together[0], np.concatenate([alone[0], alone[1]]), atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP])
+def test_patches_may_come_in_any_order_and_padding_is_not_read(config):
+    module, params = tower(config)
+    patches, positions, segments = patchify(jnp.asarray(PICTURES), 7)
+    base = run(module, params, patches, positions, segments)
+    order = np.random.default_rng(1).permutation(16)
+    moved = run(module, params, patches[:, order], positions[:, order], segments)
+    np.testing.assert_allclose(moved, base[:, order], atol=2e-5)
+    pad = lambda x, value: jnp.concatenate([x, jnp.full_like(x[:, :3], value)], axis=1)  # noqa: E731
+    padded = run(module, params, pad(patches, 9.0), pad(positions, 0), pad(segments, 0))
+    np.testing.assert_allclose(padded[:, :16], base, atol=2e-5)
+
+
+def test_feature_layer_and_class_token():
+    module, params = tower(tiny.CLIP)
+    args = patchify(jnp.asarray(PICTURES), 7)
+    for layer in (-1, -2, -3, -4):
+        kept = VisionTower(dataclasses.replace(tiny.CLIP, feature_layer=layer, class_feature=True))
+        dropped = VisionTower(dataclasses.replace(tiny.CLIP, feature_layer=layer))
+        whole = run(kept, params, *args)
+        assert whole.shape == (2, 17, 32) == (2, kept.config.features, 32)
+        np.testing.assert_array_equal(run(dropped, params, *args), whole[:, 1:])
+    # Layer 0 is what goes into the first block: all blocks zeroed, every layer is it.
+    flat = {k: np.zeros_like(v) if "layers/" in k else v for k, v in P.flatten(params).items()}
+    np.testing.assert_allclose(run(module, P.unflatten(flat), *args), whole[:, 1:], atol=1e-6)
+
+
+def test_another_grid_reads_the_table_resized():
+    sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+    vit, wide = ViT(grid=4, **sizes), ViT(grid=4, run_grid=8, **sizes)
+    small, large = patchify(jnp.asarray(PICTURES), 7), patchify(jnp.ones((1, 56, 56, 3)), 7)
+    params = jax.jit(lambda k: init(vit, k, *small))(jax.random.key(0))
+    assert wide.apply({"params": params}, *large).shape == (1, 65, 16)
+    constant = {**params, "position_embed": jnp.ones_like(params["position_embed"])}
+    out = wide.apply({"params": constant}, *large)
+    np.testing.assert_allclose(out[0, 1:], jnp.broadcast_to(out[0, 1], (64, 16)), atol=1e-5)
+
+
+def test_text_longer_than_its_table_is_an_error():
+    config = TextTowerConfig(vocab=9, width=8, depth=1, heads=2, mlp_dim=8, context=4)
+    with pytest.raises(ValueError, match="5 tokens, but this text tower has 4 positions"):
+        abstract(TextTower(config), jnp.zeros((1, 5), jnp.int32))
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f in (clip, siglip) for n in f.PRESETS])
+def test_presets_go_out_and_come_back(family, name):
+    config, text = family.PRESETS[name], family.TEXT_PRESETS[name]
+    assert family.from_hf(family.to_hf(config)) == config
+    assert family.text_from_hf(family.text_to_hf(text)) == text
+    assert vision.FAMILIES[vision.family_of(config)] is family
+    assert vision.TEXT_FAMILIES[vision.text_family_of(text)] is family
+
+
+def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
+    # The vision part of the hub's LLaVA-1.5-7B, whole.
+    public = {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    }
+    assert clip.from_hf(public) == clip.PRESETS["clip_l14_336"]
+    assert clip.from_hf(public | {"image_size": [336, 336]}) == clip.PRESETS["clip_l14_336"]
+
+
+@pytest.mark.parametrize(
+    ("read", "change", "message"),
+    [
+        (clip.from_hf, {"hidden_act": "mish"}, r"hidden_act is 'mish'.*supported: 'quick_gelu', 'gelu'"),
+        (clip.from_hf, {"num_channels": 1}, r"num_channels is 1.*supported: 3"),
+        (clip.from_hf, {"image_size": [224, 336]}, r"image_size is \[224, 336\].*one side of a square"),
+        (clip.text_from_hf, {"eos_token_id": [1, 2]}, r"eos_token_id is \[1, 2\].*supported: one id"),
+        (siglip.from_hf, {"hidden_act": "mish"}, r"hidden_act is 'mish'"),
+    ],
+)
+def test_what_we_cannot_run_is_an_error(read, change, message):
+    with pytest.raises(ValueError, match=message):
+        read(change)
+
+
+def test_a_tower_no_public_class_holds():
+    odd = ViTConfig(image_size=28, patch_size=7, width=8, depth=1, heads=2, mlp_dim=8, pre_norm=False)
+    with pytest.raises(ValueError, match=r"no public family .*class_token=True, pre_norm=False"):
+        vision.family_of(odd)
+    text = dataclasses.replace(clip.TEXT_PRESETS["clip_b32"], causal=False)
+    with pytest.raises(ValueError, match=r"no public family .*causal=False, pool='argmax'"):
+        vision.text_family_of(text)
