@@ -209,6 +209,12 @@ class Recipe:
     def _check(self, name: str, stage: StageRecipe) -> None:
         if stage.loss == "contrastive" and self.contrastive is None:
             raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
+        if stage.loss == "contrastive" and (stage.data.pack or stage.data.pictures != stage.data.rows):
+            raise ConfigError(
+                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it needs "
+                f"pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
+                f"rows={stage.data.rows}"
+            )
         if stage.evaluate and self.evaluation is None:
             raise ConfigError(f"stages.{name}.evaluate={stage.evaluate} needs config.evaluation: on what")
         for part, start in stage.start.items():
