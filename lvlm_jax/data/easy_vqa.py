@@ -36,8 +36,8 @@ class EasyVqa:
     Args:
       split: "train" without the held-out pictures, "validation" (those), or "test".
       kind: "questions": a picture, a question, an answer. "captions": a picture and "a red circle", where the questions
-        give both words; "partial_captions": those and "a triangle" or "a red shape". "text": no picture: every caption
-        as the answer to an empty turn, and every question with the caption in the picture's place.
+        give both words; "partial_captions": those and "a triangle" or "a red shape". "text": no picture: the caption
+        in the picture's place, once to be said again and once for every question.
       turns: questions a conversation ("questions" only); each question is used once, in an order set by `seed`.
       holdout: how many of the last training pictures are validation's and not train's; default 400.
 
@@ -126,7 +126,7 @@ class EasyVqa:
     def _text_records(self) -> list:
         records = []
         for number, caption in self.captions.items():
-            records.append((number, (("", caption),)))
+            records.append((number, ((caption, caption),)))
             records += [(number, ((f"{caption} {question}", answer),)) for question, answer in self._pictures[number]]
         return records
 
