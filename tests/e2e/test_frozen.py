@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lvlm_jax import assemble
 from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import by_path, load_params
-from lvlm_jax.models.lvlm import LVLM, dummy_batch
-from lvlm_jax.nn.linear import init
+from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.recipe import Data, StageRecipe
 from lvlm_jax.train.loop import IndexedBatches, fit
 from lvlm_jax.train.optim import OptimizerConfig
@@ -30,8 +30,7 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def params():
-    model = LVLM(CONFIG)
-    return tiny.perturb(jax.jit(lambda key: init(model, key, dummy_batch(CONFIG)))(jax.random.key(0)))
+    return jax.tree.map(jnp.asarray, tiny.weights(CONFIG))
 
 
 def run(name, params, workdir, earlier=()):
