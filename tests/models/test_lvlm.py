@@ -98,7 +98,14 @@ def agree(got, name, atol):
     jax.tree.map(close, P.unstack_layers(grads), expected[1])
 
 
-@pytest.mark.parametrize(("name", "preset"), [*(("llava15", preset) for preset in M.PRESETS), ("perceiver", "FSDP_TP")])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        *(("llava15", preset) for preset in M.PRESETS),
+        pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_equals_unsharded(name, preset):
     """Loss and gradients on 8 devices; scanned, as a pod runs it."""
     model, mesh = LVLM(tiny.SYSTEMS[name], scan=True), M.make_mesh(preset)
