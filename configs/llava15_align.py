@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.remat = "full"
     c.run = ("align",)
     c.model = model_of(SYSTEMS[systems[arg]])
+    c.model.image.fit = "crop"  # their first stage does not pad to a square; the second does
     c.stages = ConfigDict()
     c.stages.align = {
         "trains": ("connector/**",),

@@ -63,6 +63,8 @@ def make_mesh(preset: str = "DP", devices: Sequence[Any] | None = None, tensor: 
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown mesh preset {preset!r}; the presets are {', '.join(PRESETS)}")
+    if tensor is not None and preset != "FSDP_TP":
+        raise ValueError(f"tensor={tensor}: only FSDP_TP has a tensor axis, the preset is {preset}")
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
     tensor = (min(2, count) if tensor is None else tensor) if preset == "FSDP_TP" else 1

@@ -44,15 +44,16 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 @functools.cache
 def _pattern(glob: str) -> re.Pattern:
     """``*`` matches within one path element, ``**`` any number of elements."""
+    *before, last = glob.split("/")
     parts = []
-    for element in glob.split("/"):
-        if element == "**":
-            parts.append(r"(?:[^/]+/)*[^/]+" if element == glob.split("/")[-1] else r"(?:[^/]+/)*")
-        else:
-            parts.append(re.escape(element).replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
-            parts.append("/")
-    text = "".join(parts)
-    return re.compile(text[:-1] if text.endswith("/") else text)
+    for element in before:
+        parts.append(r"(?:[^/]+/)*" if element == "**" else f"{_element(element)}/")
+    parts.append(r"(?:[^/]+/)*[^/]+" if last == "**" else _element(last))
+    return re.compile("".join(parts))
+
+
+def _element(glob: str) -> str:
+    return re.escape(glob).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
 
 
 def match(paths: Iterable[str], patterns: Iterable[str]) -> dict[str, bool]:

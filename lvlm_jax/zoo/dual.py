@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import vision
-from lvlm_jax.keymap import Change, Row, dense, one_of
+from lvlm_jax.keymap import SCALAR, Row, dense, one_of
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.vision import clip, siglip
 
@@ -25,8 +25,6 @@ PRESETS: dict[str, DualEncoderConfig] = {
 UNUSED = clip.UNUSED
 """Patterns of checkpoint keys that hold no weights."""
 
-_ONE = Change(lambda x: x.reshape(()), lambda x: x.reshape(1))
-
 
 def rows(config: DualEncoderConfig) -> list[Row]:
     """The key table of a dual encoder; its keys are the same in memory and in every file.
@@ -38,7 +36,7 @@ def rows(config: DualEncoderConfig) -> list[Row]:
     if config.projection:
         out += dense("visual_projection", "visual_projection") + dense("text_projection", "text_projection")
     if config.bias:
-        return [*out, Row("logit_scale", "logit_scale", _ONE), Row("logit_bias", "logit_bias", _ONE)]
+        return [*out, Row("logit_scale", "logit_scale", SCALAR), Row("logit_bias", "logit_bias", SCALAR)]
     return [*out, Row("logit_scale", "logit_scale")]
 
 
