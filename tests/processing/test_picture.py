@@ -99,7 +99,7 @@ def test_path_inside_the_root_may_be_absolute(tmp_path):
     ("source", "message"),
     [
         ("https://example.com/a.jpg", r"is an address, and nothing is fetched here; download it and give the path"),
-        ("a\0b.jpg", r"the file cannot be read \(.*null byte.*\); check its name and rights"),
+        ("a\0b.jpg", r"the file cannot be read \(.*null (byte|character).*\); check its name and rights"),
         ("x" * 5000, r"the file cannot be read \(.*too long.*\); check its name and rights"),
         ("/", r"/: is a folder or a device, not a picture file; name the file itself"),
         ("/dev/zero", r"/dev/zero: is a folder or a device"),
