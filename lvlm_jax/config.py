@@ -85,8 +85,12 @@ def _read(path: Path, arg: str) -> Any:
 
 
 def _message(error: Exception) -> str:
-    """The last thing an ml_collections error says, without its quotes and its chain of causes."""
-    return str(error.args[0] if error.args else error).strip().strip("\"'")
+    """The last thing an ml_collections error says, on one line, without its quotes and its chain of causes."""
+    text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
+    lines = [line.strip(" \"'") for line in text.splitlines()]
+    if len(lines) > 1 and lines[1].startswith("Did you mean"):
+        lines[0] = f"no such field {lines[0]!r}"
+    return "; ".join(lines)
 
 
 def fill(hint: Any, config: Any) -> None:
@@ -153,9 +157,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
             raise ConfigError(f"{where}.{name}: this field has no default and must be given")
     try:
         return cls(**out)
-    except ConfigError:
-        raise
     except ValueError as error:
+        if isinstance(error, ConfigError) and str(error).startswith("config."):
+            raise  # a part built within has named its place
         raise ConfigError(f"{where}: {error}") from error
 
 
