@@ -37,6 +37,14 @@ class DecoderConfig:
     tied: bool = False
     context: int = 4096
 
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} do not divide into groups of kv_heads={self.kv_heads}")
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width={self.width} does not divide into heads={self.heads}; change one, or set head_dim")
+        if self.head_width % 2:
+            raise ValueError(f"heads of width {self.head_width} cannot be rotated in pairs; choose an even head_dim")
+
     @property
     def head_width(self) -> int:
         """Width of one head (E)."""

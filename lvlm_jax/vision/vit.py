@@ -44,6 +44,17 @@ class ViTConfig:
     class_feature: bool = False
     pool: Literal["class", "map", "none"] = "class"
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
+        if not 0 < self.patch_size <= self.image_size:
+            raise ValueError(f"patch_size={self.patch_size} does not fit image_size={self.image_size}")
+        if not -1 - self.depth <= self.feature_layer <= -1:
+            raise ValueError(
+                f"feature_layer={self.feature_layer}: -1 is the last of depth={self.depth} layers, {-1 - self.depth} "
+                "the embeddings before the first"
+            )
+
     @property
     def grid(self) -> int:
         """Patches along one side."""
