@@ -211,14 +211,17 @@ class Recipe:
             raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
         if stage.loss == "contrastive" and (stage.data.pack or stage.data.pictures != stage.data.rows):
             raise ConfigError(
-                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it needs "
-                f"pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
+                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it "
+                f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
                 f"rows={stage.data.rows}"
             )
-        if stage.evaluate and self.evaluation is None:
-            raise ConfigError(f"stages.{name}.evaluate={stage.evaluate} needs config.evaluation: on what")
+        field = "evaluate" if stage.evaluate else "eval_every"
+        if getattr(stage, field) and self.evaluation is None:
+            raise ConfigError(f"stages.{name}.{field}={getattr(stage, field)} needs config.evaluation: on what")
+        if getattr(stage, field) and stage.loss == "contrastive":
+            raise ConfigError(f"stages.{name}.{field}: a contrastive stage trains no language model that could answer")
+        before = self.run[: self.run.index(name)] if name in self.run else tuple(self.stages)
         for part, start in stage.start.items():
-            before = self.run[: self.run.index(name)] if name in self.run else ()
             if start.stage and start.stage not in before:
                 raise ConfigError(f"stages.{name}.start.{part}.stage={start.stage!r} does not run before; {before} do")
 
