@@ -1,4 +1,4 @@
-"""One hundred steps of one small LLaVA-1.5 in the torch library and here: same weights, batches, AdamW; equal curves."""
+"""One hundred steps of one small LLaVA-1.5 in the torch library and here: same weights and batches, equal curves."""
 
 import jax
 import numpy as np
@@ -135,7 +135,9 @@ def test_curves_are_equal(name, tmp_path):
         got = ours(loaded.config, loaded.params, recipe, made)
     want = theirs(model, recipe, made)
     apart = np.abs(got - want)
-    print(f"{name}: loss {want[0]:.4f} to {want[-1]:.4f}, largest difference {apart.max():.1e} at step {apart.argmax()}")
+    print(
+        f"{name}: loss {want[0]:.4f} to {want[-1]:.4f}, largest difference {apart.max():.1e} at step {apart.argmax()}"
+    )
     assert rate >= 1e-3
     assert want[-2:].mean() <= 0.7 * want[:2].mean()
     assert apart.max() <= 1e-4

@@ -62,7 +62,8 @@ def step(workdir, mesh):
 
 
 def _moments(opt_state):
-    return next(part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    return next(part.mu for part in parts if hasattr(part, "mu"))
 
 
 @pytest.fixture(scope="module")

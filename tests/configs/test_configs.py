@@ -1,0 +1,113 @@
+"""Every recipe in configs/: found by name, resolved, its model made in shapes alone at full size, stage by stage."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from lvlm_jax import assemble, cli, config, recipe
+from lvlm_jax.config import ConfigError, to_dict
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.train.stages import trained_share
+
+ARGUMENTS = {
+    "quickstart": ("tiny",),
+    "llava15_align": ("13b", "perceiver"),
+    "llava15_instruct": ("13b", "perceiver"),
+}
+WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
+# (weights of the whole model, share in percent) of each stage that trains a vision-language model.
+FULL = {
+    "llava15_align": {"align": (7_063_427_072, 0.297)},
+    "llava15_align:13b": {"align": (13_351_494_656, 0.236)},
+    "llava15_instruct": {"instruct": (7_063_427_072, 95.7)},
+}
+
+
+def shapes_of(found, name):
+    return abstract(*assemble.stage_model(found, found.stages[name]))
+
+
+def align_of(found):
+    """(shapes, mask) of the stage that trains the connector alone."""
+    shapes = shapes_of(found, "align")[0]
+    return shapes, found.stages["align"].stage("align").mask(shapes)
+
+
+def test_the_recipes_that_there_are():
+    assert set(config.names()) >= {"quickstart", "llava15_align", "llava15_instruct"}
+    for name in ARGUMENTS:
+        assert config.find(name).is_file()
+        with pytest.raises(ConfigError, match=f"{name}:huge: (the only argument is 'tiny'|choose one of)"):
+            recipe.load(f"{name}:huge")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_recipe(word):
+    found = recipe.load(word)
+    assert found.name == word.partition(":")[0]
+    assert set(found.run) <= set(found.stages)
+    assert recipe.resolve(json.loads(json.dumps(to_dict(found)))) == found
+
+    for name in found.run:
+        stage = found.stages[name]
+        shapes, axes = shapes_of(found, name)
+        mask = stage.stage(name).mask(shapes)
+        rows = trained_share(shapes, mask)
+        assert 0 < rows[-1].trained <= rows[-1].total
+        assert set(stage.start) <= {*shapes, "all"}
+        assert dataclasses.is_dataclass(found.model.lvlm)
+        assert set(axes) == set(shapes)
+        if name in FULL.get(word, {}):
+            total, share = FULL[word][name]
+            assert rows[-1].total == total
+            assert rows[-1].percent == pytest.approx(share, rel=5e-3)
+
+
+def test_what_a_dry_run_prints(capsys):
+    assert cli.main(["train", "--config", "quickstart:tiny", "--dry-run", "--config.mesh=FSDP"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("recipe quickstart: mesh FSDP on 8 cpu device(s)")
+    found = recipe.load("quickstart:tiny")
+    data, share = found.stages["align"].data, trained_share(*align_of(found))
+    assert f"stage align: 4 steps of {data.rows} rows x {data.length}; llm from stage language, vision from" in page
+    assert f"all  {share[-1].total:,}  {share[-1].trained:,}  {share[-1].percent:.2f}%" in re.sub("  +", "  ", page)
+    assert 1 < share[-1].percent < 5
+
+
+def test_the_authors_settings():
+    for name in ("llava15_align", "llava15_instruct"):
+        assert recipe.load(name) == recipe.load(f"{name}:7b")
+    align, tune = recipe.load("llava15_align").stages["align"], recipe.load("llava15_instruct").stages["instruct"]
+    assert (align.trains, tune.trains) == (("connector/**",), ("connector/**", "llm/**"))
+    assert (align.optimizer.learning_rate, tune.optimizer.learning_rate) == (1e-3, 2e-5)
+    for stage in (align, tune):
+        assert (stage.optimizer.schedule, stage.optimizer.warmup, stage.optimizer.weight_decay) == ("cosine", 0.03, 0)
+    assert (align.steps, tune.steps) == (558_128 // 256 + 1, -(-665_298 // 128))
+
+
+OVERRIDES = {
+    "--config.seed=7": lambda r: r.seed == 7,
+    "--config.mesh=FSDP_TP": lambda r: r.mesh == "FSDP_TP",
+    "--config.tensor=4": lambda r: r.tensor == 4,
+    "--config.stages.align.steps=9": lambda r: r.stages["align"].steps == 9,
+    "--config.stages.align.optimizer.clip=0.5": lambda r: r.stages["align"].optimizer.clip == 0.5,
+    "--config.stages.align.optimizer.b1=0.8": lambda r: r.stages["align"].optimizer.b1 == 0.8,
+    "--config.stages.align.spike.factor=3.0": lambda r: r.stages["align"].spike.factor == 3.0,
+    "--config.stages.align.data.path=x.json": lambda r: r.stages["align"].data.path == "x.json",
+    "--config.model.llm.depth=2": lambda r: r.model.llm.depth == 2,
+    "--config.model.system=Be brief.": lambda r: r.model.system == "Be brief.",
+}
+
+
+@pytest.mark.parametrize("word", OVERRIDES)
+@pytest.mark.parametrize("name", ["quickstart", "llava15_align"])
+def test_an_override(name, word):
+    assert OVERRIDES[word](recipe.load(name, [word]))
+
+
+def test_overrides_of_tuples():
+    found = recipe.load("quickstart", ["--config.run=('vision', 'language')", "--config.log_to=('tensorboard',)"])
+    assert found.run == ("vision", "language")
+    assert found.log_to == ("tensorboard",)

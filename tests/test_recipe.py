@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from lvlm_jax import config, recipe
+from lvlm_jax.config import ConfigError
+from lvlm_jax.zoo import SYSTEMS
+
+
+def quickstart(**changes):
+    """The quickstart's values with some changed, by path: stages__align__steps=0."""
+    values = config.load("quickstart", schema=recipe.Recipe).to_dict()
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = values
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    return values
+
+
+def test_a_recipe_is_a_value():
+    found = recipe.resolve(quickstart())
+    assert found == recipe.load("quickstart")
+    assert found != recipe.load("quickstart", ["--config.seed=1"])
+    with pytest.raises(AttributeError):
+        found.seed = 3
+    assert found.model.lvlm.visual_tokens == found.model.vision.features
+    assert found.stages["align"].stage("align").trains == ("connector/**",)
+    assert found.dual_encoder.projection == 64
+
+
+BAD = [
+    ({"mesh": "FSPD"}, r"mesh='FSPD': choose one of \['DP', 'FSDP', 'FSDP_TP'\]"),
+    ({"remat": "some"}, r"remat='some': choose one of \['none', "),
+    ({"run": ("vision", "tune")}, r"run names \['tune'\], which is no stage; the stages are \['align', "),
+    (
+        {"run": ("language", "align", "vision", "instruct")},
+        r"stages\.align\.start\.vision\.stage='vision' does not run",
+    ),
+    ({"contrastive": None}, r"stages\.vision\.loss='contrastive' needs config\.contrastive: the text tower"),
+    ({"evaluation": None}, r"stages\.\w+\.evaluate=\(.*\) needs config\.evaluation: on what"),
+    ({"stages__vision__data__pictures": 8}, r"stages\.vision\.data: a contrastive loss .* pictures=rows; here pack="),
+    ({"stages__align__data__rows": 9}, r"config\.stages\.align\.data: rows=9, pictures=\d+: .* multiples of groups="),
+    (
+        {"stages__align__data__source": "llava"},
+        r"source='llava': choose one of \['easy_vqa', 'llava_json', 'messages'\]",
+    ),
+    ({"stages__align__data__source": "messages"}, r"path: messages reads a file; give its path"),
+    ({"stages__align__data__template": "vicuna"}, r"template='vicuna': choose one of \['plain', 'vicuna_v1',"),
+    (
+        {"stages__align__start": {"llm": {}}},
+        r"config\.stages\.align\.start\.llm: give exactly one of stage,",
+    ),
+    (
+        {"stages__align__start": {"llm": {"stage": "language", "hub": "x"}}},
+        r"config\.stages\.align\.start\.llm: give exactly one of stage,",
+    ),
+    ({"stages__align__trains": ()}, r"stage\.trains=\(\) of 'align': a tuple of path patterns"),
+    ({"stages__align__steps": 0}, r"stage\.steps=0 of 'align': must be at least 1"),
+    ({"stages__align__optimizer__schedule": "step"}, r"optimizer\.schedule='step': choose one of"),
+    ({"model__image__size": 48}, r"image\.size=48, image\.patch=16 do not fit vision\.image_size=64"),
+    ({"model__image_token_id": 35}, r"image_token_id=35 is outside the vocabulary of 35"),
+    ({"model__template": "vicuna"}, r"config\.model: template='vicuna': choose one of"),
+    ({"model__connector": {"kind": "conv"}}, r"connector\.kind='conv': choose one of"),
+    ({"model__connector": {}}, r"connector\.kind=None: choose one of"),
+    ({"model__connector": {"kind": "mlp", "dept": 3}}, r"config\.model\.connector\.dept: no such field"),
+    ({"model__llm__heads": 5}, r"config\.model\.llm: heads=5 do not divide into groups of kv_heads=4"),
+    (
+        {"model__llm__heads": 10, "model__llm__kv_heads": 5},
+        r"config\.model\.llm: width=96 does not divide into heads=10",
+    ),
+    ({"model__llm__head_dim": 7}, r"config\.model\.llm: heads of width 7 cannot be rotated in pairs"),
+    ({"model__vision__heads": 3}, r"config\.model\.vision: width=64 does not divide into heads=3"),
+    ({"model__vision__feature_layer": 0}, r"config\.model\.vision: feature_layer=0: -1 is the last of depth=4 layers"),
+    ({"model__vision__patch_size": 65}, r"config\.model\.vision: patch_size=65 does not fit image_size=64"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[" ".join(changes) for changes, _ in BAD])
+def test_what_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.resolve(quickstart(**changes))
+
+
+def test_a_stage_that_is_not_run_may_start_from_any():
+    assert recipe.load("quickstart", ["--config.run=('vision', 'language')"]).run == ("vision", "language")
+    with pytest.raises(ConfigError, match=r"stages\.instruct\.start\.all\.stage='align' does not run before"):
+        recipe.load("quickstart", ["--config.run=('vision', 'language', 'instruct')"])
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_of_the_zoo_as_a_model(name):
+    spec = SYSTEMS[name]
+    model = config.build(recipe.Model, recipe.model_of(spec).to_dict())
+    assert model.lvlm == spec.config
+    assert (model.image, model.template, model.tokenizer) == (spec.image, spec.template, spec.source)
+    assert config.build(recipe.Model, json.loads(json.dumps(config.to_dict(model)))) == model
