@@ -1,6 +1,6 @@
 """LLaVA-1.5 stage 1: align the projector.
 
-Run:      lvlm train --config llava15_align --workdir gs://bucket/llava15_align
+Run:      lvlm train --config llava15_align --workdir runs/llava15_align
 Hardware: planned for v5p-64 or 8 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (scripts/v1_5/pretrain.sh of haotian-liu/LLaVA): CLIP ViT-L/14-336 and Vicuna-7B-v1.5

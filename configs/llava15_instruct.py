@@ -1,6 +1,6 @@
 """LLaVA-1.5 stage 2: visual instruction tuning.
 
-Run:      lvlm train --config llava15_instruct --workdir gs://bucket/llava15_instruct
+Run:      lvlm train --config llava15_instruct --workdir runs/llava15_instruct
 Hardware: planned for v5p-64 or 8 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (scripts/v1_5/finetune.sh of haotian-liu/LLaVA): the vision tower frozen, projector and

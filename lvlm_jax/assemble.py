@@ -9,23 +9,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lvlm_jax import checkpoint
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
 from lvlm_jax.config import ConfigError
-from lvlm_jax.data.loader import Loader, measure_lengths
+from lvlm_jax.data.lengths import Measured, measure_lengths
+from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
-from lvlm_jax.processing.encode import encode
+from lvlm_jax.processing.encode import DataError, encode
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses
+from lvlm_jax.vision.text_tower import TextTowerConfig
 
 
 def dtype_of(recipe: Recipe) -> Any:
@@ -121,27 +124,28 @@ def source_of(data: Data) -> Any:
     return {"llava_json": LlavaJson, "messages": Messages}[data.source](data.path, images=data.images or None)
 
 
-def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, visual_tokens: int | None = None) -> Callable:
-    """``encode`` with everything but the example bound."""
+def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
+    """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
     return functools.partial(
         encode,
         template=template_of(model, data.template),
         tokenizer=tokenizer,
-        visual_tokens=model.lvlm.visual_tokens if visual_tokens is None else visual_tokens,
+        visual_tokens=0 if text else model.lvlm.visual_tokens,
         image_token_id=model.image_token_id,
         max_length=data.length,
-        embedding_size=model.llm.vocab,
+        embedding_size=(text or model.llm).vocab,
     )
 
 
 def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None) -> Loader:
     """The batches of a stage: this host's share."""
     data, model = stage.data, recipe.model
-    contrastive = stage.loss == "contrastive"
-    visual_tokens = 0 if contrastive else model.lvlm.visual_tokens
-    source, encoder = source_of(data), encoder_of(model, tokenizer, data, visual_tokens)
+    text = recipe.contrastive.text if stage.loss == "contrastive" else None
+    source, encoder = source_of(data), encoder_of(model, tokenizer, data, text)
     spec = model.image if data.pictures else None
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
+    if text:
+        _one_picture_each(source, measured)
     plan = PackingPlan(
         measured.lengths,
         measured.pictures,
@@ -160,7 +164,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         encoder,
         spec,
         plan=plan,
-        visual_tokens=visual_tokens,
+        visual_tokens=0 if text else model.lvlm.visual_tokens,
         pad_id=tokenizer.pad_id,
         host=jax.process_index(),
         hosts=jax.process_count(),
@@ -168,6 +172,15 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         threads=data.threads,
         augment=change,
     )
+
+
+def _one_picture_each(source: Any, measured: Measured) -> None:
+    """A contrastive loss pairs picture i with row i, which another number of pictures would shift in silence."""
+    for index in np.flatnonzero((measured.lengths > 0) & (measured.pictures != 1))[:1]:
+        raise DataError(
+            f"{source.origin(int(index))}: {measured.pictures[index]} pictures, but a contrastive stage compares one "
+            "picture with one caption; leave such records out"
+        )
 
 
 def question_samples(source: Any, limit: int = 0) -> list[tuple[Any, list[str]]]:

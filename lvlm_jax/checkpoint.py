@@ -86,7 +86,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest complete step, the same on every host."""
         self.wait()
-        step = _agree(max(self.steps(), default=-1))
+        step = agree(max(self.steps(), default=-1))
         return None if step < 0 else step
 
     def restore(self, step: int | None = None, *, like: Any) -> Any:
@@ -106,7 +106,7 @@ class Checkpoints:
             warnings.warn(f"{folder} is damaged ({damage}); falling back to the checkpoint before it", stacklevel=2)
             if jax.process_index() == 0:
                 (folder / MANIFEST).rename(folder / "manifest.damaged.json")
-            _agree(0)
+            agree(0)
         raise CheckpointError(f"{self.folder} holds no complete checkpoint")
 
     def clear(self) -> None:
@@ -152,22 +152,28 @@ def save_params(folder: str | os.PathLike, params: Any, *, elsewhere: Iterable[s
             saver.save(folder / ARRAYS, args=ocp.args.PyTreeSave(trees.unflatten(own)))
     if jax.process_index() == 0:
         _write_manifest(folder, leaves)
-    _agree(0)
+    agree(0)
 
 
 def load_params(folder: str | os.PathLike, like: Any = None, partial: bool = False) -> dict:
     """Parameters that `save_params` wrote: in the layout and shardings of `like`, else per layer on the first device.
 
-    partial: the folder may hold more than `like` asks for (one part of a model).
+    Number types are the file's, not `like`'s: a stage casts what it runs. partial: the folder may hold more than that.
 
     Raises:
       CheckpointError: no complete checkpoint there, damaged files, another tree, a reference whose folder is gone.
     """
     folder = _path(folder)
+    cards = _manifest(folder)["leaves"]
     if like is None:
-        cards = _manifest(folder)["leaves"]
         like = trees.unflatten({p: jax.ShapeDtypeStruct(c["shape"], jnp.dtype(c["dtype"])) for p, c in cards.items()})
-    return read(folder, like, partial=partial)
+
+    def as_saved(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        card = cards.get((layer_paths(path, leaf.shape) or [path])[0], {"dtype": leaf.dtype})
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(card["dtype"]), sharding=getattr(leaf, "sharding", None))
+
+    flat = {path: as_saved(path, leaf) for path, leaf in trees.flatten(like).items()}
+    return read(folder, trees.unflatten(flat), partial=partial)
 
 
 def is_saved(folder: str | os.PathLike) -> bool:
@@ -278,12 +284,7 @@ def _restore_arrays(folder: Any, wanted: dict[str, Any], verify: bool) -> dict[s
     if verify and (damage := _damage(folder, manifest)):
         raise CheckpointError(f"{folder} is damaged: {damage}; delete it, or restore another step")
     item = trees.unflatten(wanted)
-    args = jax.tree.map(
-        lambda s: ocp.ArrayRestoreArgs(
-            restore_type=jax.Array, sharding=s.sharding, global_shape=s.shape, dtype=s.dtype
-        ),
-        item,
-    )
+    args = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s.sharding, global_shape=s.shape, dtype=s.dtype), item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
         return trees.flatten(reader.restore(folder / ARRAYS, args=restore))
@@ -345,7 +346,7 @@ def _clear(folder: Any) -> None:
             (folder / MANIFEST).unlink(missing_ok=True)
             folder.rmtree()
         folder.mkdir(parents=True)
-    _agree(0)
+    agree(0)
 
 
 def _manifest(folder: Any) -> dict:
@@ -387,10 +388,10 @@ def _damage(folder: Any, manifest: dict) -> str:
         lost = sorted(then.keys() - now.keys())
         changed = sorted(name for name in then.keys() & now.keys() if then[name] != now[name])
         text = f"missing files {lost[:3]}" if lost else f"changed files {changed[:3]}" if changed else ""
-    return text or ("files differ from the manifest" if _agree(int(bool(text))) else "")
+    return text or ("files differ from the manifest" if agree(int(bool(text))) else "")
 
 
-def _agree(value: int) -> int:
+def agree(value: int) -> int:
     """The first host's value on every host; also a barrier. Free on one host."""
     if jax.process_count() == 1:
         return value

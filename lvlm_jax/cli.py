@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MISTAKES = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError)
+MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    PermissionError,
+    ConnectionError,  # the hub cannot be reached
+    ImportError,  # an optional package is absent
+)
 """What a user can mend: printed as one message, without a traceback (``--debug`` shows it)."""
 
 

@@ -7,6 +7,7 @@ The workdir holds everything: the resolved recipe, one folder a stage, ``evaluat
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 from lvlm_jax import assemble, checkpoint
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
+from lvlm_jax.api import EXPORT
 from lvlm_jax.config import ConfigError, build, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
@@ -24,8 +26,12 @@ from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
+from lvlm_jax.train.log import read_rows
 from lvlm_jax.train.loop import fit
 from lvlm_jax.train.stages import share_text, trained_share
+
+EVALUATION = "evaluation"
+"""Folder of the workdir with one folder a time that the model was scored."""
 
 
 def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> dict:
@@ -69,6 +75,8 @@ class Run:
     """One recipe in one workdir: what its stages share."""
 
     def __init__(self, recipe: Recipe, workdir: str | os.PathLike) -> None:
+        if "://" in os.fspath(workdir):
+            raise ConfigError(f"--workdir={workdir}: give a folder; mount a bucket (gcsfuse) and give its path")
         self.recipe, self.folder = recipe, Path(workdir)
         self.mesh = meshes.make_mesh(recipe.mesh, tensor=recipe.tensor) if jax.device_count() > 1 else None
         self.tokenizer = assemble.tokenizer_of(recipe.model)
@@ -76,7 +84,10 @@ class Run:
         self.samples: list[dict] = []
 
     def claim(self, resume: bool) -> None:
-        """Writes the resolved recipe into the workdir, or makes sure that the one there is the same."""
+        """Writes the resolved recipe into the workdir, or makes sure that the one there is the same.
+
+        Without `resume` all that the run before left goes, now: what a kill left of it would be taken up later.
+        """
         file, mine = self.folder / "recipe.json", json.loads(json.dumps(to_dict(self.recipe)))
         if resume and file.exists():
             theirs = json.loads(file.read_text())
@@ -85,8 +96,12 @@ class Run:
                     f"{self.folder} holds a run of another recipe: {'; '.join(different[:6])}. Give another --workdir, "
                     "or --restart to throw that run away"
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(mine, indent=1))
+        if jax.process_index() == 0:
+            for stale in () if resume or not file.exists() else (EVALUATION, EXPORT, *self.recipe.stages):
+                shutil.rmtree(self.folder / stale, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(mine, indent=1))
+        checkpoint.agree(0)
 
     def stage(self, name: str, resume: bool) -> dict:
         """Runs one stage (or takes up its result) with the evaluations around it."""
@@ -165,7 +180,7 @@ class Run:
 
     def evaluate(self, when: str, params: dict) -> dict[str, float]:
         """Scores the model; what stands in the workdir already is not generated again."""
-        folder, ask = self.folder / "evaluation" / when.replace(" ", "_"), self.recipe.evaluation
+        folder, ask = self.folder / EVALUATION / when.replace(" ", "_"), self.recipe.evaluation
         result = evaluations.load(folder)
         if result is None:
             result = evaluations.evaluate(
@@ -185,7 +200,11 @@ class Run:
 
     def finish(self, params: dict) -> None:
         """Export, report, and the line to try next."""
-        recipe, out = self.recipe, self.folder / "export"
+        recipe, out = self.recipe, self.folder / EXPORT
+        if jax.process_count() > 1:
+            # No host holds all weights. They are saved; one host alone can load and export them.
+            print(f"\ntrained weights: {self.folder / recipe.run[-1] / 'params'}; on several hosts nothing is exported")
+            return
         if recipe.export and not (out / "config.json").exists():
             m = recipe.model
             export_folder(out, m.lvlm, params, self.tokenizer, m.image, assemble.template_of(m), overwrite=out.exists())
@@ -219,7 +238,7 @@ def evaluate_folder(
     ask, lines = None, []
     if (Path(folder) / "recipe.json").exists():
         ask = build(Evaluation, json.loads((Path(folder) / "recipe.json").read_text())["evaluation"], "evaluation")
-        for kept in sorted((Path(folder) / "evaluation").glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
+        for kept in sorted((Path(folder) / EVALUATION).glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
             found = evaluations.load(kept.parent)
             lines.append(_score_line(kept.parent.name.replace("_", " "), found))
     if data is None and ask is None:
@@ -264,7 +283,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
     """What the report draws of a stage, from its metrics.jsonl."""
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / name / "metrics.jsonl")
     stage = recipe.stages[name]
     shapes, _ = abstract(*assemble.stage_model(recipe, stage))
     share = trained_share(shapes, stage.stage(name).mask(shapes))[-1]

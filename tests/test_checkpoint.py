@@ -93,6 +93,16 @@ def test_one_part_of_a_model(tmp_path):
         load_params(tmp_path, {"projector": part}, partial=True)
 
 
+@pytest.mark.parametrize("scanned", [True, False])
+def test_weights_keep_their_number_type_whatever_the_model_was_asked_in(tmp_path, scanned):
+    # A frozen language model that came as float16 is saved so; the next stage asks by the shapes of a float32 model.
+    tree = trees.cast({"llm": {"layers": {"kernel": jnp.ones((2, 3))}}, "connector": {"bias": jnp.ones(3)}}, "float16")
+    save_params(tmp_path / "p", tree)
+    like = trees.cast(tree, "float32") if scanned else trees.unstack_layers(trees.cast(tree, "float32"))
+    found = load_params(tmp_path / "p", like={"llm": like["llm"]}, partial=True)
+    _equal(found, {"llm": tree["llm"] if scanned else trees.unstack_layers(tree)["llm"]})
+
+
 def test_incomplete_steps_are_ignored(tmp_path):
     saved = Checkpoints(tmp_path, keep=5)
     for step in (1, 2):

@@ -36,8 +36,8 @@ def encode(
         encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
-    if generate:
-        encoded = dataclasses.replace(encoded, weights=np.zeros_like(encoded.weights))
+    # Nothing stands before the first token: packed, it would be predicted from the example to the left.
+    encoded.weights[: None if generate else 1] = 0
     _check_ids(encoded, example, embedding_size)
     if not generate and not (encoded.weights > 0).any():
         raise DataError(f"{_where(example)}: turns: not one token to learn from; add the answer or drop the record")

@@ -96,7 +96,8 @@ def fit(
     saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep)
     start = (saved.latest() if resume else saved.clear()) or 0
     run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start))
-    state = saved.restore(start, like=run.like) if start else run.fresh()
+    state = saved.restore(like=run.like) if start else run.fresh()
+    start = int(state.step)  # an earlier one where the newest was damaged
     if start == stage.steps and is_saved(os.path.join(folder, "params")):
         return run.whole(state)
     log = Log(folder, stage=stage, start=start, trained=run.share, flops=flops, writers=writers)

@@ -151,6 +151,16 @@ def test_a_finished_stage_returns_at_once_and_resume_false_starts_anew(tmp_path)
     assert [row[0] for row in _curve(tmp_path)] == list(range(1, 25))
 
 
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
+    whole = _fit(tmp_path)
+    newest = tmp_path / "align" / "checkpoints" / "24" / "arrays"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="damaged"):
+        _equal(_fit(tmp_path), whole)
+    assert [row[0] for row in _curve(tmp_path)] == list(range(1, 25))
+
+
 def test_resume_takes_frozen_weights_from_the_run(tmp_path, capsys):
     whole = _fit(tmp_path / "a")
     with pytest.raises(Preempted):
