@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "projection": 64,
         }
     )
+    moved = {"flip": True, "shift": 4}
     adam = {"b2": 0.98, "warmup": 100, "clip": 1.0}
     rows = {"source": "easy_vqa", "rows": 16, "groups": 8, "length": 128}
     c.stages = ConfigDict()
@@ -61,12 +62,12 @@ def get_config(arg: str = "") -> ConfigDict:
             "pictures": 64,
             "length": 8,
             "pack": False,
-            "augment": {"flip": True, "shift": 4},
+            "augment": moved,
         },
     }
     c.stages.language = {
         "trains": ("llm/**",),
-        "steps": 600,
+        "steps": 500,
         "optimizer": {"learning_rate": 2e-3, **adam},
         "data": {**rows, "of": "text"},
     }
@@ -74,15 +75,15 @@ def get_config(arg: str = "") -> ConfigDict:
         "trains": ("connector/**",),
         "steps": 400,
         "optimizer": {"learning_rate": 3e-3, **adam, "warmup": 40},
-        "data": {**rows, "of": "partial_captions", "pictures": 80},
+        "data": {**rows, "of": "partial_captions", "pictures": 80, "augment": moved},
         "start": {"vision": {"stage": "vision"}, "llm": {"stage": "language"}},
         "evaluate": ("before", "after"),
     }
     c.stages.instruct = {
         "trains": ("connector/**", "llm/**"),
-        "steps": 1200,
+        "steps": 900,
         "optimizer": {"learning_rate": 1e-3, **adam},
-        "data": {**rows, "of": "questions", "pictures": 80},
+        "data": {**rows, "of": "questions", "pictures": 80, "augment": moved},
         "start": {"all": {"stage": "align"}},
         "evaluate": ("after",),
     }
@@ -116,6 +117,9 @@ def _model() -> ConfigDict:
                 "heads": 2,
                 "mlp_dim": 256,
                 "activation": "gelu",
+                # All that the last block puts out, class token first: what the captions taught is there.
+                "feature_layer": -1,
+                "class_feature": True,
             },
             "connector": {"kind": "mlp", "activation": "gelu"},
             "llm": {
