@@ -1,7 +1,5 @@
 """``lvlm_jax.load``: a checkpoint becomes a system that can be asked."""
 
-import ast
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm
-from lvlm_jax.hub import download
+from lvlm_jax.hub import beside, download
+from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.infer.system import System
@@ -111,25 +110,11 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
     return download.resolve(name, revision, **hub)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A small JSON file beside the weights; {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); fetch it again") from error
-
-
 def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
     """How pictures are prepared: the folder's own word, else that of the released system with the same vision tower."""
-    # Versions 5 of the torch library keep the image processor within processor_config.json.
-    raw = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json").get("image_processor")
-    if raw:
-        try:
-            return ImageSpec.from_hf(raw, loaded.config.vision.patch_size)
-        except ValueError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
+    found = beside.image_spec(folder, loaded.config.vision.patch_size)
+    if found is not None:
+        return found
     for spec in SYSTEMS.values():
         if spec.config.vision == loaded.config.vision:
             return spec.image
@@ -140,21 +125,16 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
 
 
 def _template(folder: Path, config: LVLMConfig) -> Template:
-    """The registered template that the folder's chat_template.jinja is, else the language model family's."""
-    path = folder / "chat_template.jinja"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for template in TEMPLATES.values():
-        before, hole, after = template.source.partition("%SYSTEM%")
-        quoted = text[len(before) : len(text) - len(after)]
-        if text == template.source or (hole and text == before + quoted + after and quoted[:1] == "'"):
-            return template.with_system(ast.literal_eval(quoted)) if hole else template
-    return TEMPLATES["qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"]
+    """The template that the folder's own stands for, else the one of the language model's family."""
+    found = beside.chat_template(folder)
+    return found or TEMPLATES["qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"]
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
-    config = _read(folder / "config.json")
-    places = (_read(folder / "generation_config.json"), config, config.get("text_config", {}))
+    config = read_json(folder / "config.json")
+    generation = folder / "generation_config.json"
+    places = (read_json(generation) if generation.is_file() else {}, config, config.get("text_config", {}))
     for place in places:
         ids = place.get("eos_token_id")
         if ids is not None:

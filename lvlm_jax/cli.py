@@ -137,7 +137,9 @@ def _add_eval(add: Any) -> None:
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="default 16")
     command.add_argument("--rows", type=int, metavar="N", help="questions a batch; default the recipe's, or 64")
     command.add_argument("--limit", type=int, default=0, help="only the first N samples")
-    command.add_argument("--out", metavar="DIR", help="where samples.jsonl and summary.json go; default MODEL/evaluation/lvlm_eval")
+    command.add_argument(
+        "--out", metavar="DIR", help="where samples.jsonl and summary.json go; default MODEL/evaluation/lvlm_eval"
+    )
 
 
 def _eval(args: argparse.Namespace, _: Sequence[str]) -> int:

@@ -226,7 +226,7 @@ def evaluate_folder(
     data: Data | None = None,
     scores: tuple[str, ...] = (),
     max_new_tokens: int | None = None,
-    rows: int = 64,
+    rows: int | None = None,
     limit: int = 0,
     out: str | None = None,
 ) -> str:
@@ -234,28 +234,30 @@ def evaluate_folder(
 
     Args:
       folder: what `system` was loaded from; a workdir brings its recipe's evaluation as the default.
+      out: folder for samples and summary; default ``evaluation/lvlm_eval`` in `folder` (of a hub name: here).
     """
     ask, lines = None, []
+    samples = Path(out) if out else (Path(folder) if Path(folder).is_dir() else Path()) / EVALUATION / "lvlm_eval"
     if (Path(folder) / "recipe.json").exists():
         ask = build(Evaluation, json.loads((Path(folder) / "recipe.json").read_text())["evaluation"], "evaluation")
         for kept in sorted((Path(folder) / EVALUATION).glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
-            found = evaluations.load(kept.parent)
-            lines.append(_score_line(kept.parent.name.replace("_", " "), found))
+            if kept.parent != samples:
+                lines.append(_score_line(kept.parent.name.replace("_", " "), evaluations.load(kept.parent)))
     if data is None and ask is None:
         raise ConfigError("what to score it on? Give --llava FILE, --messages FILE or --easy-vqa")
     ask = Evaluation(data=data) if data is not None else ask
-    ask = dataclasses.replace(ask, rows=rows, limit=limit or ask.limit, scores=scores or ask.scores)
+    ask = dataclasses.replace(ask, rows=rows or ask.rows, limit=limit or ask.limit, scores=scores or ask.scores)
     result = evaluations.evaluate(
         system,
         assemble.question_samples(assemble.source_of(ask.data), ask.limit),
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=max_new_tokens or ask.max_new_tokens,
-        out=out,
+        out=samples,
     )
     floor = assemble.floor_of(ask)
     lines.append(_score_line("now", result) + (f"   question-only floor {floor:.2%}" if floor is not None else ""))
-    return "\n".join(lines)
+    return "\n".join([*lines, f"samples: {samples / evaluations.SAMPLES}"])
 
 
 def _score_line(when: str, result: Any) -> str:

@@ -25,7 +25,7 @@ from lvlm_jax.processing.schema import Batch, Encoded, Image
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Loader", "Measured", "collate", "fingerprint", "measure_lengths"]
+__all__ = ["Loader", "Measured", "collate", "fingerprint", "measure_lengths", "picture_key"]
 
 Picture = Callable[[Image, int, int], tuple[np.ndarray, np.ndarray]]
 """(picture, global row, number within the row) -> (patches[P, C], positions[P, 2])."""
@@ -79,7 +79,7 @@ def collate(
             slots = {}
         places = []
         for j, image in enumerate(image for encoded in examples for image in encoded.images):
-            key = _picture_key(image) if share else len(slots)
+            key = picture_key(image) if share else len(slots)
             if key not in slots:
                 slots[key] = slot = len(slots)
                 if slot >= vision_rows:
@@ -121,7 +121,8 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int) -> np.
     return np.where(encoded.visual < 0, -1, slots[own // visual_tokens] * visual_tokens + own % visual_tokens)
 
 
-def _picture_key(image: Image) -> Any:
+def picture_key(image: Image) -> Any:
+    """What makes two pictures the same one: equal paths or bytes, or one object in memory."""
     return image.source if isinstance(image.source, str | bytes) else id(image.source)
 
 

@@ -42,9 +42,9 @@ def show(example: Example, encoded: Encoded, tokenizer: Tokenizer, *, thumbnail:
 
 
 def half_blocks(picture: PIL.Image.Image, columns: int = 24) -> str:
-    """A picture in true-colour half blocks: each character is two pixels, one above the other."""
+    """A picture in true-colour half blocks, at most 32 lines: each character is two pixels, one above the other."""
     width = max(1, min(columns, picture.width))
-    height = max(2, round(picture.height * width / picture.width / 2) * 2)
+    height = min(64, max(2, round(picture.height * width / picture.width / 2) * 2))
     pixels = picture.convert("RGB").resize((width, height), PIL.Image.Resampling.BOX).load()
     lines = []
     for y in range(0, height, 2):

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from lvlm_jax import __version__
+from lvlm_jax.data.loader import picture_key
 from lvlm_jax.evaluate import scores as scoring
-from lvlm_jax.infer.generate import Answer, bucket, picture_key
+from lvlm_jax.infer.generate import Answer, bucket
 from lvlm_jax.infer.system import System
 from lvlm_jax.processing.schema import Encoded, Example, Text
 
@@ -115,7 +116,7 @@ def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
     groups: dict[tuple, list[int]] = {}
     for index, prompt in enumerate(encoded):
         # A question without a picture is a group of its own.
-        key = tuple(picture_key(image.source) for image in prompt.images) or (index,)
+        key = tuple(picture_key(image) for image in prompt.images) or (index,)
         groups.setdefault(key, []).append(index)
     longest = {key: max(bucket(len(encoded[i].tokens)) for i in group) for key, group in groups.items()}
     order = sorted(groups, key=lambda key: (longest[key], groups[key][0]))

@@ -1,6 +1,7 @@
 """What stands beside the weights in a folder: the picture processor and the chat template."""
 
 import json
+import re
 from pathlib import Path
 
 from lvlm_jax.hub.configs import read_json
@@ -45,7 +46,8 @@ def chat_template(folder: str | Path) -> Template | None:
             return template
         if tail and text.startswith(head) and text.endswith(tail):
             quoted = text[len(head) + 1 : -len(tail) - 1]
-            return template.with_system(quoted.replace("\\n", "\n").replace("\\'", "'").replace("\\\\", "\\"))
+            unquoted = re.sub(r"\\(.)", lambda mark: "\n" if mark[1] == "n" else mark[1], quoted)
+            return template.with_system(unquoted)
     if "<|im_start|>" in text:
         return TEMPLATES["qwen_chatml"]
     if "USER:" in text or "upper()" in text:  # the released folders write the role in capitals

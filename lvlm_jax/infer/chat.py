@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from io import TextIOBase
 from typing import TYPE_CHECKING, Any
 
+from lvlm_jax.data.show import half_blocks
 from lvlm_jax.infer.prompt import as_images
 from lvlm_jax.processing.image import load_image
 from lvlm_jax.processing.schema import Example, Image, Text, Turn
@@ -161,14 +162,5 @@ def _say(chat: Chat, line: str, pictures: list, out: TextIOBase, settings: dict)
 
 
 def thumbnail(picture: "PIL.Image.Image", columns: int = 32) -> str:
-    """A picture as lines of colour blocks for a 24-bit terminal, two rows of pixels a line."""
-    columns = max(1, min(columns, shutil.get_terminal_size().columns))
-    rows = max(1, round(columns * picture.height / picture.width / 2))
-    small = picture.convert("RGB").resize((columns, 2 * min(rows, 32)))
-    pixel = small.getpixel
-    lines = []
-    for y in range(0, small.height, 2):
-        cells = [(pixel((x, y)), pixel((x, y + 1))) for x in range(columns)]
-        blocks = ("\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*top, *low) for top, low in cells)
-        lines.append("".join(blocks) + "\x1b[0m")
-    return "\n".join(lines)
+    """A picture as lines of colour blocks, no wider than the terminal."""
+    return half_blocks(picture, min(columns, shutil.get_terminal_size().columns))

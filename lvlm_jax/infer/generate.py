@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lvlm_jax import mesh as M
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.loader import collate, picture_key
 from lvlm_jax.infer.sampling import Mode, Sampling, choose
 from lvlm_jax.infer.text import Decode, TextStream, whole_text
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
@@ -336,13 +336,8 @@ def _ways(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
 
 
-def picture_key(source: Any) -> Any:
-    """What makes two pictures the same one: equal paths or bytes, or one object in memory."""
-    return source if isinstance(source, str | bytes) else id(source)
-
-
 def _distinct(rows: Sequence[Sequence[Encoded]]) -> int:
-    return len({picture_key(image.source) for row in rows for encoded in row for image in encoded.images})
+    return len({picture_key(image) for row in rows for encoded in row for image in encoded.images})
 
 
 def _left_padded(batch: Batch) -> Batch:

@@ -90,7 +90,7 @@ def test_the_loop_answers_and_shows_pictures(system, pictures, tmp_path):
     answer = system.generate(as_example("What is it?", path), **SHORT)
     assert answer in said
     assert "24 x 20" in said
-    assert "\x1b[48;2;" in said
+    assert ";48;2;" in said
     assert [p.startswith("you [1 picture(s)]") for p in prompts] == [False, True, False, False, False]
 
 
