@@ -78,10 +78,11 @@ def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | Non
     def contrastive(params: dict, batch: Any) -> tuple:
         image, text, scale, bias = model.apply({"params": params}, batch)
         same = (batch.tokens[:, None] == batch.tokens[None]).all(-1)
+        real = batch.segments.max(1) > 0  # an epoch's last group may have rows that only fill it up
         if model.config.bias:
-            loss, weight, correct = losses.sigmoid_loss(image, text, scale, bias, same)
+            loss, weight, correct = losses.sigmoid_loss(image, text, scale, bias, same, real)
         else:
-            loss, weight, correct = losses.contrastive_loss(image, text, jnp.minimum(scale, 100.0), same)
+            loss, weight, correct = losses.contrastive_loss(image, text, jnp.minimum(scale, 100.0), same, real)
         return loss, weight, {"correct": correct}
 
     return {"language": language, "contrastive": contrastive}[stage.loss]

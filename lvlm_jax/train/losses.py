@@ -1,6 +1,7 @@
 """Losses as pure functions that return (loss_sum, weight_sum, correct_sum): sums, so that microbatches add up."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,23 +123,28 @@ Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.
 
 
 def contrastive_loss(
-    image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""] | float, same: Pairs | None = None
+    image: Float[Array, "B D"],
+    text: Float[Array, "B D"],
+    scale: Float[Array, ""] | float,
+    same: Pairs | None = None,
+    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
 ) -> Sums:
     """Symmetric InfoNCE in which all rows with the same caption share the target mass.
 
     CLIP's loss (Radford et al. 2021) when every caption differs. With few distinct captions the plain loss punishes
     correct matches; here row i aims at 1/n for each of its n equal captions. same: caption ids [B], or which image
-    matches which text [B, B]; None means row i matches text i alone. scale: exp of the learnt logit scale. Features are
-    normalised here.
+    matches which text [B, B]; None means row i matches text i alone. scale: exp of the learnt logit scale. real: False
+    for rows that only fill up the batch, which are in nothing; default all are real. Features are normalised here.
 
     Returns:
-      Sum over rows of the mean of both directions; B; images whose likeliest text is a match.
+      Sum over rows of the mean of both directions; real rows; images whose likeliest text is a match.
     """
-    logits = scale * _unit(image) @ _unit(text).T
-    match = _matches(same, len(image)).astype(jnp.float32)
-    to_text = (match / match.sum(1, keepdims=True) * jax.nn.log_softmax(logits, axis=1)).sum()
-    to_image = (match / match.sum(0, keepdims=True) * jax.nn.log_softmax(logits, axis=0)).sum()
-    return -(to_text + to_image) / 2, jnp.float32(len(image)), _retrieved(logits, match)
+    both, count = _both(real, len(image))
+    logits = jnp.where(both, scale * _unit(image) @ _unit(text).T, -1e9)
+    match = (_matches(same, len(image)) & both).astype(jnp.float32)
+    to_text = (match / jnp.maximum(match.sum(1, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=1)).sum()
+    to_image = (match / jnp.maximum(match.sum(0, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=0)).sum()
+    return -(to_text + to_image) / 2, count, _retrieved(logits, match)
 
 
 def sigmoid_loss(
@@ -147,25 +153,33 @@ def sigmoid_loss(
     scale: Float[Array, ""] | float,
     bias: Float[Array, ""] | float,
     same: Pairs | None = None,
+    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
 ) -> Sums:
     """SigLIP's pairwise loss (Zhai et al. 2023): -log sigmoid(+-logit) over all pairs, summed over texts.
 
-    logit = scale * cos(image, text) + bias; scale starts at 10 (exp of ln 10), bias at -10. same: see
+    logit = scale * cos(image, text) + bias; scale starts at 10 (exp of ln 10), bias at -10. same, real: see
     `contrastive_loss`; every matching pair is a positive.
 
     Returns:
-      Sum over images; B; images whose likeliest text is a match.
+      Sum over images; real rows; images whose likeliest text is a match.
     """
+    both, count = _both(real, len(image))
     logits = scale * _unit(image) @ _unit(text).T + bias
-    match = _matches(same, len(image))
-    loss = -jax.nn.log_sigmoid(jnp.where(match, logits, -logits)).sum()
-    return loss, jnp.float32(len(image)), _retrieved(logits, match)
+    match = _matches(same, len(image)) & both
+    loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(match, logits, -logits)), 0.0).sum()
+    return loss, count, _retrieved(jnp.where(both, logits, -1e9), match)
 
 
 def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Rows of length one, in float32; the epsilon (SigLIP's) under the root gives a zero row a gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-16)
+
+
+def _both(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
+    """(pairs of two real rows, how many rows are real)."""
+    real = jnp.ones(rows, bool) if real is None else jnp.asarray(real)
+    return real[:, None] & real[None, :], real.sum(dtype=jnp.float32)
 
 
 def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:

@@ -181,3 +181,19 @@ def test_head_gradient_is_summed_over_shards_once():
     assert inside(once) == 0 < inside(often)
     for a, b in zip(once(hidden, kernel, tokens, weights), often(hidden, kernel, tokens, weights)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda *a, **k: contrastive_loss(*a, 10.0, **k), lambda *a, **k: sigmoid_loss(*a, 10.0, -3.0, **k)]
+)
+def test_rows_that_only_fill_up_the_batch_are_in_no_loss(loss):
+    keys = jax.random.split(jax.random.key(0))
+    image, text = (jax.random.normal(key, (6, 8)) for key in keys)
+    same, real = jnp.array([0, 1, 0, 2, 9, 9]), jnp.array([True] * 4 + [False] * 2)
+    plain = lambda image, text: loss(image[:4], text[:4], same=same[:4])  # noqa: E731
+    filled = lambda image, text: loss(image, text, same=same, real=real)  # noqa: E731
+    for a, b in zip(filled(image, text), plain(image, text)):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    grads = [jax.grad(lambda i, f=f: f(i, text)[0])(image) for f in (filled, plain)]
+    np.testing.assert_allclose(*grads, rtol=1e-5, atol=1e-6)
+    assert float(abs(grads[0][4:]).max()) == 0
