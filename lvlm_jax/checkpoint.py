@@ -188,21 +188,13 @@ def saved_fingerprints(folder: str | os.PathLike) -> dict[str, str]:
 
 def fingerprints(flat: dict[str, Any]) -> dict[str, str]:
     """Path -> 64-bit hash of a leaf's bits; the same however the leaf is sharded."""
-    together: dict[Any, dict[str, Any]] = {}  # a program's arguments lie on the same devices
-    for path, leaf in flat.items():
-        devices = frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None
-        together.setdefault(devices, {})[path] = leaf
-    found = {path: pair for part in together.values() for path, pair in jax.device_get(_hashes(part)).items()}
-    return {path: f"{a:08x}{b:08x}" for path, (a, b) in ((path, found[path]) for path in flat)}
+    # One after the other: small programs with a sum over devices each, none waiting for another, starve one another of
+    # threads on virtual CPU devices until XLA aborts the process. Leaves of one shape share a program.
+    pairs = {path: jax.device_get(_hash(leaf)) for path, leaf in flat.items()}
+    return {path: f"{a:08x}{b:08x}" for path, (a, b) in pairs.items()}
 
 
 @jax.jit
-def _hashes(flat: dict[str, Any]) -> dict[str, tuple]:
-    # One program: many small ones, each with its own sum over devices and none waiting for another, can starve one
-    # another of threads on virtual CPU devices until XLA aborts the process.
-    return {path: _hash(leaf) for path, leaf in flat.items()}
-
-
 def _hash(x: Any) -> tuple:
     width = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, width)
