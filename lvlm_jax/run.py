@@ -17,7 +17,7 @@ from lvlm_jax import assemble, checkpoint
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax.api import EXPORT
-from lvlm_jax.config import ConfigError, build, to_dict
+from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.convert import export_folder, import_folder
@@ -86,12 +86,14 @@ class Run:
     def claim(self, resume: bool) -> None:
         """Writes the resolved recipe into the workdir, or makes sure that the one there is the same.
 
+        A recipe whose first stage never began (its data were bad, a path was wrong) claims nothing: it may be mended.
         Without `resume` all that the run before left goes, now: what a kill left of it would be taken up later.
         """
         file, mine = self.folder / "recipe.json", json.loads(json.dumps(to_dict(self.recipe)))
         if resume and file.exists():
             theirs = json.loads(file.read_text())
-            if different := differences(theirs, mine):
+            begun = any((self.folder / name).exists() for name in (EVALUATION, *theirs["run"]))
+            if begun and (different := differences(theirs, mine)):
                 raise ConfigError(
                     f"{self.folder} holds a run of another recipe: {'; '.join(different[:6])}. Give another --workdir, "
                     "or --restart to throw that run away"
@@ -239,7 +241,8 @@ def evaluate_folder(
     ask, lines = None, []
     samples = Path(out) if out else (Path(folder) if Path(folder).is_dir() else Path()) / EVALUATION / "lvlm_eval"
     if (Path(folder) / "recipe.json").exists():
-        ask = build(Evaluation, json.loads((Path(folder) / "recipe.json").read_text())["evaluation"], "evaluation")
+        recipe = json.loads((Path(folder) / "recipe.json").read_text())
+        ask = convert(Evaluation | None, recipe["evaluation"], "evaluation")
         for kept in sorted((Path(folder) / EVALUATION).glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
             if kept.parent != samples:
                 lines.append(_score_line(kept.parent.name.replace("_", " "), evaluations.load(kept.parent)))

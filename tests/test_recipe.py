@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from lvlm_jax import config, recipe
+from lvlm_jax import config, recipe, run
 from lvlm_jax.config import ConfigError
 from lvlm_jax.zoo import SYSTEMS
+from tests.infer.tiny import tiny_system
 
 
 def quickstart(**changes):
@@ -96,3 +97,22 @@ def test_a_system_of_the_zoo_as_a_model(name):
     assert model.lvlm == spec.config
     assert (model.image, model.template, model.tokenizer) == (spec.image, spec.template, spec.source)
     assert config.build(recipe.Model, json.loads(json.dumps(config.to_dict(model)))) == model
+
+
+def test_a_workdir_belongs_to_a_recipe_once_a_stage_has_begun(tmp_path):
+    first, mended = recipe.load("quickstart:tiny"), recipe.load("quickstart:tiny", ["--config.seed=1"])
+    for each in (first, mended):
+        run.Run(each, tmp_path).claim(resume=True)
+        assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == each.seed
+    (tmp_path / "vision").mkdir()
+    run.Run(mended, tmp_path).claim(resume=True)
+    with pytest.raises(ConfigError, match="holds a run of another recipe: seed was 1, is now 0"):
+        run.Run(first, tmp_path).claim(resume=True)
+    run.Run(first, tmp_path).claim(resume=False)
+    assert not (tmp_path / "vision").exists()
+
+
+def test_a_run_without_an_evaluation_says_what_is_missing(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"evaluation": null}')
+    with pytest.raises(ConfigError, match="what to score it on"):
+        run.evaluate_folder(str(tmp_path), tiny_system())
