@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stages.vision = {
         "loss": "contrastive",
         "trains": ("**",),
-        "steps": 1600,
+        "steps": 2400,
         "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05, **adam},
         "data": {
             "source": "easy_vqa",
@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     c.stages.language = {
         "trains": ("llm/**",),
-        "steps": 500,
+        "steps": 600,
         "optimizer": {"learning_rate": 2e-3, **adam},
         "data": {**rows, "of": "text"},
     }
@@ -81,7 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     c.stages.instruct = {
         "trains": ("connector/**", "llm/**"),
-        "steps": 900,
+        "steps": 1000,
         "optimizer": {"learning_rate": 1e-3, **adam},
         "data": {**rows, "of": "questions", "pictures": 80, "augment": moved},
         "start": {"all": {"stage": "align"}},

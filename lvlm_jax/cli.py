@@ -96,6 +96,7 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(run.describe(resolved))
         return 0
     _keep_freed_memory()
+    run.spread_over_cores(resolved)
     if not args.workdir:
         raise ValueError("--workdir is missing: where should checkpoints, logs and the report go?")
     run.train(resolved, args.workdir, resume=not args.restart)

@@ -31,11 +31,20 @@ def _answers(reference: Any) -> Sequence[Any]:
     return [reference] if isinstance(reference, str) else reference
 
 
+def _by_type(hits: Sequence[float], references: Sequence[Any]) -> dict[str, float]:
+    """The means of yes/no questions and of the others, where a data set has both: guessing does well on the first."""
+    closed = [all(answer.strip().casefold() in ("yes", "no") for answer in _answers(ref)) for ref in references]
+    if all(closed) or not any(closed):
+        return {}
+    parts = {"yes/no": [h for h, c in zip(hits, closed) if c], "other": [h for h, c in zip(hits, closed) if not c]}
+    return {f"exact_match[{name}]": sum(part) / len(part) for name, part in parts.items()}
+
+
 def exact(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
     """Share of predictions that equal one of their answers (case and surrounding space aside)."""
     hits = [float(vqa.exact_match(prediction, _answers(ref))) for prediction, ref in zip(predictions, references)]
     return Scored(
-        values={"exact_match": sum(hits) / len(hits)},
+        values={"exact_match": sum(hits) / len(hits), **_by_type(hits, references)},
         samples=[{"exact_match": hit} for hit in hits],
         variant=vqa.EXACT_VARIANT,
     )

@@ -15,7 +15,7 @@ def _is_fraction(name: str) -> bool:
     return name.casefold().startswith(PERCENT)
 
 
-def _score_text(name: str, value: float | int) -> str:
+def score_text(name: str, value: float | int) -> str:
     """Fractions as percentages with two decimals, everything else with four digits."""
     return f"{100 * value:.2f} %" if _is_fraction(name) else f"{value:.4g}"
 
@@ -53,10 +53,10 @@ def _tiles(stages: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[st
     if evaluations and evaluations[-1]["scores"]:
         last = evaluations[-1]
         name, value = next(iter(last["scores"].items()))
-        tiles.append((_score_text(name, float(value)), f"{_title_case(name)} {last['when']}"))
+        tiles.append((score_text(name, float(value)), f"{_title_case(name)} {last['when']}"))
         floor = _floor_beside(name, last)
         if floor is not None:
-            tiles.append((_score_text(name, floor), "Floor: the question alone, no picture"))
+            tiles.append((score_text(name, floor), "Floor: the question alone, no picture"))
         tiles.append((f"{last['count']:,}", "Held-out questions"))
     if stages:
         tiles.append((_count(max(stage["total_params"] for stage in stages)), "Weights in the model"))
@@ -86,7 +86,7 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:
         row = [page.escape(_title_case(evaluation["when"]))]
         row += [_score_cell(name, evaluation, with_bar=name == names[0]) for name in names]
         if floors:
-            row.append("–" if floor is None else page.escape(_score_text("accuracy", floor)))
+            row.append("–" if floor is None else page.escape(score_text("accuracy", floor)))
         rows.append([*row, f"{evaluation['count']:,}"])
     note = "Scores on held-out data."
     if floors:
@@ -107,7 +107,7 @@ def _score_cell(name: str, evaluation: Mapping[str, Any], *, with_bar: bool) -> 
         return "–"
     value = float(evaluation["scores"][name])
     drawn = page.bar(value, _floor_beside(name, evaluation)) if with_bar and _is_fraction(name) else ""
-    return page.escape(_score_text(name, value)) + drawn
+    return page.escape(score_text(name, value)) + drawn
 
 
 def _note(row: Mapping[str, Any]) -> str:

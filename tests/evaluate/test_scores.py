@@ -11,7 +11,8 @@ from lvlm_jax.evaluate import scores
 
 def test_exact_takes_strings_lists_and_records():
     scored = scores.score("exact", ["Red ", "two", "no"], ["red", ["2", "two"], {"answers": "yes"}])
-    assert scored.values == {"exact_match": 2 / 3}
+    assert scored.values == {"exact_match": 2 / 3, "exact_match[yes/no]": 0.0, "exact_match[other]": 1.0}
+    assert scores.score("exact", ["red"], ["red"]).values == {"exact_match": 1.0}
     assert scored.samples == [{"exact_match": 1.0}, {"exact_match": 1.0}, {"exact_match": 0.0}]
     assert "casefold" in scored.variant
 
