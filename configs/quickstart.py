@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stages.vision = {
         "loss": "contrastive",
         "trains": ("**",),
-        "steps": 2400,
+        "steps": 3000,
         "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05, **adam},
         "data": {
             "source": "easy_vqa",
