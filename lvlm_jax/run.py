@@ -314,9 +314,12 @@ def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
 
 
 def report_samples(samples: list[dict], most: int = 48) -> list[dict]:
-    """What the report shows of an evaluation: failures first, pictures read back by their paths."""
+    """What the report shows of an evaluation: failures first, at most half; pictures read back by their paths."""
     right = [next(iter(sample["scores"].values())) >= 0.5 for sample in samples]  # half of the annotators, for VQA
-    order = sorted(range(len(samples)), key=lambda i: right[i])[:most]
+    wrong = [i for i in range(len(samples)) if not right[i]][: most // 2]
+    good = [i for i in range(len(samples)) if right[i]]
+    # The right ones from all over the data set, whose neighbours are questions about one picture.
+    order = [*wrong, *good[:: max(1, len(good) // (most - len(wrong)))][: most - len(wrong)]]
     return [
         {
             "image": samples[i]["images"][0] if samples[i]["images"] else None,
