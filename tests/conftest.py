@@ -9,6 +9,6 @@ if "xla_force_host_platform_device_count" not in flags:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402 (the environment must be set before anything imports jax)
 
 install_import_hook("lvlm_jax", "beartype.beartype")
