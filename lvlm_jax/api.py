@@ -1,5 +1,6 @@
 """``lvlm_jax.load``: a checkpoint becomes a system that can be asked."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import beside, download
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
@@ -127,7 +128,15 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
 def _template(folder: Path, config: LVLMConfig) -> Template:
     """The template that the folder's own stands for, else the one of the language model's family."""
     found = beside.chat_template(folder)
-    return found or TEMPLATES["qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"]
+    if found is None:
+        name = "qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"
+        warnings.warn(
+            f"{folder}: no chat template that is known here, so {name!r} is used; if the model was trained with "
+            f"another, give template= (--template): one of {', '.join(TEMPLATES)}",
+            stacklevel=3,
+        )
+        found = TEMPLATES[name]
+    return found
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

@@ -255,8 +255,7 @@ def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:
     axis = {"embed/table": 0, "head/kernel": 1}.get(path)
     short = like.shape[axis] - leaf.shape[axis] if axis is not None else 0
     if short > 0:
-        mean = jnp.mean(leaf.astype(jnp.float32), axis=axis, keepdims=True).astype(leaf.dtype)
-        leaf = jnp.concatenate([leaf, jnp.repeat(mean, short, axis=axis)], axis=axis)
+        leaf = trees.add_rows(leaf, short, axis)
     if leaf.shape != like.shape:
         raise ConfigError(f"{source}: {path} is {list(leaf.shape)}, the recipe's model wants {list(like.shape)}")
     return leaf if getattr(like, "sharding", None) is None else jax.device_put(leaf, like.sharding)

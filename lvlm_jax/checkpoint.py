@@ -25,7 +25,7 @@ ARRAYS, MANIFEST = "arrays", "manifest.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another tree than the one asked for."""
+    """A checkpoint, ours or a public one, that is missing, damaged or of another model; names the file or key."""
 
 
 class Checkpoints:
@@ -169,7 +169,7 @@ def load_params(folder: str | os.PathLike, like: Any = None, partial: bool = Fal
         like = trees.unflatten({p: jax.ShapeDtypeStruct(c["shape"], jnp.dtype(c["dtype"])) for p, c in cards.items()})
 
     def as_saved(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        card = cards.get((layer_paths(path, leaf.shape) or [path])[0], {"dtype": leaf.dtype})
+        card = cards.get((trees.layer_paths(path, leaf.shape) or [path])[0], {"dtype": leaf.dtype})
         return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(card["dtype"]), sharding=getattr(leaf, "sharding", None))
 
     flat = {path: as_saved(path, leaf) for path, leaf in trees.flatten(like).items()}
@@ -215,14 +215,6 @@ def _hash(x: Any) -> tuple:
 # Trees and their layout on disk
 
 
-def layer_paths(path: str, shape: tuple[int, ...]) -> list[str] | None:
-    """The paths on disk of a leaf of a scanned stack, one a layer; None for any other leaf."""
-    head, found, tail = f"/{path}".partition(f"/{trees.LAYERS}/")
-    if not found or tail.split("/")[0].isdigit():
-        return None
-    return [f"{head}/{trees.LAYERS}/{i}/{tail}"[1:] for i in range(shape[0])]
-
-
 def by_path(tree: Any) -> tuple[dict[str, Any], Any]:
     """(running path -> leaf, treedef) of any pytree: dict keys, field names and tuple positions joined with '/'."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -233,7 +225,7 @@ def to_disk(tree: Any) -> dict[str, Any]:
     """Any pytree of arrays -> {path on disk: array}, scanned stacks taken apart."""
     flat = {}
     for path, leaf in by_path(tree)[0].items():
-        rows = layer_paths(path, leaf.shape)
+        rows = trees.layer_paths(path, leaf.shape)
         flat.update({path: leaf} if rows is None else {row: leaf[i] for i, row in enumerate(rows)})
     return flat
 
@@ -245,7 +237,7 @@ def read(folder: Any, like: Any, verify: bool = True, partial: bool = False) -> 
     running, treedef = by_path(like)
     wanted: dict[str, Any] = {}
     for path, leaf in running.items():
-        rows = layer_paths(path, leaf.shape)
+        rows = trees.layer_paths(path, leaf.shape)
         wanted.update({path: _abstract(leaf)} if rows is None else dict.fromkeys(rows, _abstract(leaf, row=True)))
     leaves = {path: card for path, card in manifest["leaves"].items() if path in wanted or not partial}
     _compare(folder, leaves, wanted)
@@ -264,7 +256,7 @@ def read(folder: Any, like: Any, verify: bool = True, partial: bool = False) -> 
         got |= _restore_arrays(_path(owner), {path: wanted[path] for path in paths}, verify)
     leaves = []
     for path, leaf in running.items():
-        rows = layer_paths(path, leaf.shape)
+        rows = trees.layer_paths(path, leaf.shape)
         leaves.append(got.pop(path) if rows is None else _stacker(_sharding(leaf))(*[got.pop(row) for row in rows]))
     return jax.tree.unflatten(treedef, leaves)
 

@@ -47,7 +47,8 @@ PRESETS: dict[str, Rules] = {
 _RULES: dict[Mesh, Rules] = {}
 
 
-def _check(names: Sequence[str | None]) -> None:
+def check_names(names: Sequence[str | None]) -> None:
+    """Raises ValueError for a name that is not in `AXES`."""
     for name in names:
         if name is not None and name not in AXES:
             raise ValueError(f"unknown logical axis {name!r}; the axes are {', '.join(AXES)}")
@@ -94,7 +95,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     Raises:
       ValueError: an unknown name, or a number of names that is not the number of axes.
     """
-    _check(names)
+    check_names(names)
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {tuple(names)} for an array of {x.ndim} axes {x.shape}")
     return nn.with_logical_constraint(x, tuple(names))
@@ -104,7 +105,7 @@ def spec(mesh: Mesh, names: Sequence[str | None] | None, shape: Sequence[int]) -
     """The cut of one weight. An axis that its mesh axis does not divide stays whole (33 words on 8 devices)."""
     if names is None:
         return PartitionSpec()
-    _check(names)
+    check_names(names)
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} axis names {tuple(names)} for a shape {tuple(shape)}")
     rules, used, out = _RULES[mesh], set(), []

@@ -89,12 +89,7 @@ def mask(tree: Mapping, patterns: Iterable[str]) -> dict:
     chosen = match(flatten(_apart_shapes(tree)), patterns)
     out = {}
     for path, leaf in flatten(tree).items():
-        parts = path.split("/")
-        at = next((i + 1 for i, key in enumerate(parts[:-1]) if key == LAYERS and not parts[i + 1].isdigit()), None)
-        if at is None:
-            out[path] = chosen[path]
-            continue
-        rows = {chosen["/".join([*parts[:at], str(i), *parts[at:]])] for i in range(leaf.shape[0])}
+        rows = {chosen[row] for row in layer_paths(path, leaf.shape) or [path]}
         if len(rows) > 1:
             raise ValueError(
                 f"{path} is a scanned stack, which trains whole, but {list(patterns)} take some of its layers: "
@@ -135,8 +130,29 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+def add_rows(x: jax.Array, count: int, axis: int) -> jax.Array:
+    """A vocabulary's table with `count` more rows, each the mean of the old ones: where LLaVA starts new words."""
+    mean = jnp.mean(x.astype(jnp.float32), axis=axis, keepdims=True).astype(x.dtype)
+    return jnp.concatenate([x, jnp.repeat(mean, count, axis=axis)], axis=axis)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The two shapes of a stack of layers
+
+
+def layer_paths(path: str, shape: tuple[int, ...]) -> list[str] | None:
+    """The paths, layers apart, of a leaf of a scanned stack (``layers/x``: ``layers/0/x`` ...); else None."""
+    head, found, tail = f"/{path}".partition(f"/{LAYERS}/")
+    if not found or tail.split("/")[0].isdigit():
+        return None
+    return [f"{head}/{LAYERS}/{i}/{tail}"[1:] for i in range(shape[0])]
+
+
+def stack_path(path: str) -> tuple[str, int | None]:
+    """(path in a scanned stack, layer): ``llm/layers/3/norm/scale`` -> (``llm/layers/norm/scale``, 3), else None."""
+    head, found, tail = f"/{path}".partition(f"/{LAYERS}/")
+    index, _, rest = tail.partition("/")
+    return (f"{head}/{LAYERS}/{rest}"[1:], int(index)) if found and index.isdigit() else (path, None)
 
 
 def _apart(layers: Mapping) -> bool:

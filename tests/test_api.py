@@ -12,8 +12,8 @@ import pytest
 import lvlm_jax
 from lvlm_jax import api
 from lvlm_jax import mesh as M
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.convert import export_folder
-from lvlm_jax.hub.errors import CheckpointError
 from tests.infer.tiny import few_shapes, tiny_system
 
 QUESTION = {"prompt": "Which color is it?", "max_new_tokens": 8}
@@ -90,7 +90,8 @@ def test_the_system_text_comes_back_out_of_the_chat_template(system, run, tmp_pa
 def test_a_folder_without_template_or_with_a_strange_one_gets_the_familys(system, run, tmp_path):
     shutil.copytree(run / "export", tmp_path / "export")
     (tmp_path / "export" / "chat_template.jinja").write_text("{{ messages }}")
-    assert lvlm_jax.load(tmp_path).template.name == "vicuna_v1"
+    with pytest.warns(UserWarning, match="no chat template that is known here, so 'vicuna_v1' is used"):
+        assert lvlm_jax.load(tmp_path).template.name == "vicuna_v1"
 
 
 def test_end_tokens_of_the_folder_end_an_answer(run, tmp_path):

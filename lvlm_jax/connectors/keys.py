@@ -8,14 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.connectors.perceiver import PerceiverConfig
-from lvlm_jax.connectors.projectors import LinearConfig, MlpConfig
+from lvlm_jax.connectors import CONNECTORS, LinearConfig, MlpConfig, PerceiverConfig
 from lvlm_jax.keymap import Row, dense, layer_norm, one_of
 
 ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig
-
-KINDS: dict[str, type] = {"linear": LinearConfig, "mlp": MlpConfig, "perceiver": PerceiverConfig}
-"""Name of a kind in a config.json of ours -> config class."""
 
 
 def linear_rows(config: LinearConfig, ours: str, theirs: str) -> list[Row]:
@@ -77,7 +73,7 @@ def from_dict(values: Mapping[str, Any]) -> ConnectorConfig:
       ValueError: a kind or field that does not exist.
     """
     values = dict(values)
-    kind = KINDS[one_of("connector.kind", values.pop("kind", None), KINDS)]
+    kind = CONNECTORS[one_of("connector.kind", values.pop("kind", None), CONNECTORS)]
     for name in values:
         one_of("connector field", name, [field.name for field in dataclasses.fields(kind)])
     return kind(**values)
@@ -85,5 +81,5 @@ def from_dict(values: Mapping[str, Any]) -> ConnectorConfig:
 
 def to_dict(config: ConnectorConfig) -> dict[str, Any]:
     """The ``connector`` entry of a config.json of ours; `from_dict` reads it back."""
-    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
+    kind = next(name for name, cls in CONNECTORS.items() if isinstance(config, cls))
     return {"kind": kind, **dataclasses.asdict(config)}

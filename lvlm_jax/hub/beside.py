@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.configs import read_json
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_jax import llm, vision
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.connectors import LinearConfig, MlpConfig
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.hub.families import Config
 from lvlm_jax.keymap import one_of
 from lvlm_jax.llm.decoder import DecoderConfig
@@ -151,11 +151,9 @@ def from_original(raw: Mapping[str, Any], tower: ViTConfig | None = None) -> LVL
     known = llava.from_original(
         {**raw, "mm_vision_tower": next(iter(vision.clip.HUB_NAMES)), "mm_vision_select_layer": -2}
     )
-    if not isinstance(layer, int) or not -1 - tower.depth <= layer <= tower.depth:
-        raise ValueError(f"config.json: mm_vision_select_layer is {layer!r}, but the tower has {tower.depth} layers")
     tower = dataclasses.replace(
         tower,
-        feature_layer=layer if layer < 0 else layer - tower.depth - 1,
+        feature_layer=llava.from_end("mm_vision_select_layer", layer, tower.depth),
         class_feature=tower.class_token and known.vision.class_feature,
     )
     return dataclasses.replace(known, vision=tower)

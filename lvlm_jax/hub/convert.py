@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from lvlm_jax import keymap
 from lvlm_jax import params as P
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import configs, download, place
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import TensorFolder

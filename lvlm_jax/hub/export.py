@@ -13,7 +13,6 @@ import numpy as np
 from lvlm_jax import params as P
 from lvlm_jax.hub import configs
 from lvlm_jax.hub.families import KINDS, Config
-from lvlm_jax.hub.place import stacked
 from lvlm_jax.hub.safetensors_io import SHARD_BYTES, new_folder, write_tensors
 from lvlm_jax.keymap import Row
 from lvlm_jax.models.lvlm import LVLMConfig
@@ -132,7 +131,7 @@ def _leaves(params: Params, shapes: Params, dtype: Any) -> Callable[[str], np.nd
     have: dict[str, tuple[int, ...]] = {}
     place: dict[str, tuple[str, int | None]] = {}
     for path in wanted:
-        stack, index = stacked(path)
+        stack, index = P.stack_path(path)
         source = (path, None) if path in flat else (stack, index)
         if source[0] in flat:
             place[path] = source
@@ -151,10 +150,21 @@ def _leaves(params: Params, shapes: Params, dtype: Any) -> Callable[[str], np.nd
         leaf = flat[source]
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise ValueError(f"{source} is spread over several processes; load the checkpoint in one, and export there")
-        leaf = np.asarray(leaf if index is None else leaf[index])
+        leaf = _on_host(leaf, index)
         return leaf.astype(dtype) if dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return read
+
+
+def _on_host(leaf: Any, index: int | None) -> np.ndarray:
+    """One leaf, or one layer of a stack, on the host: a view where it lies there already, else a copy of its own.
+
+    `np.asarray` of an array elsewhere keeps what it fetched inside that array for as long as it lives: a whole model,
+    in the end. So a copy is fetched, and dropped.
+    """
+    if isinstance(leaf, np.ndarray) or (len(leaf.devices()) == 1 and next(iter(leaf.devices())).platform == "cpu"):
+        return np.asarray(leaf) if index is None else np.asarray(leaf)[index]
+    return np.asarray(jnp.copy(leaf) if index is None else leaf[index])
 
 
 def _tensors(rows: list[Row], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -233,12 +243,8 @@ def add_image_token(
     size = -(-max(tokenizer.vocab_size, config.llm.vocab) // multiple) * multiple
     extra = size - config.llm.vocab
 
-    def grow(x: jax.Array, axis: int) -> jax.Array:
-        mean = jnp.mean(x.astype(jnp.float32), axis=axis, keepdims=True).astype(x.dtype)
-        return jnp.concatenate([x, jnp.repeat(mean, extra, axis=axis)], axis=axis)
-
     llm = dict(params["llm"])
-    llm["embed"] = {"table": grow(llm["embed"]["table"], 0)}
+    llm["embed"] = {"table": P.add_rows(llm["embed"]["table"], extra, 0)}
     if "head" in llm:
-        llm["head"] = {"kernel": grow(llm["head"]["kernel"], 1)}
+        llm["head"] = {"kernel": P.add_rows(llm["head"]["kernel"], extra, 1)}
     return dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab=size)), {**params, "llm": llm}

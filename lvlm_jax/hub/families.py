@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from lvlm_jax import llm, vision
-from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.keymap import Row
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
-from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.safetensors_io import TensorFolder, pages
 from lvlm_jax.keymap import Row
 from lvlm_jax.shapes import Params
@@ -68,7 +68,7 @@ def load(
     for row in rows:
         for path, leaf in row.load(folder.read(row.theirs)).items():
             leaf = _own(leaf, dtype)
-            stack, index = stacked(path) if scan else (path, None)
+            stack, index = P.stack_path(path) if scan else (path, None)
             if index is None:
                 out[path] = _put(leaf, _sharding(mesh, flat_axes[path], leaf.shape)).block_until_ready()
                 continue
@@ -96,17 +96,8 @@ def _own(leaf: np.ndarray, dtype: Any) -> np.ndarray:
     return out
 
 
-def stacked(path: str) -> tuple[str, int | None]:
-    """``llm/layers/3/attn/q/kernel`` -> (``llm/layers/attn/q/kernel``, 3)."""
-    parts = path.split("/")
-    for i, name in enumerate(parts[:-1]):
-        if name == P.LAYERS and parts[i + 1].isdigit():
-            return "/".join([*parts[: i + 1], *parts[i + 2 :]]), int(parts[i + 1])
-    return path, None
-
-
 def _depth(shapes: Mapping[str, Any], stack: str) -> int:
-    return sum(stacked(path)[0] == stack for path in shapes)
+    return sum(P.stack_path(path)[0] == stack for path in shapes)
 
 
 def _sharding(mesh: Mesh | None, axes: Sequence[str | None], shape: tuple[int, ...]) -> NamedSharding | None:

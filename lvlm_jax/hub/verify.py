@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import beside, configs, convert, download
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
 from lvlm_jax.models.contrastive import DualEncoder

@@ -19,7 +19,7 @@ def named(init: Callable, axes: Axes) -> Callable:
     Raises:
       ValueError: a name that is not in `mesh.AXES`.
     """
-    mesh._check(axes)
+    mesh.check_names(axes)
     return nn.with_logical_partitioning(init, axes)
 
 

@@ -186,15 +186,15 @@ def _vision_from_hf(f: Mapping[str, Any]) -> vision.ViTConfig:
     # "default" drops the first token, whatever it is: right only where it is the class token.
     strategies = ["default", "full"] if config.class_token else ["full"]
     strategy = one_of("vision_feature_select_strategy", f["vision_feature_select_strategy"], strategies)
-    layer = _negative(f["vision_feature_layer"], config.depth)
+    layer = from_end("vision_feature_layer", f["vision_feature_layer"], config.depth)
     return dataclasses.replace(config, feature_layer=layer, class_feature=config.class_token and strategy == "full")
 
 
-def _negative(layer: Any, depth: int) -> int:
+def from_end(field: str, layer: Any, depth: int) -> int:
     """Layer index counted from the end: -1 the last block, -1-depth the embeddings."""
     span = f"one layer from {-1 - depth} to {depth}"
     if not isinstance(layer, int) or not -1 - depth <= layer <= depth:
-        raise ValueError(f"config.json: vision_feature_layer is {layer!r}, which is not supported; supported: {span}")
+        raise ValueError(f"config.json: {field} is {layer!r}, which is not supported; supported: {span}")
     return layer if layer < 0 else layer - depth - 1
 
 
@@ -247,7 +247,7 @@ def from_original(config: Mapping[str, Any]) -> LVLMConfig:
         "mm_vision_select_feature", config.get("mm_vision_select_feature") or "patch", ["patch", "cls_patch"]
     )
     sizes = {**vision.clip.PRESETS, **vision.siglip.PRESETS}[preset]
-    layer = _negative(config.get("mm_vision_select_layer", -2), sizes.depth)
+    layer = from_end("mm_vision_select_layer", config.get("mm_vision_select_layer", -2), sizes.depth)
     sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=sizes.class_token and select == "cls_patch")
     return LVLMConfig(vision=sizes, connector=PROJECTORS[kind], llm=llm.llama.from_hf(config))
 
@@ -258,6 +258,7 @@ __all__ = [
     "SYSTEMS",
     "UNUSED",
     "Layout",
+    "from_end",
     "from_hf",
     "from_original",
     "is_public",

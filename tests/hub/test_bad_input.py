@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.convert import import_folder
-from lvlm_jax.hub.errors import CheckpointError
 from lvlm_jax.hub.safetensors_io import SINGLE, TensorFolder, write_tensors
 from tests.hub import tiny
 

@@ -75,7 +75,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's count of resident memory")
-@pytest.mark.parametrize("how", ["plain", pytest.param("scan", marks=pytest.mark.nightly), "cast"])
+@pytest.mark.parametrize("how", ["plain", "scan", "cast"])
 def test_peak_above_the_arrays_stays_under_one_shard(folders, tmp_path, how):
     command = [sys.executable, "-c", textwrap.dedent(CHILD), *map(str, folders), how, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

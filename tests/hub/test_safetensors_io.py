@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lvlm_jax.hub.errors import CheckpointError
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.safetensors_io import INDEX, SINGLE, TensorFolder, new_folder, write_folder
 
 TENSORS = {

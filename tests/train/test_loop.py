@@ -186,7 +186,10 @@ def test_scanned_run_resumes_per_layer(tmp_path):
     with pytest.raises(Preempted):
         _fit(tmp_path / "b", params=scanned, hooks=(lambda s, *_: s == 7 and os.kill(os.getpid(), signal.SIGTERM),))
     resumed = _fit(tmp_path / "b", params=apart)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), resumed, trees.unstack_layers(whole))
+    # The two programs round differently; near nought that is seen against the size of the weights (about 0.5).
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), resumed, trees.unstack_layers(whole)
+    )
 
 
 def test_divergence_stops_names_the_batches_and_the_last_good_step(tmp_path, capsys):
