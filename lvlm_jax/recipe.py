@@ -19,7 +19,8 @@ from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo.spec import Spec
 
-SOURCES = ("easy_vqa", "llava_json", "messages")
+SOURCES = {"easy_vqa": ("split", "of", "turns"), "llava_json": ("path", "images"), "messages": ("path", "images")}
+"""Name of a source -> the fields of `Data` that are its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,13 @@ class Data:
             raise ConfigError(f"source={self.source!r}: choose one of {list(SOURCES)}")
         if self.source != "easy_vqa" and not self.path:
             raise ConfigError(f"path: {self.source} reads a file; give its path")
+        own = {field for fields in SOURCES.values() for field in fields}
+        for field in dataclasses.fields(self):
+            if field.name in own - {*SOURCES[self.source]} and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"{field.name}={getattr(self, field.name)!r} is not read by source={self.source!r}, whose fields "
+                    f"are {', '.join(SOURCES[self.source])}; leave it at {field.default!r}"
+                )
         if self.template is not None and self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
         if self.rows % self.groups or self.pictures % self.groups:

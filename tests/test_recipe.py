@@ -48,6 +48,10 @@ BAD = [
         r"source='llava': choose one of \['easy_vqa', 'llava_json', 'messages'\]",
     ),
     ({"stages__align__data__source": "messages"}, r"path: messages reads a file; give its path"),
+    (
+        {"stages__align__data__images": "pictures"},
+        r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns; leave it at ''",
+    ),
     ({"stages__align__data__template": "vicuna"}, r"template='vicuna': choose one of \['plain', 'vicuna_v1',"),
     (
         {"stages__align__start": {"llm": {}}},
