@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from lvlm_jax import params as P
-from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.connectors import AveragePoolConfig, LinearConfig, MlpConfig, PerceiverConfig, PixelShuffleConfig
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -43,6 +43,8 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
+    "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
+    "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
 }
 """One system a kind of part."""
 

@@ -1,19 +1,33 @@
 """Connectors between a vision tower and a language model."""
 
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
+from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
 from lvlm_jax.connectors.projectors import Linear, LinearConfig, MlpConfig, MlpProjector
 
-CONNECTORS = {"linear": LinearConfig, "mlp": MlpConfig, "perceiver": PerceiverConfig}
+CONNECTORS = {
+    "linear": LinearConfig,
+    "mlp": MlpConfig,
+    "perceiver": PerceiverConfig,
+    "pixel_shuffle": PixelShuffleConfig,
+    "average_pool": AveragePoolConfig,
+}
+
+ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
 
 __all__ = [
     "CONNECTORS",
     "FLAMINGO",
     "IDEFICS",
     "IDEFICS2",
+    "AveragePool",
+    "AveragePoolConfig",
+    "ConnectorConfig",
     "Linear",
     "LinearConfig",
     "MlpConfig",
     "MlpProjector",
     "PerceiverConfig",
     "PerceiverResampler",
+    "PixelShuffle",
+    "PixelShuffleConfig",
 ]

@@ -1,17 +1,23 @@
 """Checkpoint keys and config values of the connectors.
 
-The two dense projectors carry the torch library's names. A resampler in a LLaVA has no public counterpart: its keys are
-our own, in the same style, under the same prefix.
+The dense projectors, the pixel shuffle (Idefics 3, SmolVLM) and the average pool (Gemma 3) carry the torch library's
+names. A resampler in a LLaVA has no public counterpart: its keys are our own, in the same style, under the same prefix.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.connectors import CONNECTORS, LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.connectors import (
+    CONNECTORS,
+    AveragePoolConfig,
+    ConnectorConfig,
+    LinearConfig,
+    MlpConfig,
+    PerceiverConfig,
+    PixelShuffleConfig,
+)
 from lvlm_jax.keymap import Row, dense, layer_norm, one_of
-
-ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig
 
 
 def linear_rows(config: LinearConfig, ours: str, theirs: str) -> list[Row]:
@@ -47,7 +53,26 @@ def _norm(kind: str, ours: str, theirs: str) -> list[Row]:
     return layer_norm(ours, theirs) if kind == "layer" else [Row(f"{ours}/scale", f"{theirs}.weight")]
 
 
-ROWS = {LinearConfig: linear_rows, MlpConfig: mlp_rows, PerceiverConfig: perceiver_rows}
+def pixel_shuffle_rows(config: PixelShuffleConfig, ours: str, theirs: str) -> list[Row]:
+    """One dense layer, under the name that Idefics 3 and SmolVLM give it."""
+    return dense(f"{ours}/linear_1", f"{theirs}.modality_projection.proj")
+
+
+def average_pool_rows(config: AveragePoolConfig, ours: str, theirs: str) -> list[Row]:
+    """A norm and a matrix, which Gemma 3 keeps [in, out] as we do."""
+    return [
+        Row(f"{ours}/norm/scale", f"{theirs}.mm_soft_emb_norm.weight"),
+        Row(f"{ours}/linear_1/kernel", f"{theirs}.mm_input_projection_weight"),
+    ]
+
+
+ROWS = {
+    LinearConfig: linear_rows,
+    MlpConfig: mlp_rows,
+    PerceiverConfig: perceiver_rows,
+    PixelShuffleConfig: pixel_shuffle_rows,
+    AveragePoolConfig: average_pool_rows,
+}
 
 
 def rows(config: ConnectorConfig, ours: str = "connector", theirs: str = "multi_modal_projector") -> list[Row]:
@@ -61,8 +86,9 @@ def original_rows(config: ConnectorConfig, ours: str = "connector", theirs: str 
         return dense(f"{ours}/linear_1", theirs, bias=True)
     if isinstance(config, MlpConfig):
         return dense(f"{ours}/linear_1", f"{theirs}.0", bias=True) + dense(f"{ours}/linear_2", f"{theirs}.2", bias=True)
+    kind = next(name for name, cls in CONNECTORS.items() if isinstance(config, cls))
     raise ValueError(
-        "the LLaVA authors' layout has no resampler between tower and language model; choose another layout"
+        f"the LLaVA authors' layout has no {kind} connector between tower and language model; choose another layout"
     )
 
 

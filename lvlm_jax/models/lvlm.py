@@ -6,7 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
+from lvlm_jax.connectors import ConnectorConfig
 from lvlm_jax.fusion import soft_tokens
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.mesh import constrain
@@ -21,7 +21,7 @@ class LVLMConfig:
     """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole)."""
 
     vision: ViTConfig
-    connector: LinearConfig | MlpConfig | PerceiverConfig
+    connector: ConnectorConfig
     llm: DecoderConfig
     attention: Literal["causal", "prefix"] = "causal"
 
@@ -32,7 +32,7 @@ class LVLMConfig:
 
 
 class LVLM(nn.Module):
-    """LLaVA 1 and 1.5, and the same with a Perceiver resampler between.
+    """LLaVA 1 and 1.5, and the same with another connector between.
 
     Example:
       >>> import jax

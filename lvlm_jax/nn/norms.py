@@ -23,6 +23,21 @@ class RMSNorm(nn.Module):
         return wide.astype(self.dtype) * scale.astype(self.dtype)
 
 
+class OffsetRMSNorm(nn.Module):
+    """Root-mean-square norm, as Gemma computes it: times one plus the parameter, rounded at the very end."""
+
+    eps: float
+    dtype: DTypeLike = jnp.float32
+    axes: tuple[str | None, ...] = ("embed",)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", named(nn.initializers.zeros, self.axes), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * (1 + scale.astype(jnp.float32))).astype(self.dtype)
+
+
 class LayerNorm(nn.Module):
     """Layer norm with scale and bias."""
 
@@ -40,4 +55,4 @@ class LayerNorm(nn.Module):
         return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
 
 
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+NORMS = {"rms": RMSNorm, "offset_rms": OffsetRMSNorm, "layer": LayerNorm}

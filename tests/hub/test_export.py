@@ -212,7 +212,7 @@ def test_connectors_that_the_torch_library_lacks(tmp_path, loaded):
             assert again.config == config
         else:
             with pytest.raises(
-                ValueError, match="layout has no resampler between tower and language model; choose anoth"
+                ValueError, match="layout has no perceiver connector between tower and language model; choose anoth"
             ):
                 export_folder(tmp_path / "x", config, params, layout="llava-original")
 

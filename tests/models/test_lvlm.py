@@ -47,7 +47,9 @@ def split_at(batch, at):
 
 
 @pytest.mark.parametrize(
-    ("name", "scan"), [("llava15", False), ("llava15", True), ("siglip_qwen2", False), ("clip_llama3", False)]
+    ("name", "scan"),
+    [("llava15", False), ("llava15", True), ("siglip_qwen2", False), ("clip_llama3", False)]
+    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)
@@ -104,6 +106,8 @@ def agree(got, name, atol):
         *(("llava15", preset) for preset in M.PRESETS),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.slow),
     ],
 )
 def test_sharded_equals_unsharded(name, preset):

@@ -1,0 +1,133 @@
+"""Connectors that shorten the row of visual tokens: pixel shuffle (Idefics 3, nanoVLM), average pool (Gemma 3).
+
+Both read the features of a square picture row by row, without a class token.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lvlm_jax.nn.linear import linear
+from lvlm_jax.nn.norms import OffsetRMSNorm
+from lvlm_jax.shapes import Array, DTypeLike, Float
+
+
+def square_side(features: int, what: str) -> int:
+    """The side of the square that so many features fill.
+
+    Raises:
+      ValueError: they fill no square; `what` names the connector.
+    """
+    side = math.isqrt(features)
+    if side * side != features:
+        raise ValueError(
+            f"{what} reads the features of a square picture, and {features} are none; a class token that stays "
+            "(class_feature) is one too many"
+        )
+    return side
+
+
+def pixel_shuffle(x: Float[Array, "N P D"], factor: int) -> Float[Array, "N Q F"]:
+    """Every `factor` x `factor` neighbours become one token, their values joined in (row, column, value) order."""
+    rows, features, width = x.shape
+    side = square_side(features, "pixel shuffle") // factor
+    x = x.reshape(rows, side, factor, side, factor, width).swapaxes(2, 3)
+    return x.reshape(rows, side * side, factor * factor * width)
+
+
+def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
+    """The mean of each square of neighbours, `side` x `side` of them."""
+    rows, features, width = x.shape
+    step = square_side(features, "average pool") // side
+    x = x.reshape(rows, side, step, side, step, width)
+    return x.mean((2, 4), dtype=jnp.float32).reshape(rows, side * side, width).astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelShuffleConfig:
+    """Neighbours side by side in one token, then one dense layer without bias. `factor` is that of each side."""
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor}: how many neighbours of each side become one token, 1 or more")
+
+    def tokens(self, features: int) -> int:
+        """Visual tokens of a vision row, from the tower's features.
+
+        Raises:
+          ValueError: features that fill no square, or one that `factor` does not divide.
+        """
+        side = square_side(features, "pixel shuffle")
+        if side % self.factor:
+            raise ValueError(
+                f"pixel shuffle: factor={self.factor} does not divide the {side} x {side} features of a picture; "
+                "choose a factor that does, or another picture size"
+            )
+        return (side // self.factor) ** 2
+
+    def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
+        """The module, with `width` the language model's."""
+        return PixelShuffle(self, width, dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AveragePoolConfig:
+    """The mean of neighbours, `side` x `side` of them, RMS norm, one dense layer without bias."""
+
+    side: int = 16
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"side={self.side}: how many tokens stand along each side of a picture, 1 or more")
+
+    def tokens(self, features: int) -> int:
+        """Visual tokens of a vision row, from the tower's features.
+
+        Raises:
+          ValueError: features that fill no square, or one that does not divide into `side` parts.
+        """
+        side = square_side(features, "average pool")
+        if side % self.side:
+            raise ValueError(
+                f"average pool: side={self.side} does not divide the {side} x {side} features of a picture; choose a "
+                "side that does, or another picture size"
+            )
+        return self.side**2
+
+    def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
+        """The module, with `width` the language model's."""
+        return AveragePool(self, width, dtype)
+
+
+class PixelShuffle(nn.Module):
+    """Fewer, wider tokens, then the language width (Idefics 3, arXiv 2408.12637, section 2.2; nanoVLM)."""
+
+    config: PixelShuffleConfig
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
+        self.config.tokens(x.shape[1])
+        x = pixel_shuffle(x, self.config.factor)
+        return linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="linear_1")(x)
+
+
+class AveragePool(nn.Module):
+    """Fewer tokens of the vision width, normalised, then the language width (Gemma 3, arXiv 2503.19786, section 2)."""
+
+    config: AveragePoolConfig
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
+        self.config.tokens(x.shape[1])
+        x = average_pool(x, self.config.side)
+        x = OffsetRMSNorm(self.config.norm_eps, self.dtype, name="norm")(x)
+        return linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="linear_1")(x)
