@@ -95,3 +95,48 @@ def qwen_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
+
+
+LLAMA_3_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+GEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+
+
+def llama3_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
+    """A Llama-3-shaped PreTrainedTokenizerFast: byte-level pieces, the header tokens, and a BOS that it adds."""
+    from tokenizers import AddedToken, processors
+
+    hf = qwen_tiny(extra=(), vocab_size=vocab_size)
+    names = (*LLAMA_3_SPECIAL, *extra)
+    hf.add_tokens([AddedToken(t, special=True, normalized=False) for t in names], special_tokens=True)
+    hf.bos_token, hf.eos_token, hf.pad_token = "<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"
+    bos = hf.convert_tokens_to_ids("<|begin_of_text|>")
+    hf.backend_tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]),
+        ]
+    )
+    return hf
+
+
+def gemma_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
+    """A Gemma-shaped PreTrainedTokenizerFast: BPE with byte fallback, no dummy space, runs of line breaks as words."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab, merges = tiny_bpe("llama", vocab_size)
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*GEMMA_SPECIAL, *extra)])
+    backend.add_tokens([AddedToken("\n" * i, special=False, normalized=False) for i in (1, 2, 3)])
+    bos = backend.token_to_id("<bos>")
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,7 +1,9 @@
 """What stands beside the weights in a folder: the picture processor and the chat template."""
 
+import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from lvlm_jax.checkpoint import CheckpointError
@@ -35,7 +37,8 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
 def chat_template(folder: str | Path) -> Template | None:
     """The template that a folder's chat template stands for; None where it has none or one that we do not know.
 
-    One that `export_folder` wrote comes back with its own system text; others are known by their markers.
+    One that `export_folder` wrote is known by its text and comes back with its own system text; any other by what it
+    makes of a few prompts (`recognise`).
     """
     text = _jinja(Path(folder))
     if text is None:
@@ -47,12 +50,9 @@ def chat_template(folder: str | Path) -> Template | None:
         if tail and text.startswith(head) and text.endswith(tail):
             quoted = text[len(head) + 1 : -len(tail) - 1]
             unquoted = re.sub(r"\\(.)", lambda mark: "\n" if mark[1] == "n" else mark[1], quoted)
-            return template.with_system(unquoted)
-    if "<|im_start|>" in text:
-        return TEMPLATES["qwen_chatml"]
-    if "USER:" in text or "upper()" in text:  # the released folders write the role in capitals
-        return TEMPLATES["vicuna_v1"]
-    return None
+            named = [t for t in TEMPLATES.values() if t.source == template.source and t.system == unquoted]
+            return named[0] if named else template.with_system(unquoted)
+    return recognise(text, **_marks(Path(folder)))
 
 
 def _jinja(folder: Path) -> str | None:
@@ -61,6 +61,99 @@ def _jinja(folder: Path) -> str | None:
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).exists():
             found = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(found, list):  # several by name
+                found = next((one.get("template") for one in found if one.get("name") == "default"), None)
             if isinstance(found, str):
                 return found
     return None
+
+
+def _marks(folder: Path) -> dict[str, str]:
+    """The start and end tokens of a folder's tokenizer, which its chat template writes by these variables."""
+    path = folder / "tokenizer_config.json"
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    named = {name: raw.get(name) for name in ("bos_token", "eos_token")}
+    named = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    return {name: token for name, token in named.items() if isinstance(token, str)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Other people's chat templates, known by what they write
+
+_SYSTEM = "Say\x01little."
+_PICTURE = object()
+_PROMPTS: tuple[tuple[tuple[str, tuple[object, ...]], ...], ...] = (
+    (("user", (_PICTURE, "What is this?")),),
+    (("user", ("What is this?",)), ("assistant", ("A cat.",)), ("user", ("And that?",))),
+    (("system", (_SYSTEM,)), ("user", ("What is this?",))),
+)
+"""A picture and a question; a second question; a system text."""
+
+
+def recognise(text: str, bos_token: str = "<s>", eos_token: str = "</s>") -> Template | None:
+    """The template, with its system text, that writes what the chat template `text` (Jinja) writes; None: none does.
+
+    The prompt of a first question must be equal. That of a second question may differ in how the first answer ends,
+    which some released folders leave out or misspell; of several candidates the closest is taken.
+    """
+    marks = {"bos_token": bos_token, "eos_token": eos_token}
+    theirs = [_written(text, prompt, marks) for prompt in _PROMPTS]
+    if theirs[0] is None or theirs[1] is None:
+        return None
+    best, closest = None, -1.0
+    for template in TEMPLATES.values():
+        system = _system_text(template, theirs[0], marks)
+        if system is None:
+            continue
+        candidate = template.with_system(system)
+        ours = [_written(candidate.jinja(), prompt, marks) for prompt in _PROMPTS]
+        if ours[1] is None or _loose(ours[1]) != _loose(theirs[1]):
+            continue
+        pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None]
+        close = sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs)
+        close += 0.001 * (system == template.system)  # of two that differ in their own system text only
+        if close > closest:
+            best, closest = candidate, close
+    return best
+
+
+def _system_text(template: Template, prompt: str, marks: Mapping[str, str]) -> str | None:
+    """The system text with which a template writes this prompt; "" for none, None when it cannot."""
+    if _written(template.with_system("").jinja(), _PROMPTS[0], marks) == prompt:
+        return ""
+    shape = _written(template.with_system(_SYSTEM).jinja(), _PROMPTS[0], marks)
+    if shape is None or _SYSTEM not in shape:
+        return None
+    head, tail = shape.split(_SYSTEM)
+    fits = prompt.startswith(head) and prompt.endswith(tail) and len(prompt) > len(head) + len(tail)
+    return prompt[len(head) : len(prompt) - len(tail)] if fits else None
+
+
+def _written(text: str, prompt: tuple, marks: Mapping[str, str]) -> str | None:
+    """What a chat template makes of a prompt, less a start token in front; None where it refuses."""
+    import jinja2
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for content in (_as_parts, _as_string):  # templates of text models take strings only
+        messages = [{"role": role, "content": content(said)} for role, said in prompt]
+        try:
+            rendered, _ = render_jinja_template([messages], chat_template=text, add_generation_prompt=True, **marks)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+            continue
+        if "'type':" not in rendered[0]:  # a list, printed as it is
+            return rendered[0].removeprefix(marks["bos_token"])
+    return None
+
+
+def _as_parts(said: tuple) -> list[dict[str, str]]:
+    return [{"type": "image"} if part is _PICTURE else {"type": "text", "text": part} for part in said]
+
+
+def _as_string(said: tuple) -> str:
+    return "".join("<image>\n" if part is _PICTURE else part for part in said)
+
+
+def _loose(text: str) -> str:
+    """A text less what ends an answer and the space around it."""
+    ends = "|".join(re.escape(end.strip()) for template in TEMPLATES.values() for end in template.stop if end.strip())
+    return re.sub(rf"\s+|{ends}|<\\s>", "", text)

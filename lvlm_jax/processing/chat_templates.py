@@ -1,64 +1,38 @@
 """How a conversation is written down for a model: pieces of text with a loss weight each, and pictures between them.
 
 A template builds a list, never a string to be searched. Beside each builder stands the same shape as a Hugging Face
-chat template (Jinja), which exported folders carry; tests hold the two together id by id.
+chat template (Jinja, `chat_jinja`), which exported folders carry; tests hold the two together id by id.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
+from lvlm_jax.processing import chat_jinja
 from lvlm_jax.processing.schema import Image, Text, Turn
 
 BOS = "bos"
 """Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
+EOS = "eos"
+"""Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Text with one loss weight. `special`: the text is the exact name of one special token (or `BOS`)."""
+    """Text with one loss weight.
+
+    special: the text is the exact name of one special token (or `BOS`, `EOS`). alone: it is tokenized by itself, never
+    merged with the text beside it.
+    """
 
     text: str
     weight: float = 0.0
     special: bool = False
+    alone: bool = False
 
 
 Rendered = list[Piece | Image]
 """What a template makes of a conversation."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Template:
-    """One way to write a conversation down.
-
-    `system` is used unless the conversation brings a system turn; `stop` are the strings (special tokens by name) that
-    end an answer. `jinja` is the Hugging Face form with ``%SYSTEM%`` where the system text goes.
-    """
-
-    name: str
-    system: str
-    builder: Callable[[str, Sequence[Turn], bool], Rendered]
-    stop: tuple[str, ...]
-    source: str
-
-    def render(self, turns: Sequence[Turn], generate: bool = False) -> Rendered:
-        """Pieces and pictures in order; `generate` ends where the assistant begins and drops a last answer.
-
-        Raises ValueError when roles are out of order or, for training, when nobody answers.
-        """
-        system, rounds = _rounds(turns, generate)
-        return self.builder(self.system if system is None else system, rounds, generate)
-
-    def with_system(self, system: str) -> "Template":
-        """The same template with another system text; with "" there is no system part at all."""
-        return dataclasses.replace(self, system=system)
-
-    def jinja(self) -> str:
-        """The same shape as a Hugging Face chat template, for a folder that other software loads.
-
-        It writes no BOS: the processor's tokenizer adds its own, as for the released LLaVA-1.5 folders.
-        """
-        quoted = self.system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-        return self.source.replace("%SYSTEM%", f"'{quoted}'")
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -89,8 +63,60 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     return system, turns
 
 
+def _document_order(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
+    """A document is what assistant turns say, learnt, among user turns that are only read, in any order."""
+    turns = list(turns)
+    if any(turn.role == "system" for turn in turns):
+        raise ValueError("turns: a document has no system turn; leave it out, or use a chat template")
+    if generate:
+        if turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not any(turn.segments for turn in turns):
+            raise ValueError("turns: nothing stands before the last assistant turn, so there is nothing to go on from")
+    elif not turns or turns[-1].role != "assistant":
+        raise ValueError("turns: a document ends with an assistant turn, the text to learn; add one or drop the record")
+    return None, turns
+
+
 def _plain_text(turn: Turn) -> str:
     return "".join(s.text for s in turn.segments if isinstance(s, Text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Template:
+    """One way to write a conversation down.
+
+    `system` is used unless the conversation brings a system turn; `stop` are the strings (special tokens by name) that
+    end an answer. `source` is the Hugging Face form with ``%SYSTEM%`` where the system text goes. `order` checks who
+    speaks when: (turns, generate) -> (system text or None, turns to write down).
+    """
+
+    name: str
+    system: str
+    builder: Callable[[str, Sequence[Turn], bool], Rendered]
+    stop: tuple[str, ...]
+    source: str
+    order: Callable[[Sequence[Turn], bool], tuple[str | None, list[Turn]]] = _rounds
+
+    def render(self, turns: Sequence[Turn], generate: bool = False) -> Rendered:
+        """Pieces and pictures in order; `generate` ends where the assistant begins and drops a last answer.
+
+        Raises ValueError when roles are out of order or, for training, when nobody answers.
+        """
+        system, rounds = self.order(turns, generate)
+        return self.builder(self.system if system is None else system, rounds, generate)
+
+    def with_system(self, system: str) -> "Template":
+        """The same template with another system text; with "" there is no system part at all."""
+        return dataclasses.replace(self, system=system)
+
+    def jinja(self) -> str:
+        """The same shape as a Hugging Face chat template, for a folder that other software loads.
+
+        It writes no BOS at the start: the processor's tokenizer adds its own, as for the released LLaVA-1.5 folders.
+        """
+        quoted = self.system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        return self.source.replace("%SYSTEM%", f"'{quoted}'")
 
 
 def _segments(turn: Turn, weight: float = 0.0) -> Rendered:
@@ -135,71 +161,169 @@ def _vicuna(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out
 
 
-def _chatml(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
-    """``<|im_start|>role\\n{text}<|im_end|>\\n``; the answer and its <|im_end|> are learnt, the line break is not."""
-    start, end, newline = Piece("<|im_start|>", special=True), Piece("<|im_end|>", special=True), Piece("\n")
+def _chatml(system: str, turns: Sequence[Turn], generate: bool, *, after: str) -> Rendered:
+    """``<|im_start|>role\n{text}<|im_end|>`` and `after`; the answer and its <|im_end|> are learnt, `after` is not."""
+    start, end, after_end = Piece("<|im_start|>", special=True), Piece("<|im_end|>", special=True), Piece(after)
     out: Rendered = [Piece(BOS, special=True)]
     if system:
-        out += [start, Piece(f"system\n{system}"), end, newline]
+        out += [start, Piece(f"system\n{system}"), end, after_end]
     for turn in turns:
         if turn.role == "user":
-            out += [start, Piece("user\n"), *_segments(turn), end, newline, start, Piece("assistant\n")]
+            out += [start, Piece("user\n"), *_segments(turn), end, after_end, start, Piece("assistant\n")]
         else:
-            out += [*_segments(turn, 1.0), Piece("<|im_end|>", 1.0, special=True), newline]
+            out += [*_segments(turn, 1.0), dataclasses.replace(end, weight=1.0), after_end]
     return out
 
 
-# A content is a string, or a list of {"type": "image"} and {"type": "text", "text": ...}. Each template is one line, so
-# that no setting of whitespace control can change it.
-_CONTENT = (
-    "{% macro write(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-    "{% if part['type'] == 'image' %}{{ '<image>' }}"
-    "{% if not loop.last and (loop.nextitem['type'] == 'image' or not loop.nextitem['text'].startswith('\\n')) %}"
-    "{{ '\\n' }}{% endif %}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
-)
-_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{% set system = write(messages[0]['content']) %}"
-    "{% set rounds = messages[1:] %}{% else %}{% set system = %SYSTEM% %}{% set rounds = messages %}{% endif %}"
-)
-_VICUNA_JINJA = (
-    _CONTENT + _SYSTEM + "{% if system %}{{ system + ' ' }}{% endif %}{% for message in rounds %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' + write(message['content']) + ' ' }}"
-    "{% else %}{{ 'ASSISTANT: ' + write(message['content']) + '</s>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-_CHATML_JINJA = (
-    _CONTENT + _SYSTEM + "{% if system %}{{ '<|im_start|>system\\n' + system + '<|im_end|>\\n' }}{% endif %}"
-    "{% for message in rounds %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + write(message['content']) + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_PLAIN_JINJA = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{% if message['content'] is not string %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
-    "{% endif %}{% elif message['role'] == 'assistant' %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
-    "{% endif %}{{ '\\n' }}{% endif %}{% endfor %}"
-)
+def _inst(
+    system: str, turns: Sequence[Turn], generate: bool, *, before: str, after: str, space: str, again: str
+) -> Rendered:
+    """``[INST] {system}{q} [/INST] {a}</s>``, the markers plain text; the system text is part of the first question.
+
+    before, after: what stands around the system text. space: between an answer and its end. again: the special token
+    that starts a later round, if any.
+    """
+    out: Rendered = [Piece(BOS, special=True)]
+    for index, turn in enumerate(turns):
+        if turn.role == "user":
+            out += [Piece(again, special=True)] if again and index else []
+            out += [Piece("[INST] "), Piece(before + system + after if system and not index else "")]
+            out += [*_segments(turn), Piece(" [/INST]")]
+        else:
+            out += [Piece(" ", 1.0), *_segments(turn, 1.0), Piece(space, 1.0), Piece("</s>", 1.0, special=True)]
+    return out
+
+
+def _mistral_v3(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """``[INST] {system}\n\n{q}[/INST] {a}</s>``, the markers tokens of their own."""
+    out: Rendered = [Piece(BOS, special=True)]
+    for index, turn in enumerate(turns):
+        if turn.role == "user":
+            out += [Piece("[INST]", special=True), Piece(f" {system}\n\n" if system and not index else " ")]
+            out += [*_segments(turn), Piece("[/INST]", special=True)]
+        else:
+            out += [Piece(" ", 1.0), *_segments(turn, 1.0), Piece("</s>", 1.0, special=True)]
+    return out
+
+
+def _llama_3(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """``<|start_header_id|>role<|end_header_id|>\n\n{text}<|eot_id|>``; the answer and its <|eot_id|> are learnt."""
+
+    def head(role: str) -> Rendered:
+        start, stop = Piece("<|start_header_id|>", special=True), Piece("<|end_header_id|>", special=True)
+        return [start, Piece(role), stop, Piece("\n\n")]
+
+    end = Piece("<|eot_id|>", special=True)
+    out: Rendered = [Piece(BOS, special=True)]
+    if system:
+        out += [*head("system"), Piece(system), end]
+    for turn in turns:
+        if turn.role == "user":
+            out += [*head("user"), *_segments(turn), end, *head("assistant")]
+        else:
+            out += [*_segments(turn, 1.0), dataclasses.replace(end, weight=1.0)]
+    return out
+
+
+def _gemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """``<start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n{a}<end_of_turn>\n``.
+
+    The system text opens the first question, as Gemma 3 has it; the answer and its <end_of_turn> are learnt.
+    """
+    start, end, newline = Piece("<start_of_turn>", special=True), Piece("<end_of_turn>", special=True), Piece("\n")
+    out: Rendered = [Piece(BOS, special=True)]
+    for index, turn in enumerate(turns):
+        if turn.role == "user":
+            opening = Piece(f"{system}\n\n" if system and not index else "")
+            out += [start, Piece("user\n"), opening, *_segments(turn), end, newline, start, Piece("model\n")]
+        else:
+            out += [*_segments(turn, 1.0), dataclasses.replace(end, weight=1.0), newline]
+    return out
+
+
+def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """``{pictures}<bos>{prefix}\n{suffix}<eos>``: the line break is tokenized by itself; suffix and end are learnt.
+
+    Source: PaliGemma (arXiv 2407.07726), section 3.2.
+    """
+    if len(turns) > 2:
+        raise ValueError(
+            f"turns: the paligemma template takes one question and one answer, this conversation has {len(turns)} "
+            "turns; split it, or use a chat template"
+        )
+    if system:
+        raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
+    out: Rendered = [s for s in turns[0].segments if isinstance(s, Image)]
+    out += [Piece("<bos>", special=True), Piece(_plain_text(turns[0])), Piece("\n", alone=True)]
+    if not generate:
+        if any(isinstance(s, Image) for s in turns[1].segments):
+            raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
+        out += [Piece(_plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
+    return out
+
+
+def _document(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """Texts and pictures as they stand, nothing between them, and the tokenizer's end token."""
+    out: Rendered = [Piece(BOS, special=True)]
+    for turn in turns:
+        weight = float(turn.role == "assistant")
+        out += [Piece(s.text, weight) if isinstance(s, Text) else s for s in turn.segments]
+    return out if generate else [*out, Piece(EOS, 1.0, special=True)]
+
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_MPT_SYSTEM = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+)
+
+
+def _chatml_template(name: str, system: str, after: str) -> Template:
+    builder = functools.partial(_chatml, after=after)
+    return Template(name=name, system=system, builder=builder, stop=("<|im_end|>",), source=chat_jinja.chatml(after))
+
+
+def _inst_template(name: str, system: str, before: str, after: str, space: str, again: str = "") -> Template:
+    builder = functools.partial(_inst, before=before, after=after, space=space, again=again)
+    source = chat_jinja.inst(before, after, f"{space}</s>", again)
+    return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
+
+
+_LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
-    "plain": Template(name="plain", system="", builder=_plain, stop=("\n",), source=_PLAIN_JINJA),
-    "vicuna_v1": Template(
-        name="vicuna_v1", system=VICUNA_SYSTEM, builder=_vicuna, stop=("</s>",), source=_VICUNA_JINJA
-    ),
-    "qwen_chatml": Template(
-        name="qwen_chatml",
-        system="You are a helpful assistant.",
-        builder=_chatml,
-        stop=("<|im_end|>",),
-        source=_CHATML_JINJA,
-    ),
+    template.name: template
+    for template in (
+        Template(name="plain", system="", builder=_plain, stop=("\n",), source=chat_jinja.PLAIN),
+        Template(name="vicuna_v1", system=VICUNA_SYSTEM, builder=_vicuna, stop=("</s>",), source=chat_jinja.VICUNA),
+        _chatml_template("qwen_chatml", "You are a helpful assistant.", "\n"),
+        _chatml_template("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "\n"),
+        _chatml_template("chatml_direct", "Answer the questions.", ""),  # LLaVA-NeXT 34B
+        _chatml_template("mpt", _MPT_SYSTEM, ""),  # LLaVA on MPT
+        _inst_template("llama_2", _LLAMA_2_SYSTEM, **_LLAMA_2, again="<s>"),  # LLaVA on Llama-2-chat
+        _inst_template("mistral_instruct", "", **_LLAMA_2),  # LLaVA-NeXT on Mistral-7B-Instruct-v0.2
+        _inst_template("mistral", "", before="", after="\n\n", space=""),  # Mistral-7B-Instruct-v0.1 and v0.2
+        Template(name="mistral_v3", system="", builder=_mistral_v3, stop=("</s>",), source=chat_jinja.MISTRAL_V3),
+        Template(name="llama_3", system="", builder=_llama_3, stop=("<|eot_id|>",), source=chat_jinja.LLAMA_3),
+        Template(name="gemma", system="", builder=_gemma, stop=("<end_of_turn>",), source=chat_jinja.GEMMA),
+        Template(name="paligemma", system="", builder=_paligemma, stop=("<eos>",), source=chat_jinja.PALIGEMMA),
+        Template(
+            name="document",
+            system="",
+            builder=_document,
+            stop=(),
+            source=chat_jinja.DOCUMENT,
+            order=_document_order,
+        ),
+    )
 }
+"""Templates by name; `document` is for running text with pictures between, all of an assistant turn's text learnt."""
 
 
 def jinja(name: str) -> str:

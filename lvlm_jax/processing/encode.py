@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from lvlm_jax.processing.chat_templates import BOS, Piece, Template
+from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
 from lvlm_jax.processing.schema import Encoded, Example, Image
 from lvlm_jax.processing.tokenizer import Tokenizer
 
@@ -58,12 +58,12 @@ def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: 
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
     first = True
     for piece in [*pieces, None]:
-        if isinstance(piece, Piece) and not piece.special:
+        if isinstance(piece, Piece) and not (piece.special or piece.alone):
             run += [piece] if piece.text else []
             continue
         if run:
             parts.append(_tokenize(run, tokenizer, first))
-            run = []
+            run, first = [], False
         if isinstance(piece, Image):
             index = np.arange(visual_tokens, dtype=np.int32) + len(images) * visual_tokens
             parts.append((np.full(visual_tokens, image_token_id), np.zeros(visual_tokens), index))
@@ -72,6 +72,10 @@ def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: 
             if tokenizer.adds_bos:
                 parts.append(_single(tokenizer.bos_id, piece.weight))
             continue
+        elif piece is not None and piece.text == EOS:
+            parts.append(_single(_end(tokenizer), piece.weight))
+        elif piece is not None and piece.alone:
+            parts.append(_tokenize([piece], tokenizer, first))
         elif piece is not None:
             parts.append(_single(tokenizer.special_id(piece.text), piece.weight))
         first = False
@@ -82,6 +86,12 @@ def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: 
         visual=np.asarray(visual, np.int32),
         images=tuple(images),
     )
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer has no end token (eos_token), with which this template ends a text; set one")
+    return tokenizer.eos_id
 
 
 def _single(token: int | None, weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.image import ImageSpec, preprocess
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
+from tests import released_templates
 from tests.hub import tiny
 from tests.tokenizers_tiny import llama_tiny, qwen_tiny
 
@@ -92,19 +93,60 @@ def test_a_template_comes_back_with_its_system_text(tmp_path, system):
     assert beside.chat_template(tmp_path) == template
 
 
+RELEASED = {
+    "LLAVA_15_HF": ("vicuna_v1", ""),
+    "LLAVA_NEXT_MISTRAL_HF": ("mistral_instruct", ""),
+    "LLAMA_2": ("llama_2", ""),
+    "LLAMA_3": ("llama_3", ""),
+    "LLAMA_31": ("llama_3", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"),
+    "GEMMA": ("gemma", ""),
+    "MISTRAL_01": ("mistral", ""),
+    "MISTRAL_02": ("mistral", ""),
+    "MISTRAL_03": ("mistral_v3", ""),
+    "QWEN_2": ("qwen_chatml", "You are a helpful assistant."),
+    "QWEN_25": ("qwen_chatml", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "QWEN_3": ("qwen_chatml", ""),
+    "SMOLLM_2": ("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    "MPT": ("chatml_direct", ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # the misspelt end in LLaVA-NeXT's own template
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("place", ["tokenizer", "list", "file"])
+def test_released_templates_are_known_by_what_they_write(tmp_path, name, place):
+    text = getattr(released_templates, name)
+    if place == "file":
+        (tmp_path / "chat_template.jinja").write_text(text)
+    else:
+        value = (
+            text if place == "tokenizer" else [{"name": "tools", "template": ""}, {"name": "default", "template": text}]
+        )
+        marks = {"bos_token": {"content": "<bos>"}, "eos_token": "<eos>"} if name == "GEMMA" else {}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value, **marks}))
+    found = beside.chat_template(tmp_path)
+    assert (found.name, found.system) == RELEASED[name]
+
+
 @pytest.mark.parametrize(
-    ("text", "name"),
+    "text",
     [
-        ("{% for m in messages %}{{ m['role'].upper() + ': ' }}{% endfor %}", "vicuna_v1"),
-        ("{{ '<|im_start|>' + messages[0]['role'] }}", "qwen_chatml"),
-        (TEMPLATES["plain"].jinja(), "plain"),
-        ("{{ '[INST]' }}", None),
+        released_templates.VISION_MARKS,
+        "{{ '<|im_start|>' + messages[0]['role'] }}",  # the marks of one that is known, in no known order
+        "{{ raise_exception('no') }}",
+        "{% broken",
+        "{{ messages }}",
     ],
 )
-def test_templates_of_others(tmp_path, text, name):
+def test_templates_that_are_not_known(tmp_path, text):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": text}))
-    found = beside.chat_template(tmp_path)
-    assert (found.name if found else None) == name
+    assert beside.chat_template(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_of_ours_comes_back(tmp_path, name):
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES[name].jinja())
+    assert beside.chat_template(tmp_path) == TEMPLATES[name]
 
 
 def test_nothing_stands_beside(tmp_path):
