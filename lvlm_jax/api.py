@@ -102,6 +102,16 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
     if path.is_dir() and not (path / "config.json").is_file() and revision is None:
         if (path / EXPORT / "config.json").is_file():
             return path / EXPORT
+        if (path / "recipe.json").is_file():
+            raise CheckpointError(
+                f"{path}: this training run has not finished, so nothing is exported yet; run the same lvlm train "
+                "command to its end (it resumes)"
+            )
+        if (path / "params").is_dir():
+            raise CheckpointError(
+                f"{path}: imported weights alone, for a recipe to start from (stages.X.start.all.workdir); to ask the "
+                "model, give the public folder or name that they came from"
+            )
         raise CheckpointError(
             f"{path}: neither config.json nor {EXPORT}/config.json is in it. Of a training run, give the workdir after "
             "it has exported (the last stage does); of a checkpoint, the folder with config.json"

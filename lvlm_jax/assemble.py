@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from lvlm_jax import checkpoint
@@ -19,12 +21,14 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.hub import download
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode
 from lvlm_jax.processing.image import augment
+from lvlm_jax.processing.schema import Text
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses
@@ -105,7 +109,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
         from lvlm_jax.data.easy_vqa import word_tokenizer
 
         return Tokenizer(word_tokenizer())
-    return load_tokenizer(model.tokenizer)
+    return load_tokenizer(download.resolve(model.tokenizer, files=download.TOKENIZER))
 
 
 def template_of(model: Model, name: str | None = None) -> Template:
@@ -145,6 +149,8 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     source, encoder = source_of(data), encoder_of(model, tokenizer, data, text)
     spec = model.image if data.pictures else None
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
+    if measured.bad:
+        print(_left_out(measured), file=sys.stderr, flush=True)
     if text:
         _one_picture_each(source, measured)
     plan = PackingPlan(
@@ -175,6 +181,38 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     )
 
 
+def _left_out(measured: Measured, most: int = 3) -> str:
+    """Which records on_bad="skip" leaves out, said once before a stage."""
+    lines = [f"{len(measured.bad):,} of {len(measured.lengths):,} records are bad and left out (on_bad='skip'):"]
+    lines += [f"  {bad}" for bad in measured.bad[:most]]
+    if len(measured.bad) > most:
+        lines.append(f"  and {len(measured.bad) - most:,} more; lvlm data check lists them all")
+    return "\n".join(lines)
+
+
+def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """What these stages and the evaluation read and this machine does not have; hub names are not looked up."""
+    out = []
+    for name in stages:
+        stage = recipe.stages[name]
+        out += _absent_data(f"stages.{name}.data", stage.data)
+        for part, start in stage.start.items():
+            where = f"stages.{name}.start.{part}"
+            if start.workdir:
+                try:
+                    last_stage(start.workdir)
+                except ConfigError as error:
+                    out.append(f"{where}.workdir: {error}")
+            if start.hub.startswith(("/", "./", "../", "~")) and not Path(start.hub).expanduser().exists():
+                out.append(f"{where}.hub={start.hub!r} does not exist")
+    return out + (_absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else [])
+
+
+def _absent_data(where: str, data: Data) -> list[str]:
+    paths = {"path": data.path, "images": data.images}
+    return [f"{where}.{k}={v!r} does not exist" for k, v in paths.items() if v and not epath.Path(v).exists()]
+
+
 def _one_picture_each(source: Any, measured: Measured) -> None:
     """A contrastive loss pairs picture i with row i, which another number of pictures would shift in silence."""
     for index in np.flatnonzero((measured.lengths > 0) & (measured.pictures != 1))[:1]:
@@ -185,12 +223,24 @@ def _one_picture_each(source: Any, measured: Measured) -> None:
 
 
 def question_samples(source: Any, limit: int = 0) -> list[tuple[Any, list[str]]]:
-    """(conversation up to the last question, [its answer]) of every example."""
+    """(conversation up to an answer, [that answer]) of every answer; the earlier answers of a conversation are given.
+
+    Raises:
+      DataError: a record that ends with a question, has no answer at all, or one that is no text.
+    """
     samples = []
     for i in range(min(limit or len(source), len(source))):
         example = source[i]
-        answer = "".join(segment.text for segment in example.turns[-1].segments)
-        samples.append((example, [answer]))
+        where = example.origin or f"record {i}"
+        if example.turns[-1].role != "assistant":
+            raise DataError(f"{where}: the last turn is the {example.turns[-1].role}'s: there is no answer to score by")
+        for at, turn in enumerate(example.turns):
+            if turn.role != "assistant":
+                continue
+            if not turn.segments or not all(isinstance(segment, Text) for segment in turn.segments):
+                raise DataError(f"{where}: turn {at}: the answer is not a text; only texts can be scored")
+            answer = "".join(segment.text for segment in turn.segments)
+            samples.append((dataclasses.replace(example, turns=example.turns[: at + 1]), [answer]))
     return samples
 
 

@@ -4,6 +4,7 @@ Nothing heavy is imported before a subcommand runs, so that ``lvlm --help`` answ
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args, rest) or 0
     try:
         return args.run(args, rest) or 0
+    except BrokenPipeError:  # the reader, as in `lvlm list | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except MISTAKES as error:
         print(f"lvlm {args.command}: {error}", file=sys.stderr)
         return 2
@@ -89,14 +93,16 @@ def _add_train(add: Any) -> None:
 
 
 def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from lvlm_jax import recipe, run
+    from lvlm_jax import assemble, recipe, run
 
     resolved = recipe.load(args.config, list(overrides))
+    run.spread_over_cores(resolved)
     if args.dry_run:
         print(run.describe(resolved))
+        for line in assemble.absent(resolved, resolved.run):
+            print(f"not there yet: {line}")
         return 0
     _keep_freed_memory()
-    run.spread_over_cores(resolved)
     if not args.workdir:
         raise ValueError("--workdir is missing: where should checkpoints, logs and the report go?")
     run.train(resolved, args.workdir, resume=not args.restart)
@@ -241,6 +247,7 @@ def _add_convert(add: Any) -> None:
     imported.add_argument("out", help="folder to write; a recipe's stages.X.start.all.workdir reads it")
     imported.add_argument("--revision")
     imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
+    imported.add_argument("--overwrite", action="store_true")
 
     exported = add("export", _export, "write a folder that the torch library loads", into)
     exported.add_argument("source", help="a workdir of `lvlm train`, or any folder that `lvlm chat` takes")
@@ -263,7 +270,8 @@ def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import run
 
-    print(run.import_weights(args.source, args.out, revision=args.revision, vision=args.vision))
+    options = {"revision": args.revision, "vision": args.vision, "overwrite": args.overwrite}
+    print(run.import_weights(args.source, args.out, **options))
     return 0
 
 

@@ -140,8 +140,11 @@ class Start:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.stage, self.workdir, self.hub))) != 1:
-            raise ConfigError("give exactly one of stage, workdir, hub")
+        given = {name: value for name in ("stage", "workdir", "hub") if (value := getattr(self, name))}
+        if len(given) != 1:
+            said = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
+            clear = "; set the other to nothing, as in --config.stages.X.start.all.stage=" if given else ""
+            raise ConfigError(f"give exactly one of stage, workdir, hub; here {said}{clear}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

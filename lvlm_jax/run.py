@@ -4,10 +4,15 @@ The workdir holds everything: the resolved recipe, one folder a stage, ``evaluat
 ``report.html``. The same command resumes wherever it was stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
 from lvlm_jax.train.log import read_rows
-from lvlm_jax.train.loop import fit
+from lvlm_jax.train.loop import Preempted, fit
 from lvlm_jax.train.stages import share_text, trained_share
 
 EVALUATION = "evaluation"
@@ -38,16 +43,42 @@ def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> di
     """Runs all stages of a recipe in `workdir`; returns the final parameters. The same call resumes.
 
     Raises:
-      ConfigError: the workdir belongs to another recipe.
+      ConfigError: the workdir belongs to another recipe or another process, or something to read is not there.
+      DataError: a bad record, before any weight is made.
     """
     run = Run(recipe, workdir)
-    run.claim(resume)
-    print(describe(recipe), flush=True)
-    params: dict = {}
-    for name in recipe.run:
-        params = run.stage(name, resume)
-    run.finish(params)
+    with _stops_cleanly(run.folder):
+        ahead = run.ahead(resume)
+        with run.claim(resume):
+            print(describe(recipe), flush=True)
+            run.prepare(ahead)
+            params: dict = {}
+            for name in recipe.run:
+                params = run.stage(name, resume)
+            run.finish(params)
     return params
+
+
+@contextlib.contextmanager
+def _stops_cleanly(folder: Path) -> Iterator[None]:
+    """SIGTERM outside of a stage's steps (records are read, answers are scored) ends the run with status 0 too.
+
+    Within the steps the loop has a handler of its own, which saves first.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        text = f"SIGTERM: what is finished is saved in {folder}; run the same command to resume"
+        print(text, file=sys.stderr, flush=True)
+        raise Preempted(text)
+
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def spread_over_cores(recipe: Recipe) -> None:
@@ -73,15 +104,24 @@ def describe(recipe: Recipe) -> str:
         model, batch = assemble.stage_model(recipe, stage)
         shapes, _ = abstract(model, batch)
         sources = ", ".join(f"{part} from {_origin(start)}" for part, start in stage.start.items())
-        lines.append(
-            f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}; {sources}"
-        )
+        begins = f"; {sources}" if sources else ""
+        lines.append(f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}{begins}")
         lines.append(share_text(trained_share(shapes, stage.stage(name).mask(shapes))))
     return "\n".join(lines)
 
 
 def _origin(start: Start) -> str:
     return f"stage {start.stage}" if start.stage else start.workdir or start.hub
+
+
+class _WhenAsked:
+    """Batches of a loader that is made when the first is asked for: a finished stage asks for none."""
+
+    def __init__(self, make: Callable[[], Loader]) -> None:
+        self.make = make
+
+    def iterate(self, start: int) -> Iterator[tuple[int, Any]]:
+        return self.make().iterate(start)
 
 
 class Run:
@@ -93,10 +133,42 @@ class Run:
         self.recipe, self.folder = recipe, Path(workdir)
         self.mesh = meshes.make_mesh(recipe.mesh, tensor=recipe.tensor) if jax.device_count() > 1 else None
         self.tokenizer = assemble.tokenizer_of(recipe.model)
+        self.loaders: dict[str, Loader] = {}
         self.results: list[dict] = []
         self.samples: list[dict] = []
 
-    def claim(self, resume: bool) -> None:
+    def ahead(self, resume: bool) -> list[str]:
+        """The stages that are still to run. Raises ConfigError where something that they read is not there."""
+        done = lambda name: resume and checkpoint.is_saved(self.folder / name / "params")  # noqa: E731
+        ahead = [name for name in self.recipe.run if not done(name)]
+        if gone := assemble.absent(self.recipe, ahead):
+            raise ConfigError("; ".join(gone))
+        return ahead
+
+    def prepare(self, stages: Sequence[str]) -> None:
+        """Reads and measures the records of all stages to come, so that a bad one is found before a weight is made."""
+        for name in stages:
+            self.loaders[name] = self.loader(name)
+
+    @contextlib.contextmanager
+    def claim(self, resume: bool) -> Iterator[None]:
+        """Holds the workdir; no second process trains in it meanwhile."""
+        if jax.process_index() != 0:
+            self._claim(resume)
+            yield
+            return
+        import filelock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        try:
+            with lock:
+                self._claim(resume)
+                yield
+        except filelock.Timeout:
+            raise ConfigError(f"{self.folder}: another process trains in this workdir; wait, or give another") from None
+
+    def _claim(self, resume: bool) -> None:
         """Writes the resolved recipe into the workdir, or makes sure that the one there is the same.
 
         A recipe whose first stage never began (its data were bad, a path was wrong) claims nothing: it may be mended.
@@ -124,7 +196,8 @@ class Run:
         model, batch = assemble.stage_model(recipe, stage)
         _, axes = abstract(model, batch)
         params = self.start(name, stage, model, batch)
-        print(f"\nstage {name}\n{share_text(trained_share(params, stage.stage(name).mask(params)))}", flush=True)
+        share = trained_share(params, stage.stage(name).mask(params))[-1]
+        print(f"\nstage {name}: trains {share.trained:,} of {share.total:,} weights, {share.percent:.2f}%", flush=True)
         if "before" in stage.evaluate:
             self.evaluate(f"before {name}", params)
         head_trained = trees.flatten(stage.stage(name).mask(params)).get(assemble.head_path(recipe), False)
@@ -132,7 +205,7 @@ class Run:
             stage.stage(name),
             loss_fn=assemble.loss_of(stage, model, head_trained, self.mesh),
             params=params,
-            batches=self.batches(stage),
+            batches=_WhenAsked(lambda: self.loaders.pop(name, None) or self.loader(name)),
             workdir=self.folder,
             mesh=self.mesh,
             axes=axes,
@@ -174,9 +247,9 @@ class Run:
         folder = self.folder / start.stage if start.stage else assemble.last_stage(start.workdir)
         return checkpoint.load_params(folder / "params", like={part: like}, partial=True)[part]
 
-    def batches(self, stage: StageRecipe) -> Loader:
-        """The stage's loader."""
-        return assemble.loader_of(self.recipe, stage, self.tokenizer, cache=self.folder / "cache")
+    def loader(self, name: str) -> Loader:
+        """The batches of a stage; its records are read and measured here, or were before."""
+        return assemble.loader_of(self.recipe, self.recipe.stages[name], self.tokenizer, cache=self.folder / "cache")
 
     def system(self, params: dict) -> System:
         """The model as something to ask."""
@@ -281,8 +354,16 @@ def _score_line(when: str, result: Any) -> str:
     return f"{when}: {shown} of {len(result.samples):,}"
 
 
-def import_weights(source: str, out: str, revision: str | None = None, vision: str | None = None) -> str:
-    """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``)."""
+def import_weights(
+    source: str, out: str, revision: str | None = None, vision: str | None = None, overwrite: bool = False
+) -> str:
+    """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``).
+
+    Raises:
+      FileExistsError: weights stand there already, and `overwrite` was not said.
+    """
+    if checkpoint.is_saved(Path(out) / "params") and not overwrite:
+        raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
     loaded = import_folder(source, revision=revision, vision=vision)
     checkpoint.save_params(Path(out) / "params", loaded.params)
     count = trees.size(loaded.params)

@@ -141,3 +141,17 @@ def test_the_default_dtype_is_what_the_device_is_good_at(monkeypatch, platform, 
 
     monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
     assert api.default_dtype() == expected
+
+
+def test_a_run_that_has_not_finished_and_imported_weights_say_what_they_are(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"this training run has not finished.*run the same lvlm train command"):
+        lvlm_jax.load(tmp_path)
+    (tmp_path / "weights" / "params").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="imported weights alone, for a recipe to start from"):
+        lvlm_jax.load(tmp_path / "weights")
+
+
+def test_a_system_shows_itself_in_a_line(system):
+    assert repr(system).startswith("System(")
+    assert len(repr(system)) < 300

@@ -106,13 +106,19 @@ def test_a_system_of_the_zoo_as_a_model(name):
 def test_a_workdir_belongs_to_a_recipe_once_a_stage_has_begun(tmp_path):
     first, mended = recipe.load("quickstart:tiny"), recipe.load("quickstart:tiny", ["--config.seed=1"])
     for each in (first, mended):
-        run.Run(each, tmp_path).claim(resume=True)
+        with run.Run(each, tmp_path).claim(resume=True):
+            pass
         assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == each.seed
     (tmp_path / "vision").mkdir()
-    run.Run(mended, tmp_path).claim(resume=True)
-    with pytest.raises(ConfigError, match="holds a run of another recipe: seed was 1, is now 0"):
-        run.Run(first, tmp_path).claim(resume=True)
-    run.Run(first, tmp_path).claim(resume=False)
+    with run.Run(mended, tmp_path).claim(resume=True):
+        pass
+    with (
+        pytest.raises(ConfigError, match="holds a run of another recipe: seed was 1, is now 0"),
+        run.Run(first, tmp_path).claim(resume=True),
+    ):
+        pass
+    with run.Run(first, tmp_path).claim(resume=False):
+        pass
     assert not (tmp_path / "vision").exists()
 
 

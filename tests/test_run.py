@@ -1,11 +1,19 @@
+import dataclasses
+import json
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from lvlm_jax import assemble, recipe
+from lvlm_jax import assemble, recipe, run
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured
+from lvlm_jax.data.sources import LlavaJson
 from lvlm_jax.processing.encode import DataError
+from lvlm_jax.recipe import Data
 from lvlm_jax.run import Run
+from lvlm_jax.train.loop import Preempted
 
 
 @pytest.fixture
@@ -14,23 +22,27 @@ def quick():
 
 
 def test_a_restart_throws_away_all_that_the_run_before_left(quick, tmp_path):
-    Run(quick, tmp_path).claim(resume=True)
+    with Run(quick, tmp_path).claim(resume=True):
+        pass
     kept = [tmp_path / "notes.txt", tmp_path / "cache" / "lengths.npz"]
     stale = [tmp_path / "evaluation" / "after_align" / "summary.json", tmp_path / "export" / "config.json"]
     stale += [tmp_path / "align" / "params" / "manifest.json", tmp_path / "instruct" / "checkpoints" / "4" / "x"]
     for file in kept + stale:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-    Run(quick, tmp_path).claim(resume=True)
+    with Run(quick, tmp_path).claim(resume=True):
+        pass
     assert all(file.exists() for file in kept + stale)
-    Run(quick, tmp_path).claim(resume=False)
+    with Run(quick, tmp_path).claim(resume=False):
+        pass
     assert all(file.exists() for file in kept)
     assert not any(file.exists() for file in stale)
 
 
 def test_a_folder_that_no_run_wrote_is_left_alone(quick, tmp_path):
     (tmp_path / "align").mkdir()
-    Run(quick, tmp_path).claim(resume=False)
+    with Run(quick, tmp_path).claim(resume=False):
+        pass
     assert (tmp_path / "align").is_dir()
 
 
@@ -57,3 +69,91 @@ def test_a_contrastive_stage_checks_ids_against_its_text_tower(quick):
     tokenizer = assemble.tokenizer_of(quick.model)
     data, text = quick.stages["vision"].data, quick.contrastive.text
     assert assemble.encoder_of(quick.model, tokenizer, data, text).keywords["embedding_size"] == text.vocab
+
+
+def test_a_workdir_is_held_by_one_process(quick, tmp_path):
+    with (
+        Run(quick, tmp_path).claim(resume=True),
+        pytest.raises(ConfigError, match="another process trains in this workdir; wait, or give another"),
+        Run(quick, tmp_path).claim(resume=True),
+    ):
+        pass
+    with Run(quick, tmp_path).claim(resume=True):
+        pass
+
+
+def _with_data(quick, name, **data):
+    stage = quick.stages[name]
+    stages = quick.stages | {name: dataclasses.replace(stage, data=Data(**data))}
+    return dataclasses.replace(quick, stages=stages)
+
+
+def test_what_a_stage_reads_must_be_there_before_anything_runs(quick, tmp_path):
+    typo = _with_data(quick, "align", source="llava_json", path="nope.json", images="no/pictures")
+    start = {"all": recipe.Start(workdir=str(tmp_path / "gone"))}
+    typo.stages["instruct"] = dataclasses.replace(typo.stages["instruct"], start=start)
+    with pytest.raises(ConfigError) as error:
+        run.train(typo, tmp_path)
+    for part in (
+        "stages.align.data.path='nope.json' does not exist",
+        "stages.align.data.images='no/pictures' does not exist",
+        "stages.instruct.start.all.workdir: ",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "recipe.json").exists()
+    (tmp_path / "align" / "params").mkdir(parents=True)
+    (tmp_path / "align" / "params" / "manifest.json").write_text("{}")  # finished: its data may be gone
+    assert Run(quick, tmp_path).ahead(resume=True) == [name for name in quick.run if name != "align"]
+
+
+def _file(path, *records):
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return LlavaJson(path)
+
+
+def _said(*turns):
+    return {"conversations": [{"from": who, "value": text} for who, text in turns]}
+
+
+def test_each_answer_is_a_sample_after_the_answers_before_it(tmp_path):
+    source = _file(tmp_path / "x.jsonl", _said(("human", "a?"), ("gpt", "b"), ("human", "c?"), ("gpt", "d")))
+    samples = assemble.question_samples(source)
+    assert [len(example.turns) for example, _ in samples] == [2, 4]
+    assert [references for _, references in samples] == [["b"], ["d"]]
+
+
+def test_a_conversation_that_ends_with_a_question_cannot_be_scored(tmp_path):
+    good = _said(("human", "a?"), ("gpt", "b"))
+    source = _file(tmp_path / "x.jsonl", good, _said(("human", "a?"), ("gpt", "b"), ("human", "c?")))
+    with pytest.raises(DataError, match=r"x\.jsonl:2: the last turn is the user's: there is no answer to score by"):
+        assemble.question_samples(source)
+    picture = {"image": "p.png"} | _said(("human", "a?"), ("gpt", "<image>"))
+    with pytest.raises(DataError, match=r"y\.jsonl:1: turn 1: the answer is not a text"):
+        assemble.question_samples(_file(tmp_path / "y.jsonl", picture))
+
+
+def test_records_left_out_are_counted_and_named(quick, tmp_path, capsys):
+    bad = [_said(("human", "a?"))] * 5
+    source = _file(tmp_path / "x.jsonl", _said(("human", "is there a circle?"), ("gpt", "yes")), *bad)
+    data = {"source": "llava_json", "path": str(source._file.path), "on_bad": "skip", "rows": 8, "length": 32}
+    given = _with_data(quick, "instruct", **data)
+    assemble.loader_of(given, given.stages["instruct"], assemble.tokenizer_of(quick.model))
+    said = capsys.readouterr().err
+    assert "5 of 6 records are bad and left out (on_bad='skip'):" in said
+    assert "x.jsonl:2: " in said
+    assert "and 2 more; lvlm data check lists them all" in said
+
+
+def test_sigterm_while_records_are_read_ends_with_status_0(tmp_path, capsys):
+    with pytest.raises(Preempted) as stopped, run._stops_cleanly(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 0
+    assert "run the same command to resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_imported_weights_are_not_overwritten_unasked(tmp_path):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "manifest.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds imported weights already; give another folder, or --overwrite"):
+        run.import_weights("anywhere", str(tmp_path))

@@ -11,6 +11,7 @@ import numpy as np
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
 from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.shapes import Int
 
 Encode = Callable[[Example], Encoded]
@@ -95,14 +96,12 @@ def inspect_all(
     source: Source, encode: Encode, *, images: bool, total: int, progress: bool, spec: ImageSpec | None = None
 ) -> Iterator[Encoded | Bad]:
     """`inspect` of records 0, 1, ... total-1 in order, with a progress bar; pictures are decoded by threads."""
-    from tqdm import tqdm
-
     seen: set[str] = set()  # a picture that many records share is decoded once
 
     def one(index: int) -> Encoded | Bad:
         return inspect(source, encode, index, images=images, spec=spec, seen=seen)
 
-    with tqdm(total=total, desc="reading records", unit="", disable=not progress) as bar:
+    with progress_bar(total, "reading records", show=progress) as bar:
         if not images:
             for index in range(total):
                 yield one(index)

@@ -22,6 +22,7 @@ from lvlm_jax.evaluate import scores as scoring
 from lvlm_jax.infer.generate import Answer, bucket
 from lvlm_jax.infer.system import System
 from lvlm_jax.processing.schema import Encoded, Example, Text
+from lvlm_jax.progress import bar as progress_bar
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "tokenizers")
@@ -142,10 +143,8 @@ def _ask(
     progress: bool,
 ) -> list[Answer]:
     """The answers in the order of the samples."""
-    from tqdm import tqdm
-
     answers: dict[int, Answer] = {}
-    running, bar = [], tqdm(total=len(encoded), unit="question", disable=not progress, desc="evaluate")
+    running, bar = [], progress_bar(len(encoded), "evaluate", unit="question", show=progress)
     stream: Iterator[list[Answer]] = system.generator.batches(
         [[encoded[i] for i in batch] for batch in batches],
         max_new_tokens=max_new_tokens,

@@ -1,10 +1,13 @@
 """A folder on this machine, or a repository of the hub brought to one."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 """What is fetched of a repository: weights, configs, tokenizer files; never pickles or code."""
+TOKENIZER = ["*token*", "*.jinja", "vocab*", "merges.txt", "config.json"]
+"""What is fetched for the tokenizer alone."""
 IGNORE = ["*/*", "consolidated*"]
 """What is not: other formats in folders of their own, and a second copy of the weights."""
 
@@ -17,6 +20,7 @@ def resolve(
     token: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
+    files: Sequence[str] = ALLOW,
 ) -> Path:
     """The folder of a checkpoint.
 
@@ -26,6 +30,7 @@ def resolve(
       token: for a private or gated repository; default the one that is logged in.
       cache: where repositories are kept; default the hub library's own.
       offline: read the cache only; default what HF_HUB_OFFLINE says.
+      files: patterns of the files of a hub repository that are wanted.
 
     Raises:
       FileNotFoundError: neither a folder nor a repository, or not in the cache.
@@ -44,11 +49,16 @@ def resolve(
         raise FileNotFoundError(
             f"{name}: no such folder, and not a hub name either (those are 'owner/name'); check the path"
         )
-    return _snapshot(name, revision, token, cache, offline)
+    return _snapshot(name, revision, token, cache, offline, files)
 
 
 def _snapshot(
-    name: str, revision: str | None, token: str | None, cache: str | Path | None, offline: bool | None
+    name: str,
+    revision: str | None,
+    token: str | None,
+    cache: str | Path | None,
+    offline: bool | None,
+    files: Sequence[str],
 ) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -62,7 +72,7 @@ def _snapshot(
             token=token,
             cache_dir=None if cache is None else str(cache),
             local_files_only=offline,
-            allow_patterns=ALLOW,
+            allow_patterns=list(files),
             ignore_patterns=IGNORE,
         )
         return Path(found)

@@ -93,7 +93,8 @@ def verify(
         import torch  # noqa: F401
     except ImportError as error:
         raise ModuleNotFoundError(
-            "verify compares with the torch library, and torch is not installed: pip install 'lvlm-jax[test]'"
+            "verify compares with the torch library, and torch is not installed: pip install torch==2.13.0 "
+            "(a CPU build on Python 3.11)"
         ) from error
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
     theirs = None if theirs is None else download.resolve(theirs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
+from lvlm_jax import params as trees
 from lvlm_jax.infer.generate import Answer, Generator
 from lvlm_jax.infer.prompt import as_example, as_images
 from lvlm_jax.infer.sampling import Sampling
@@ -59,6 +60,13 @@ class System:
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"System({self.name!r}: {trees.size(self.params):,} weights, {np.dtype(self.model.dtype).name}, "
+            f"{self.spec.size} x {self.spec.size} pictures, template {self.template.name!r}, "
+            f"context {self.config.llm.context:,})"
+        )
 
     @property
     def config(self) -> LVLMConfig:

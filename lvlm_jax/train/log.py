@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.train.stages import Stage
 
 WRITERS = ("tensorboard", "wandb")
@@ -62,9 +63,7 @@ class Log:
         if self.first:
             self.file = _reopen(folder, start)
             if sys.stderr.isatty():
-                from tqdm import tqdm
-
-                self.bar = tqdm(total=stage.steps, initial=start, desc=stage.name, unit="step", dynamic_ncols=True)
+                self.bar = progress_bar(stage.steps, stage.name, unit="step", initial=start)
         self._since: float | None = None
         self._restart()
 
