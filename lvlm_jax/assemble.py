@@ -118,17 +118,6 @@ def template_of(model: Model, name: str | None = None) -> Template:
     return template if model.system is None else template.with_system(model.system)
 
 
-def source_of(data: Data) -> Any:
-    """The conversations of a stage or an evaluation."""
-    if data.source == "easy_vqa":
-        from lvlm_jax.data.easy_vqa import EasyVqa
-
-        return EasyVqa(data.split, kind=data.of, turns=data.turns)
-    from lvlm_jax.data.sources import LlavaJson, Messages
-
-    return {"llava_json": LlavaJson, "messages": Messages}[data.source](data.path, images=data.images or None)
-
-
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
     """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
     return functools.partial(
@@ -146,7 +135,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     """The batches of a stage: this host's share."""
     data, model = stage.data, recipe.model
     text = recipe.contrastive.text if stage.loss == "contrastive" else None
-    source, encoder = source_of(data), encoder_of(model, tokenizer, data, text)
+    source, encoder = data.open(cache, data.on_bad), encoder_of(model, tokenizer, data, text)
     spec = model.image if data.pictures else None
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
     if measured.bad:
@@ -283,7 +272,7 @@ def inspection(data: Data, config: str, tokenizer: str | None, length: int | Non
         model = dataclasses.replace(model, tokenizer=tokenizer)
     words = tokenizer_of(model)
     data = dataclasses.replace(data, length=length or model.llm.context)
-    return source_of(data), encoder_of(model, words, data), model, words
+    return data.open(on_bad=data.on_bad), encoder_of(model, words, data), model, words
 
 
 def public_part(start: Start, part: str, like: Any, mesh: Any) -> dict:

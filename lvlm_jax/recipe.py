@@ -6,6 +6,7 @@ from typing import Any, Literal
 from lvlm_jax import config as configs
 from lvlm_jax.config import ConfigError, build
 from lvlm_jax.connectors import CONNECTORS
+from lvlm_jax.data.registry import Choice
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.mesh import PRESETS
 from lvlm_jax.models.contrastive import DualEncoderConfig
@@ -18,9 +19,6 @@ from lvlm_jax.train.stages import SpikePolicy, Stage
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo.spec import Spec
-
-SOURCES = {"easy_vqa": ("split", "of", "turns"), "llava_json": ("path", "images"), "messages": ("path", "images")}
-"""Name of a source -> the fields of `Data` that are its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,21 +80,15 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Choice):
     """What a stage or an evaluation reads, and the shape of a batch.
 
-    source: "easy_vqa" (with split, of, turns), "llava_json" or "messages" (with path, images). rows, length: text rows
-    of a global batch and their positions. groups: rows are dealt into so many groups, at least one a data shard;
-    pictures: vision rows of a whole batch, divided among the groups. pack: several examples a row. workers: processes
-    that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
+    source: a name of `data.registry.SOURCES`; that source's own fields (path, images, ...) stand beside it. rows,
+    length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
+    data shard; pictures: vision rows of a whole batch, divided among the groups. pack: several examples a row. workers:
+    processes that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
     """
 
-    source: str
-    split: str = "train"
-    of: str = "questions"
-    turns: int = 1
-    path: str = ""
-    images: str = ""
     template: str | None = None
     rows: int = 8
     length: int = 2048
@@ -109,17 +101,7 @@ class Data:
     on_bad: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ConfigError(f"source={self.source!r}: choose one of {list(SOURCES)}")
-        if self.source != "easy_vqa" and not self.path:
-            raise ConfigError(f"path: {self.source} reads a file; give its path")
-        own = {field for fields in SOURCES.values() for field in fields}
-        for field in dataclasses.fields(self):
-            if field.name in own - {*SOURCES[self.source]} and getattr(self, field.name) != field.default:
-                raise ConfigError(
-                    f"{field.name}={getattr(self, field.name)!r} is not read by source={self.source!r}, whose fields "
-                    f"are {', '.join(SOURCES[self.source])}; leave it at {field.default!r}"
-                )
+        super().__post_init__()
         if self.template is not None and self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
         if self.rows % self.groups or self.pictures % self.groups:

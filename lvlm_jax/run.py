@@ -273,7 +273,7 @@ class Run:
         if result is None:
             result = evaluations.evaluate(
                 self.system(params),
-                assemble.question_samples(assemble.source_of(ask.data), ask.limit),
+                assemble.question_samples(ask.data.open(), ask.limit),
                 scores=ask.scores,
                 batch_rows=ask.rows,
                 max_new_tokens=ask.max_new_tokens,
@@ -338,7 +338,7 @@ def evaluate_folder(
     ask = dataclasses.replace(ask, rows=rows or ask.rows, limit=limit or ask.limit, scores=scores or ask.scores)
     result = evaluations.evaluate(
         system,
-        assemble.question_samples(assemble.source_of(ask.data), ask.limit),
+        assemble.question_samples(ask.data.open(), ask.limit),
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=max_new_tokens or ask.max_new_tokens,

@@ -47,7 +47,7 @@ BAD = [
         {"stages__align__data__source": "llava"},
         r"source='llava': choose one of \['easy_vqa', 'llava_json', 'messages'\]",
     ),
-    ({"stages__align__data__source": "messages"}, r"path: messages reads a file; give its path"),
+    ({"stages__align__data__source": "messages"}, r"path: messages needs it; give its path"),
     (
         {"stages__align__data__images": "pictures"},
         r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns; leave it at ''",

@@ -95,7 +95,7 @@ OVERRIDES = {
     "--config.stages.align.optimizer.clip=0.5": lambda r: r.stages["align"].optimizer.clip == 0.5,
     "--config.stages.align.optimizer.b1=0.8": lambda r: r.stages["align"].optimizer.b1 == 0.8,
     "--config.stages.align.spike.factor=3.0": lambda r: r.stages["align"].spike.factor == 3.0,
-    "--config.stages.align.data.path=x.json": lambda r: r.stages["align"].data.path == "x.json",
+    "--config.stages.align.data.threads=3": lambda r: r.stages["align"].data.threads == 3,
     "--config.model.llm.depth=2": lambda r: r.model.llm.depth == 2,
     "--config.model.system=Be brief.": lambda r: r.model.system == "Be brief.",
 }
@@ -105,6 +105,11 @@ OVERRIDES = {
 @pytest.mark.parametrize("name", ["quickstart", "llava15_align"])
 def test_an_override(name, word):
     assert OVERRIDES[word](recipe.load(name, [word]))
+
+
+def test_an_override_of_a_field_of_the_source():
+    data = recipe.load("llava15_align", ["--config.stages.align.data.path=x.json"]).stages["align"].data
+    assert data.path == "x.json"
 
 
 def test_overrides_of_tuples():

@@ -1,0 +1,261 @@
+"""How a record of any file (a JSON object, a row of a table, a member of a tar) becomes the turns of an `Example`.
+
+One function a layout, told apart by the field that holds the talk. Every error is a `DataError` that starts with where
+the record stands.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from etils import epath
+
+from lvlm_jax.processing.encode import DataError
+from lvlm_jax.processing.schema import Image, Segment, Text, Turn
+
+PLACEHOLDER = "<image>"
+"""The LLaVA file format's own mark for a picture. It means nothing anywhere else."""
+
+Find = Callable[[Any, str, str], Image]
+"""(what a field holds, the field's name, where it stands) -> the picture; DataError for what is none."""
+
+
+def turns_of(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """The turns of a record in any of the `LAYOUTS`, by the first of their fields that it has."""
+    for field, read in LAYOUTS.items():
+        if record.get(field) is not None:
+            return read(record, find, origin)
+    raise DataError(f"{origin}: none of the fields {', '.join(LAYOUTS)}; this record has {sorted(record)}")
+
+
+def llava_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """``{"image": picture | [pictures], "conversations": [{"from": "human"|"gpt", "value"}]}``.
+
+    ``<image>`` in a value is the file format's mark for a picture; the marks of all turns together must be as many as
+    the pictures. As in the authors' code a turn with one mark has its picture first, wherever the mark stands; several
+    marks keep their places. The line break beside a mark is the template's to write.
+    Source: LLaVA, train.py, `preprocess_multimodal`; LLaVA-NeXT for several pictures.
+    """
+    pictures, field = _column(record, find, origin)
+    spoken = []
+    for number, turn in enumerate(list_of(record, "conversations", origin)):
+        where = f"{origin}: conversations[{number}]"
+        role = _choice(turn, "from", {"human": "user", "gpt": "assistant", "system": "system"}, where)
+        if not isinstance(turn.get("value"), str):
+            raise DataError(f"{where}: 'value' must be text, this is {kind_of(turn.get('value'))}")
+        spoken.append((role, turn["value"].split(PLACEHOLDER)))
+    marks = sum(len(parts) - 1 for _, parts in spoken)
+    _same_count(marks, len(pictures), f"{PLACEHOLDER} in 'conversations'", f"{field!r}", origin)
+    queue = iter(pictures)
+    return tuple(Turn(role=role, segments=_interleave(parts, queue)) for role, parts in spoken)
+
+
+def message_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """OpenAI-style ``{"messages": [{"role", "content": text | [parts]}], "images": [...]}``.
+
+    Parts: ``{"type": "text", "text"}``; ``{"type": "image_url", "image_url": {"url"}}``; ``{"type": "image", "image"}``
+    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``. Text stays the characters that it is,
+    ``<image>`` included.
+    """
+    column, field = _column(record, find, origin, first="images")
+    queue, bare, turns = iter(column), 0, []
+    for number, message in enumerate(list_of(record, "messages", origin)):
+        where = f"{origin}: messages[{number}]"
+        role = _choice(message, "role", {r: r for r in ("system", "user", "assistant")}, where)
+        segments: list[Segment] = []
+        for part in _parts(message.get("content"), where):
+            if part.get("type") == "image" and not part.keys() & {"image", "path", "url"}:
+                bare += 1
+                segments += [next(queue)] if bare <= len(column) else []
+            else:
+                segments.append(_segment(part, find, where))
+        turns.append(Turn(role=role, segments=tuple(segments)))
+    _same_count(bare, len(column), '{"type": "image"} parts in \'messages\'', f"{field!r}", origin)
+    return tuple(turns)
+
+
+def cauldron_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """``{"images": [pictures], "texts": [{"user", "assistant"}]}``: all pictures before the first question.
+
+    Source: HuggingFaceM4/the_cauldron.
+    """
+    segments: list[Segment] = list(_column(record, find, origin, first="images")[0])
+    turns = []
+    for number, pair in enumerate(list_of(record, "texts", origin)):
+        for role in ("user", "assistant"):
+            if not isinstance(pair.get(role), str):
+                raise DataError(f"{origin}: texts[{number}]: {role!r} must be text, this is {kind_of(pair.get(role))}")
+            turns.append(Turn(role=role, segments=(*segments, Text(pair[role]))))
+            segments = []
+    return tuple(turns)
+
+
+def question_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """``{"image": picture, "question": text, "answer": text | [texts]}``: the commonest of several answers."""
+    answer = record.get("answer", record.get("answers"))
+    if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
+        answer = max(answer, key=answer.count)
+    for field, value in (("question", record.get("question")), ("answer", answer)):
+        if not isinstance(value, str):
+            raise DataError(f"{origin}: {field!r} must be text, this is {kind_of(value)}")
+    asked = (*_column(record, find, origin)[0], Text(record["question"]))
+    return Turn(role="user", segments=asked), Turn(role="assistant", segments=(Text(answer),))
+
+
+def caption_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """``{"image": picture, "caption": text}``: the user shows the picture, the assistant says the caption."""
+    if not isinstance(record["caption"], str) or not record["caption"].strip():
+        raise DataError(f"{origin}: 'caption' must be text, this is {kind_of(record['caption'])}")
+    shown = tuple(_column(record, find, origin)[0])
+    return Turn(role="user", segments=shown), Turn(role="assistant", segments=(Text(record["caption"]),))
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any], Find, str], tuple[Turn, ...]]] = {
+    "conversations": llava_turns,
+    "messages": message_turns,
+    "texts": cauldron_turns,
+    "question": question_turns,
+    "caption": caption_turns,
+}
+"""Field that holds the talk -> how it is read; the first that a record has decides."""
+
+
+def picture_under(root: epath.Path) -> Find:
+    """Pictures as a JSON record names them: a path under `root` or a ``data:`` URL.
+
+    Anything else, and any way out of `root`, is refused.
+    """
+    return lambda value, field, where: _by_name(value, field, root, where)
+
+
+def picture_inside(root: epath.Path) -> Find:
+    """Pictures as a table holds them: bytes, ``{"bytes", "path"}`` (bytes first), or as `picture_under` says."""
+
+    def find(value: Any, field: str, where: str) -> Image:
+        if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return Image(value)
+        return _by_name(value, field, root, where)
+
+    return find
+
+
+def _by_name(value: Any, field: str, root: epath.Path, where: str) -> Image:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: {field!r} must hold a path or a data: URL, this is {kind_of(value)}")
+    if value.startswith("data:"):
+        return Image(_data_url(value, field, where))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", value):
+        raise DataError(
+            f"{where}: {field!r} is {value[:80]!r}: nothing is fetched from the network while training; "
+            "download the picture and give its path, or embed it as a data: URL"
+        )
+    parts = PurePosixPath(value.replace("\\", "/")).parts
+    if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", value) or "\0" in value:
+        raise DataError(
+            f"{where}: {field!r} is {value!r}, which leaves the picture folder {str(root)!r}; "
+            "give a path inside it, without a leading '/' and without '..'"
+        )
+    return Image(str(root / value))
+
+
+def _data_url(url: str, field: str, where: str) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise DataError(f"{where}: {field!r} is a data: URL without ';base64,'; write data:image/png;base64,...")
+    return decode_base64(body, f"{where}: {field!r} is a data: URL whose base64")
+
+
+def decode_base64(body: str, what: str) -> bytes:
+    """The bytes; DataError begins with `what`."""
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{what} does not decode ({error})") from None
+
+
+def _column(record: dict[str, Any], find: Find, origin: str, first: str = "image") -> tuple[list[Image], str]:
+    """(the pictures of a record's own field, its name): nothing, one, or a list of them."""
+    second = {"image": "images", "images": "image"}[first]
+    field = second if record.get(first) is None and record.get(second) is not None else first
+    value = record.get(field)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [find(item, field, origin) for item in values], field
+
+
+def _interleave(parts: Sequence[str], pictures: Iterator[Image]) -> tuple[Segment, ...]:
+    """The text between the marks and the pictures at them; the line break beside a mark belongs to the mark."""
+    if len(parts) == 2:
+        parts = ("", "".join(parts).strip())
+    segments: list[Segment] = []
+    for number, part in enumerate(parts):
+        if number:
+            segments.append(next(pictures))
+            part = part.removeprefix("\n")
+        if number < len(parts) - 1:
+            part = part.removesuffix("\n")
+        if part:
+            segments.append(Text(part))
+    return tuple(segments)
+
+
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        # Tables write every column: a null stands for an absent key.
+        return [{key: value for key, value in part.items() if value is not None} for part in content]
+    raise DataError(f"{where}: 'content' must be text or a list of parts, this is {kind_of(content)}")
+
+
+def _segment(part: dict[str, Any], find: Find, where: str) -> Segment:
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return Text(part["text"])
+    if kind == "image_url":
+        url = part.get("image_url")
+        return find(url.get("url") if isinstance(url, dict) else url, "image_url", where)
+    if kind == "image":
+        value = next((part[key] for key in ("image", "path", "url") if key in part), None)
+        return find(value, "image", where)
+    if kind == "text":
+        raise DataError(f"{where}: a text part needs 'text' with a string, this is {kind_of(part.get('text'))}")
+    raise DataError(f"{where}: unknown part type {kind!r}; valid: 'text', 'image_url', 'image'")
+
+
+def _same_count(marks: int, pictures: int, mark: str, field: str, origin: str) -> None:
+    if marks == pictures:
+        return
+    fix = f"add {mark} where each picture stands" if marks < pictures else f"name the missing pictures in {field}"
+    raise DataError(f"{origin}: {marks} x {mark} but {pictures} picture(s) in {field}; {fix}, or remove the surplus")
+
+
+def list_of(record: dict[str, Any], field: str, origin: str) -> list[dict[str, Any]]:
+    """A record's list of objects; DataError for a missing field, another value, or an empty list."""
+    value = record.get(field)
+    if field not in record:
+        raise DataError(f"{origin}: no field {field!r}; this record has {sorted(record)}")
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"{origin}: {field!r} must be a list with at least one turn, this is {kind_of(value)}")
+    return value
+
+
+def _choice(turn: dict[str, Any], field: str, valid: dict[str, Any], where: str) -> Any:
+    value = turn.get(field)
+    if not isinstance(value, str) or value not in valid:
+        raise DataError(f"{where}: {field!r} is {value!r}; valid: {', '.join(map(repr, valid))}")
+    return valid[value]
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in a user's words."""
+    names = {type(None): "missing or null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
+    if isinstance(value, str):
+        return "empty text" if not value else f"text ({value[:40]!r})"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,86 @@
+"""Which sources there are: the name that a recipe gives, and a small frozen dataclass that holds its fields and opens.
+
+A new source is a file with its class and such a dataclass, and one line here. The fields of all of them lie flat in
+`Choice` (and so in the recipe's `Data`), so that ``--config.stages.align.data.path=...`` reaches any of them; a field
+that is set but not read by the chosen source is an error.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lvlm_jax.config import ConfigError
+from lvlm_jax.data.easy_vqa import EasyVqaSplit
+from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
+
+FILES: dict[str, type] = {
+    "easy_vqa": EasyVqaSplit,
+    "llava_json": LlavaJsonFiles,
+    "messages": MessagesFiles,
+}
+"""Sources of one kind of file."""
+
+
+def flat(kinds: Mapping[str, type]) -> type:
+    """A frozen dataclass with every field of all `kinds`; one that a kind needs has its type's empty value here."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for kind in kinds.values():
+        for field in dataclasses.fields(kind):
+            factory = field.default_factory
+            if factory is dataclasses.MISSING:
+                empty = field.type() if field.default is dataclasses.MISSING else field.default
+                entry = field.type, empty
+            else:
+                entry = field.type, factory
+            if found.setdefault(field.name, entry) != entry:
+                raise TypeError(f"{kind.__name__}.{field.name} is {entry}, another source has {found[field.name]}")
+    fields = [
+        (name, hint, dataclasses.field(default_factory=value) if callable(value) else dataclasses.field(default=value))
+        for name, (hint, value) in found.items()
+    ]
+    return dataclasses.make_dataclass("Flat", fields, frozen=True, kw_only=True)
+
+
+class _Opens:
+    """What a choice among `kinds` does; a dataclass with ``source`` and the flat fields inherits it."""
+
+    kinds: ClassVar[Mapping[str, type]]
+
+    def __post_init__(self) -> None:
+        if self.source not in self.kinds:
+            raise ConfigError(f"source={self.source!r}: choose one of {list(self.kinds)}")
+        own = {field.name: field for field in dataclasses.fields(self.kinds[self.source])}
+        for name, field in own.items():
+            if field.default is field.default_factory is dataclasses.MISSING and not getattr(self, name):
+                raise ConfigError(f"{name}: {self.source} needs it; give its {name}")
+        every = {field.name for kind in self.kinds.values() for field in dataclasses.fields(kind)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in every - own.keys() and value != (empty := _default(field)):
+                raise ConfigError(
+                    f"{field.name}={value!r} is not read by source={self.source!r}, whose fields are "
+                    f"{', '.join(own)}; leave it at {empty!r}"
+                )
+
+    def open(self, cache: str | Path | None = None, on_bad: str = "raise") -> Source:
+        """The conversations. `cache` is a folder for indices; `on_bad` "skip" leaves damaged parts of files out."""
+        kind = self.kinds[self.source]
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+        return kind(**own).open(cache=cache, on_bad=on_bad)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+SOURCES: dict[str, type] = FILES
+"""Every source by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(_Opens, flat(SOURCES)):
+    """One of `SOURCES` and its fields."""
+
+    kinds: ClassVar[Mapping[str, type]] = SOURCES
+    source: str
