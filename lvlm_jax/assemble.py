@@ -76,6 +76,7 @@ def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | Non
             head_trained=head_trained,
             skip_unlabelled=not model.scan,
             shards=shards,
+            softcap=model.config.llm.final_softcap,
         )
         return loss, weight, {"correct": correct}
 

@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 
+from lvlm_jax import llm
 from lvlm_jax import params as P
 from lvlm_jax.connectors import AveragePoolConfig, LinearConfig, MlpConfig, PerceiverConfig, PixelShuffleConfig
 from lvlm_jax.llm.decoder import DecoderConfig
@@ -34,6 +35,23 @@ QWEN2 = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=
 LLAMA3 = dataclasses.replace(
     LLAMA, rope_theta=500000.0, tied=True, rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_context=16)
 )
+GEMMA = dataclasses.replace(LLAMA, **llm.gemma.PARTS, kv_heads=1, tied=True)
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    **llm.gemma2.PARTS,
+    depth=3,
+    tied=True,
+    query_scalar=24,
+    attn_softcap=5.0,
+    final_softcap=3.0,
+    window=6,
+    pattern=("local", "global"),
+)
+DECODERS: dict[str, DecoderConfig] = {
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
+}
+"""A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
 
 SYSTEMS: dict[str, LVLMConfig] = {

@@ -2,11 +2,16 @@
 
 from types import ModuleType
 
-from lvlm_jax.llm import llama, qwen2
+from lvlm_jax.llm import gemma, gemma2, llama, qwen2
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2}
+FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2, "gemma": gemma, "gemma2": gemma2}
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
+
+PRESETS: dict[str, DecoderConfig] = {
+    name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()
+}
+"""Every released decoder by name."""
 
 
 def family_of(config: DecoderConfig) -> str:
@@ -15,13 +20,18 @@ def family_of(config: DecoderConfig) -> str:
     Raises:
       ValueError: no public family has this combination.
     """
-    for name, family in FAMILIES.items():
-        if family.fits(config):
+    names = list(FAMILIES) if config.public is None else [config.public]
+    for name in names:
+        if name not in FAMILIES:
+            raise ValueError(f"public={name!r} is no public family of decoders; they are {', '.join(FAMILIES)}")
+        if FAMILIES[name].fits(config):
             return name
+    parts = ", ".join(f"{name}={value!r}" for name, value in config.parts.items()) or "no parts of its own"
     raise ValueError(
-        f"no public family ({', '.join(FAMILIES)}) holds a decoder with qkv_bias={config.qkv_bias} and "
-        f"{config.heads} heads of {config.head_width} at width {config.width}; Qwen2 needs heads x head width = width"
+        f"no public family ({', '.join(names)}) holds a decoder with {parts} and {config.heads} heads of "
+        f"{config.head_width} at width {config.width}; Qwen2 needs heads x head width = width, Gemma 2 a width that "
+        "its heads divide"
     )
 
 
-__all__ = ["FAMILIES", "Decoder", "DecoderConfig", "family_of", "llama", "qwen2"]
+__all__ = ["FAMILIES", "PRESETS", "Decoder", "DecoderConfig", "family_of", "gemma", "gemma2", "llama", "qwen2"]

@@ -1,6 +1,7 @@
 """LLaMA 1, 2, 3 and Vicuna: sizes, config.json, and the key table that its kin share.
 
-Keys are those of the torch library's `LlamaForCausalLM`; LLaMA's rows with biases on q, k and v are Qwen2's.
+Keys are those of the torch library's `LlamaForCausalLM`. With biases on q, k and v they are Qwen2's, with norms on q
+and k Qwen3's, with a norm behind each branch Gemma 2's, with both Gemma 3's.
 """
 
 from collections.abc import Mapping
@@ -77,7 +78,16 @@ DEFAULTS = {
 
 def fits(config: DecoderConfig) -> bool:
     """Whether LLaMA's public class can hold this decoder."""
-    return not config.qkv_bias
+    return config.holds({})
+
+
+_NORMS = {"norm1": "input", "norm2": "post_attention"}
+_POST_NORMS = {
+    "norm1": "input",
+    "post_norm1": "post_attention",
+    "norm2": "pre_feedforward",
+    "post_norm2": "post_feedforward",
+}
 
 
 def rows(config: DecoderConfig, ours: str = "llm", theirs: str = "model.", head: str = "lm_head.weight") -> list[Row]:
@@ -92,11 +102,13 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = "model.", head:
     out = [Row(f"{base}embed/table", f"{theirs}embed_tokens.weight")]
     for i in range(config.depth):
         a, b = f"{base}layers/{i}", f"{theirs}layers.{i}"
-        out.append(Row(f"{a}/norm1/scale", f"{b}.input_layernorm.weight"))
+        norms = _POST_NORMS if config.post_norms else _NORMS
+        out += [Row(f"{a}/{x}/scale", f"{b}.{y}_layernorm.weight") for x, y in norms.items()]
         for x in ("q", "k", "v"):
             out += dense(f"{a}/attn/{x}", f"{b}.self_attn.{x}_proj", bias=config.qkv_bias)
+        for x in ("q_norm", "k_norm") if config.qk_norm else ():
+            out.append(Row(f"{a}/attn/{x}/scale", f"{b}.self_attn.{x}.weight"))
         out += dense(f"{a}/attn/o", f"{b}.self_attn.o_proj")
-        out.append(Row(f"{a}/norm2/scale", f"{b}.post_attention_layernorm.weight"))
         for x in ("gate", "up", "down"):
             out += dense(f"{a}/mlp/{x}", f"{b}.mlp.{x}_proj")
     out.append(Row(f"{base}norm/scale", f"{theirs}norm.weight"))
@@ -105,7 +117,6 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = "model.", head:
 
 def values(f: Mapping[str, Any]) -> dict[str, Any]:
     """The `DecoderConfig` fields that LLaMA and its kin write under the same public names."""
-    one_of("hidden_act", f["hidden_act"], ["silu"])
     theta, scaling = rope_from_hf(f)
     return {
         "vocab": f["vocab_size"],
@@ -131,7 +142,6 @@ def public_values(config: DecoderConfig) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.context,
@@ -146,12 +156,16 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
       ValueError: a value that cannot be run, naming the field and what is supported.
     """
     f = fields(config, DEFAULTS)
+    one_of("hidden_act", f["hidden_act"], ["silu"])
     one_of("attention_bias", f["attention_bias"], [False])
     one_of("mlp_bias", f["mlp_bias"], [False])
-    head_dim = f["head_dim"]
-    if head_dim == f["hidden_size"] // f["num_attention_heads"] and f["hidden_size"] % f["num_attention_heads"] == 0:
-        head_dim = None
-    return DecoderConfig(**values(f), head_dim=head_dim)
+    return DecoderConfig(**values(f), head_dim=head_dim(f))
+
+
+def head_dim(f: Mapping[str, Any]) -> int | None:
+    """The ``head_dim`` of a public config; None where it is the width's share of a head."""
+    share, rest = divmod(f["hidden_size"], f["num_attention_heads"])
+    return None if f["head_dim"] == share and not rest else f["head_dim"]
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -160,6 +174,7 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         **public_values(config),
+        "hidden_act": "silu",
         "head_dim": config.head_width,
         "attention_bias": False,
         "mlp_bias": False,

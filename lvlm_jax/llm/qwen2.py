@@ -47,7 +47,7 @@ DEFAULTS = {
 
 def fits(config: DecoderConfig) -> bool:
     """Whether Qwen2's public class can hold this decoder (it has no head width of its own)."""
-    return config.qkv_bias and config.head_width * config.heads == config.width
+    return config.holds({"qkv_bias": True}) and config.head_width * config.heads == config.width
 
 
 def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
@@ -57,6 +57,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
       ValueError: a value that cannot be run, naming the field and what is supported.
     """
     f = fields(config, DEFAULTS)
+    one_of("hidden_act", f["hidden_act"], ["silu"])
     one_of("use_sliding_window", f["use_sliding_window"], [False])
     for kind in f["layer_types"] or ():
         one_of("layer_types", kind, ["full_attention"])
@@ -65,5 +66,10 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The public config; `from_hf` reads it back."""
-    values = llama.public_values(config)
-    return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **values, "use_sliding_window": False}
+    return {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        **llama.public_values(config),
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+    }

@@ -24,17 +24,24 @@ def attend(
     ranges: Ranges,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B T H E"]:
     """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
 
     Keys stand heads-first, as the cache holds them. Scores and softmax are float32. A query with an empty range gets
     zeros (a softmax over nothing would be uniform).
+
+    Args:
+      scale: what scores are multiplied by; default 1/sqrt(E).
+      softcap: bound of the scaled scores, see `soft_cap`.
     """
     batch, queries, heads, width = q.shape
     groups = k.shape[1]
     scale = 1 / math.sqrt(width) if scale is None else scale
     q = q.reshape(batch, queries, groups, heads // groups, width)
     scores = jnp.einsum("BTKRE,BKSE->BKRTS", q, k, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores = soft_cap(scores, softcap)
     if ranges.kind != "full":
         seen = ranges.dense(k.shape[2])[:, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
@@ -43,6 +50,14 @@ def attend(
         probs = jnp.where((ranges.stop > ranges.start)[:, None, None, :, None], probs, 0.0)
     out = jnp.einsum("BKRTS,BKSE->BTKRE", probs.astype(v.dtype), v)
     return out.reshape(batch, queries, heads, width)
+
+
+def soft_cap(x: Float[Array, "*B"], cap: float) -> Float[Array, "*B"]:
+    """Scores bent smoothly into (-cap, cap), for attention and for the output head alike.
+
+    Source: Gemma 2 (arXiv 2408.00118), section 2.
+    """
+    return cap * jnp.tanh(x / cap)
 
 
 def split_heads(x: Float[Array, "B T F"], heads: int) -> Float[Array, "B T H E"]:
@@ -54,7 +69,7 @@ class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads and an explicit cache.
 
     Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
-    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys.
+    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
     """
 
     heads: int
@@ -64,6 +79,8 @@ class Attention(nn.Module):
     out_bias: bool = False
     qk_norm: str | None = None
     qk_norm_eps: float = 1e-5
+    scale: float | None = None
+    softcap: float | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -91,6 +108,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(k, v, index)
             k, v = cache.k, cache.v
-        out = attend(q, k, v, ranges).reshape(*x.shape[:-1], self.heads * self.head_dim)
+        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap)
+        out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache

@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Gated feed-forward: SwiGLU with "silu"."""
+    """Gated feed-forward: SwiGLU with "silu", GeGLU with "gelu_tanh"."""
 
     hidden: int
     activation: str = "silu"

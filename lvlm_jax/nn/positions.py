@@ -1,7 +1,8 @@
-"""Rotary positions with the scalings in use, and the resize of learned position tables."""
+"""Rotary positions with the scalings and pairings in use, and the resize of learned position tables."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,26 +14,50 @@ from lvlm_jax.shapes import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for longer contexts (the fields of a public config's ``rope_scaling``)."""
+    """How rotary frequencies are stretched for longer contexts (the fields of a public config's ``rope_scaling``).
 
-    kind: Literal["linear", "llama3"]
+    low_freq_factor, high_freq_factor: of "llama3". beta_fast, beta_slow, truncate, attention_factor: of "yarn"; the
+    last one multiplies cos and sin, default 0.1 ln(factor) + 1. original_context: of both.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.kind != "yarn":
+            return 1.0
+        return yarn_magnitude(self.factor) if self.attention_factor is None else self.attention_factor
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """YaRN's growth of queries and keys with the stretch (arXiv 2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
     """Angular frequency of each of the width/2 pairs, float32[E/2].
 
     Source: RoFormer (arXiv 2104.09864); "llama3" smooths between kept high and stretched low frequencies, as published
-    with Llama 3.1.
+    with Llama 3.1; "yarn" ramps between them by the turns a pair makes in the original context (arXiv 2309.00071).
     """
     freqs = (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))).astype(np.float32)
     if scaling is None:
         return freqs
     if scaling.kind == "linear":
         return (freqs / np.float32(scaling.factor)).astype(np.float32)
+    return {"llama3": _llama3, "yarn": _yarn}[scaling.kind](freqs, width, theta, scaling)
+
+
+def _llama3(freqs: np.ndarray, width: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     wavelength = 2 * math.pi / freqs
     low = scaling.original_context / scaling.low_freq_factor
     high = scaling.original_context / scaling.high_freq_factor
@@ -44,21 +69,62 @@ def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None = Non
     return out.astype(np.float32)
 
 
+def _yarn(freqs: np.ndarray, width: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    def pair(turns: float) -> float:
+        """Which pair makes so many turns in the original context."""
+        return width * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 if low == high else 0
+    stretched = np.clip((np.arange(width // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    return (freqs / scaling.factor * stretched + freqs * (1 - stretched)).astype(np.float32)
+
+
+Turned = Float[Array, "B T E2"]
+
+
 def rotary(
     positions: Int[Array, "B T"], width: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Float[Array, "B T E2"], Float[Array, "B T E2"]]:
-    """(cos, sin) of each position, float32, for `rotate_half`."""
+) -> tuple[Turned, Turned]:
+    """(cos, sin) of each position, float32, for one of `ROTATIONS`.
+
+    Args:
+      width: how many values of a head are rotated, the first ones; even, at most E.
+    """
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(width, theta, scaling)
-    return jnp.cos(angles), jnp.sin(angles)
+    magnitude = 1.0 if scaling is None else scaling.magnitude
+    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 
-def rotate_half(
-    x: Float[Array, "B T H E"], cos: Float[Array, "B T E2"], sin: Float[Array, "B T E2"]
-) -> Float[Array, "B T H E"]:
-    """Rotates the pairs (i, i + E/2): the layout of LLaMA, Qwen and Gemma checkpoints."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def rotate_half(x: Float[Array, "B T H E"], cos: Turned, sin: Turned) -> Float[Array, "B T H E"]:
+    """Rotates the pairs (i, i + E2): the layout of LLaMA, Qwen and Gemma checkpoints.
+
+    Values from 2*E2 on are left as they are.
+    """
+    turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
+    first, second = _turn(first, second, cos, sin)
+    return jnp.concatenate([first.astype(x.dtype), second.astype(x.dtype), rest], axis=-1)
+
+
+def rotate_pairs(x: Float[Array, "B T H E"], cos: Turned, sin: Turned) -> Float[Array, "B T H E"]:
+    """Rotates neighbours, the pairs (2i, 2i + 1): the layout of GLM checkpoints. The rest as `rotate_half`."""
+    turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    wide = turned.astype(jnp.float32)
+    pairs = jnp.stack(_turn(wide[..., 0::2], wide[..., 1::2], cos, sin), axis=-1)
+    return jnp.concatenate([pairs.reshape(turned.shape).astype(x.dtype), rest], axis=-1)
+
+
+def _turn(first: Array, second: Array, cos: Turned, sin: Turned) -> tuple[Array, Array]:
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return first * cos - second * sin, second * cos + first * sin
+
+
+ROTATIONS: dict[str, Callable] = {"half": rotate_half, "interleaved": rotate_pairs}
+"""Which values of a head are rotated together."""
 
 
 def resize_positions(table: Float[Array, "P D"], grid: int, old_grid: int) -> Float[Array, "P2 D"]:

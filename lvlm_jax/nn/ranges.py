@@ -5,6 +5,7 @@ padded and bidirectional attention are one thing. An empty range (start == stop)
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -32,6 +33,10 @@ class Ranges:
         s = jnp.arange(keys)
         return (s >= self.start[..., None]) & (s < self.stop[..., None])
 
+    def general(self) -> "Ranges":
+        """The same ranges without the note of how they were made."""
+        return Ranges(self.start, self.stop)
+
 
 def full(batch: int, queries: int, keys: int) -> Ranges:
     """Every query sees every key."""
@@ -45,13 +50,14 @@ def causal(batch: int, length: int) -> Ranges:
     return Ranges(jnp.zeros_like(stop), stop, kind="causal")
 
 
-def _borders(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-    """First position of the segment each position is in, and one past its last. Segments are contiguous."""
-    t = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+def _borders(*ids: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """First position of the run each position is in, and one past its last. A run ends where any of the ids changes."""
+    t = jnp.arange(ids[0].shape[1], dtype=jnp.int32)
+    change = functools.reduce(jnp.logical_or, [x[:, 1:] != x[:, :-1] for x in ids])
+    new = jnp.pad(change, ((0, 0), (1, 0)), constant_values=True)
     first = jax.lax.cummax(jnp.where(new, t, 0), axis=1)
     last = jnp.pad(new[:, 1:], ((0, 0), (0, 1)), constant_values=True)
-    stop = jax.lax.cummin(jnp.where(last, t + 1, segments.shape[1]), axis=1, reverse=True)
+    stop = jax.lax.cummin(jnp.where(last, t + 1, ids[0].shape[1]), axis=1, reverse=True)
     return first, stop
 
 
@@ -78,11 +84,30 @@ def packed_prefix(segments: Int[Array, "B T"], prefix: Bool[Array, "B T"]) -> Ra
     Args:
       prefix: True on the leading positions of each segment that attend to one another.
     """
+    return packed_blocks(segments, prefix.astype(jnp.int32))
+
+
+def packed_blocks(segments: Int[Array, "B T"], blocks: Int[Array, "B T"]) -> Ranges:
+    """Causal within each segment, save that each block sees itself whole: Gemma 3's pictures amid text.
+
+    Args:
+      blocks: 0 for what is causal; neighbours of one segment with the same number above 0 are a block.
+    """
     first, _ = _borders(segments)
     here = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)
-    block = jnp.where(prefix, segments, -1)
-    _, block_stop = _borders(block)
-    return _hide_padding(segments, first, jnp.where(prefix, block_stop, here), "general")
+    _, block_stop = _borders(segments, blocks)
+    return _hide_padding(segments, first, jnp.where(blocks > 0, block_stop, here), "general")
+
+
+def sliding(ranges: Ranges, window: int, first: Int[Array, ""] | int = 0) -> Ranges:
+    """The same ranges cut so that no query sees further back than `window` keys, itself the last of them.
+
+    Args:
+      first: the key slot of the first query: 0 for whole rows, the cache's write index when decoding.
+    """
+    own = first + jnp.arange(ranges.start.shape[1], dtype=jnp.int32)
+    start = jnp.minimum(jnp.maximum(ranges.start, own - window + 1), ranges.stop)
+    return Ranges(start.astype(jnp.int32), ranges.stop)
 
 
 def cached(start: Int[Array, "B"], stop: Int[Array, ""], queries: int = 1) -> Ranges:

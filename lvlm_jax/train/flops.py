@@ -47,6 +47,13 @@ def step_flops(
         weights = trees.size([leaf for path, leaf in products.items() if path.startswith(f"{part}/")])
         total += factor[part] * tokens[part] * weights
     total += factor["vision"] / 2 * vision.depth * 4 * tokens["vision"] * vision.patches * vision.width
-    seen = length / 2 if config.attention == "causal" else length
-    total += factor["llm"] / 2 * llm.depth * 4 * tokens["llm"] * seen * llm.heads * llm.head_width
+    seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
+    total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width
     return total
+
+
+def _seen(length: int, window: int | None, attention: str) -> float:
+    """Keys that a position of a full row sees, on average."""
+    if window is None or window >= length:
+        return length / 2 if attention == "causal" else length
+    return window * (1 - window / (2 * length))  # the first positions of a row have fewer before them

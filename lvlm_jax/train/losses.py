@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lvlm_jax.nn.attention import soft_cap
 from lvlm_jax.shapes import Array, Bool, Float, Int
 
 Sums = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
@@ -22,6 +23,7 @@ def language_loss(
     skip_unlabelled: bool = True,
     head_trained: bool = True,
     shards: int = 1,
+    softcap: float | None = None,
 ) -> Sums:
     """Weighted next-token cross-entropy that never holds a B x T x V array.
 
@@ -31,7 +33,8 @@ def language_loss(
     chunks run as the fullest row needs; without it the number of chunks is static, for pods whose steps should all take
     equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
     the head is not computed (it comes back as zero). shards: over how many data shards the rows lie; each then adds up
-    its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk.
+    its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk. softcap: the
+    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`).
 
     Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
     are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
@@ -44,20 +47,21 @@ def language_loss(
     shifted = jnp.pad(jnp.asarray(weights, jnp.float32)[:, 1:], after)
     if tokens.shape[0] % shards:
         raise ValueError(f"{tokens.shape[0]} rows do not divide over shards={shards}")
-    return _cross_entropy(chunk, skip_unlabelled, shards if head_trained else 0, hidden, head_kernel, targets, shifted)
+    shards = shards if head_trained else 0
+    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, hidden, head_kernel, targets, shifted)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(chunk, skip, shards, hidden, kernel, targets, weights):
-    return _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _cross_entropy(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
+    return _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
 
 
-def _forward(chunk, skip, shards, hidden, kernel, targets, weights):
-    sums, grads = _sweep(chunk, skip, hidden, kernel, targets, weights, gradient=True, shards=shards)
+def _forward(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
+    sums, grads = _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=True, shards=shards)
     return sums, grads
 
 
-def _backward(chunk, skip, shards, grads, cotangents):
+def _backward(chunk, skip, shards, softcap, grads, cotangents):
     dhidden, dkernel = grads
     scale = cotangents[0]
     dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
@@ -67,7 +71,7 @@ def _backward(chunk, skip, shards, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, shards):
+def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, shards):
     """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
     chunk = min(chunk, T)
@@ -84,6 +88,8 @@ def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, shards):
         at, y, w = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in (places, target, weight))
         h = jax.vmap(lambda row, index: row[index])(hidden, at)
         logits = dot("btd,dv->btv", h, work)
+        if softcap is not None:
+            logits = soft_cap(logits, softcap)
         top = logits.max(-1)
         exps = jnp.exp(logits - top[..., None])
         mass = exps.sum(-1)
@@ -94,6 +100,8 @@ def _sweep(chunk, skip, hidden, kernel, targets, weights, *, gradient, shards):
         if gradient:
             hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
             slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - hot)
+            if softcap is not None:
+                slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
             slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
             dh = dot("btv,dv->btd", slope, work).astype(hidden.dtype)
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dh, i * chunk, 1)

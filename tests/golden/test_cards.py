@@ -47,7 +47,7 @@ def _system(spec):
 PRESETS = (
     {name: (_system, spec) for name, spec in zoo.SYSTEMS.items()}
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
-    | {name: (_decoder, config) for family in llm.FAMILIES.values() for name, config in family.PRESETS.items()}
+    | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
 )
 
 
@@ -98,6 +98,11 @@ def test_no_card_without_its_preset():
         ("qwen2_1.5b", 1_543_714_304),
         ("qwen2_7b", 7_615_616_512),
         ("qwen2_72b", 72_706_203_648),
+        ("gemma_2b", 2_506_172_416),
+        ("gemma_7b", 8_537_680_896),
+        ("gemma2_2b", 2_614_341_888),
+        ("gemma2_9b", 9_241_705_984),
+        ("gemma2_27b", 27_227_128_320),
         # as the torch library counts the parameters of a model built from the config
         ("clip_b32", 151_277_313),
         ("clip_b16", 149_620_737),

@@ -19,7 +19,8 @@ from lvlm_jax.zoo import llava
 from tests.hub import tiny
 
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
-ALONE = ("llama", "qwen2", "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
+DECODERS = ("llama", "qwen2", "gemma", "gemma2")
+ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
 
 
 def same_bytes(one, other):

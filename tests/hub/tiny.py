@@ -44,6 +44,15 @@ def qwen2(tied=True):
     return hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER, tie_word_embeddings=tied))
 
 
+def gemma(tied=True):
+    return hf.GemmaForCausalLM(hf.GemmaConfig(**DECODER, head_dim=16, tie_word_embeddings=tied))
+
+
+def gemma2(tied=True):
+    sizes = {**DECODER, "num_hidden_layers": 3, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 24}
+    return hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, tie_word_embeddings=tied))
+
+
 def clip(**towers):
     vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, **WORDS}
     return hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))

@@ -1,9 +1,11 @@
 """Public config.json files of decoders: old and new forms, and what we cannot run."""
 
+import dataclasses
+
 import pytest
 
 from lvlm_jax import llm
-from lvlm_jax.llm import llama, qwen2
+from lvlm_jax.llm import gemma, gemma2, llama, qwen2
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.nn.positions import RopeScaling
 
@@ -17,10 +19,14 @@ LLAMA3 = {
 }
 
 
-@pytest.mark.parametrize(("family", "name"), [(f, n) for f in llm.FAMILIES.values() for n in f.PRESETS])
-def test_presets_go_out_and_come_back(family, name):
-    config = family.PRESETS[name]
-    assert llm.FAMILIES[llm.family_of(config)] is family
+FAMILY = {name: kind for kind, family in llm.FAMILIES.items() for name in family.PRESETS}
+"""The public ``model_type`` of every preset."""
+
+
+@pytest.mark.parametrize("name", llm.PRESETS)
+def test_presets_go_out_and_come_back(name):
+    config, family = llm.PRESETS[name], llm.FAMILIES[FAMILY[name]]
+    assert llm.family_of(config) == family.to_hf(config)["model_type"] == FAMILY[name]
     back = family.from_hf(family.to_hf(config))
     assert back == config or back == DecoderConfig(**{**vars(config), "head_dim": None})
     assert back.head_width == config.head_width
@@ -50,6 +56,18 @@ def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
     assert config == DecoderConfig(**{**vars(llama.PRESETS["vicuna15_7b"]), "vocab": 32064})
 
 
+def test_the_text_parts_of_hub_configs():
+    """Written as differences from the class defaults: PaliGemma 1 and 2 at 3B."""
+    sizes = {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1}
+    config = gemma.from_hf({"model_type": "gemma", **sizes, "intermediate_size": 16384, "vocab_size": 257216})
+    assert config == dataclasses.replace(gemma.PRESETS["gemma_2b"], vocab=257216)
+    assert gemma.from_hf({"hidden_act": "gelu", "hidden_activation": None}) == gemma.PRESETS["gemma_7b"]
+    assert gemma2.from_hf({"vocab_size": 256000}) == gemma2.PRESETS["gemma2_2b"]
+    # Null is a value here: no cap at all.
+    capless = gemma2.from_hf({"attn_logit_softcapping": None, "final_logit_softcapping": None})
+    assert (capless.attn_softcap, capless.final_softcap) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
@@ -63,6 +81,11 @@ def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
         (llama, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5.*supported: 1.0"),
         (qwen2, {"use_sliding_window": True}, r"use_sliding_window is True.*supported: False"),
         (qwen2, {"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types is 'sliding_attention'"),
+        (gemma, {"hidden_act": "silu"}, r"hidden_act is 'silu'.*supported: 'gelu_pytorch_tanh', 'gelu'"),
+        (gemma, {"use_bidirectional_attention": True}, r"use_bidirectional_attention is True.*supported: False"),
+        (gemma2, {"hidden_activation": "gelu"}, r"hidden_activation is 'gelu'.*supported: 'gelu_pytorch_tanh'"),
+        (gemma2, {"layer_types": ["full_attention"]}, r"layer_types names 1 layers, but num_hidden_layers is 26"),
+        (gemma2, {"layer_types": ["chunked_attention"] * 26}, r"layer_types is 'chunked_attention'.*'full_attention'"),
     ],
 )
 def test_what_we_cannot_run_is_an_error(family, change, message):
@@ -74,6 +97,29 @@ def test_a_decoder_no_public_class_holds():
     sizes = {"vocab": 9, "width": 8, "depth": 1, "heads": 2, "kv_heads": 2, "mlp_dim": 8}
     with pytest.raises(ValueError, match=r"no public family .*qkv_bias=True and 2 heads of 16"):
         llm.family_of(DecoderConfig(**sizes, qkv_bias=True, head_dim=16))
+    with pytest.raises(ValueError, match=r"no public family .*norm='offset_rms' and 2 heads of 4"):
+        llm.family_of(DecoderConfig(**sizes, norm="offset_rms"))
+    with pytest.raises(ValueError, match=r"public='gemma7' is no public family.*llama, qwen2"):
+        llm.family_of(DecoderConfig(**sizes, public="gemma7"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pattern": ("local",)}, r"pattern=\('local',\) and window=None: local layers, and only they"),
+        ({"window": 4}, r"pattern=\('global',\) and window=4"),
+        ({"pattern": ()}, r"pattern=\(\): a tuple of 'global' and 'local'"),
+        ({"pattern": ("sliding",), "window": 4}, r"pattern=\('sliding',\): a tuple of"),
+        ({"pattern": ("local",), "window": 0}, r"window=0: a local layer sees at least its own position"),
+        ({"local_theta": 1e4}, r"local_theta=10000.0 rotates local layers, and pattern=\('global',\) has none"),
+        ({"rotary_fraction": 0.3}, r"rotary_fraction=0.3 rotates 1 of 4 values of a head"),
+        ({"final_softcap": 0.0}, r"final_softcap=0.0: scores are bent into .*None leaves them"),
+    ],
+)
+def test_values_that_cannot_go_together(change, message):
+    sizes = {"vocab": 9, "width": 8, "depth": 1, "heads": 2, "kv_heads": 2, "mlp_dim": 8}
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig(**sizes, **change)
 
 
 def test_a_tied_head_has_no_row_and_biases_have():

@@ -9,7 +9,7 @@ from scipy.special import erf
 from lvlm_jax.nn.embed import Embed
 from lvlm_jax.nn.linear import init
 from lvlm_jax.nn.mlp import ACTIVATIONS
-from lvlm_jax.nn.norms import LayerNorm, RMSNorm
+from lvlm_jax.nn.norms import LayerNorm, OffsetRMSNorm, RMSNorm
 
 X = np.random.default_rng(0).normal(2, 3, size=(4, 16)).astype(np.float32)
 FORMULAS = {
@@ -32,6 +32,8 @@ def test_norms():
     wide = X.astype(np.float64)
     rms = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 0.1) * scale
     got = RMSNorm(0.1).apply({"params": {"scale": scale}}, jnp.asarray(X))
+    np.testing.assert_allclose(got, rms, rtol=1e-5)
+    got = OffsetRMSNorm(0.1).apply({"params": {"scale": scale - 1}}, jnp.asarray(X))
     np.testing.assert_allclose(got, rms, rtol=1e-5)
     layer = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.1) * scale + bias
     got = LayerNorm(0.1).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(X))

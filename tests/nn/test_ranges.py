@@ -60,6 +60,41 @@ def test_packed_prefix(seed):
     np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t or (prefix[b, t] and prefix[b, s])))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_blocks(seed):
+    """Pictures amid text; two may stand side by side, and a number may be used again in another segment."""
+    rng = np.random.default_rng(seed)
+    blocks = np.repeat(rng.integers(0, 3, (len(SEGMENTS), 5)), 2, axis=1)
+    runs = np.cumsum(np.pad(blocks[:, 1:] != blocks[:, :-1], ((0, 0), (1, 0))), axis=1)
+    mask = R.packed_blocks(jnp.asarray(SEGMENTS), jnp.asarray(blocks, jnp.int32)).dense(10)
+    together = lambda b, t, s: blocks[b, t] > 0 and runs[b, t] == runs[b, s]  # noqa: E731
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t or together(b, t, s)))
+
+
+@pytest.mark.parametrize("window", [1, 3, 10, 50])
+def test_sliding(window):
+    segments = jnp.asarray(SEGMENTS)
+    blocks = np.tile([0, 1, 1, 1, 1, 0, 2, 2, 2, 0], (len(SEGMENTS), 1))
+    near = lambda t, s: s > t - window  # noqa: E731
+    mask = R.sliding(R.packed_causal(segments), window).dense(10)
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t and near(t, s)))
+    whole = R.packed_blocks(segments, jnp.asarray(blocks, jnp.int32))
+    mask, seen = R.sliding(whole, window).dense(10), np.asarray(whole.dense(10))
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: seen[b, t, s] and near(t, s)))
+    assert (R.sliding(whole, window).start <= R.sliding(whole, window).stop).all()
+
+
+@pytest.mark.parametrize("window", [2, 4, 50])
+def test_sliding_over_a_cache(window):
+    """Three new queries at slots 5, 6 and 7 of a cache of ten; the last row begins at slot 6."""
+    start = np.array([0, 2, 6], np.int32)
+    ranges = R.sliding(R.cached(jnp.asarray(start), jnp.int32(8), 3), window, jnp.int32(5))
+    mask = np.asarray(ranges.dense(10))
+    for b, q in np.ndindex(3, 3):
+        own = 5 + q
+        assert mask[b, q].tolist() == [start[b] <= s <= own and s > own - window for s in range(10)]
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_cached(queries):
     start, stop = np.array([0, 2, 6], np.int32), 7
@@ -81,6 +116,15 @@ def softmax_loops(q, k, v, mask):
             weights = np.exp(scores - scores.max())
             out[b, t, h] = (weights / weights.sum()) @ v[b, h // per, seen]
     return out
+
+
+def test_attend_with_a_scale_and_a_cap():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 6, 1, 8)).astype(np.float32) * 3
+    scores = 2.0 * np.tanh(0.5 * q[0, :, 0].astype(np.float64) @ k[0, :, 0].T / 2.0)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    heads_first = lambda x: jnp.asarray(x.swapaxes(1, 2))  # noqa: E731
+    out = attend(jnp.asarray(q), heads_first(k), heads_first(v), R.full(1, 6, 6), scale=0.5, softcap=2.0)
+    np.testing.assert_allclose(out[0, :, 0], weights @ v[0, :, 0], atol=2e-6)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

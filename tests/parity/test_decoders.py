@@ -1,4 +1,4 @@
-"""Llama and Qwen2: grouped heads, rotary scalings, tied heads, padding; and the gradients of every weight."""
+"""Every family of decoders: its parts, rotary scalings, tied heads, padding, packing; gradients of every weight."""
 
 import dataclasses
 
@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from lvlm_jax import params as P
 from lvlm_jax.keymap import check
@@ -35,6 +44,17 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+# The reference computes no gradient for the embedding of a padding token, and Gemma's default is token 0.
+GEMMA = {"head_dim": 16, "pad_token_id": None}
+# Windows that most positions of a row reach past, and caps that bend most scores.
+GEMMA2 = {
+    **GEMMA,
+    "num_hidden_layers": 3,
+    "sliding_window": 7,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 CASES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama, one kv head a head": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
@@ -44,6 +64,14 @@ CASES = {
     "llama, tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "gemma": (GemmaForCausalLM, GemmaConfig, GEMMA | {"num_key_value_heads": 1}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
+    "gemma2, no caps": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        GEMMA2
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": ["full_attention"] * 3},
+    ),
 }
 
 
@@ -85,7 +113,7 @@ def test_logits(case):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("case", ["llama", "qwen2"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2"])
 def test_padding(case, side):
     model, decoder, _, _, params = make(case)
     ids, mask = tokens(3, 12), np.ones((3, 12), np.int32)
@@ -101,7 +129,7 @@ def test_padding(case, side):
     compare.close(np.asarray(ours)[shown], expected.numpy()[shown], f"{case}, padded on the {side}")
 
 
-@pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied"])
+@pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied", "gemma2"])
 def test_gradients(case):
     model, decoder, rows, unused, params = make(case)
     ids = tokens()

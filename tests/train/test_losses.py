@@ -49,6 +49,23 @@ def test_equals_plain_cross_entropy_with_gradients(skip, chunk):
     np.testing.assert_allclose(without_gradient[0] / without_gradient[1], want[0][0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_final_softcap_bends_loss_and_gradients(shards):
+    hidden, kernel, tokens, weights = _inputs()
+    cap = 0.7  # most logits are beyond it
+
+    def ours(h, k):
+        return language_loss(h, k, tokens, weights, chunk=4, softcap=cap, shards=shards)[0]
+
+    def plain(h, k):
+        logits = cap * jnp.tanh(h[:, :-1] @ k / cap)
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(tokens)[:, 1:, None], 2)[..., 0]
+        return -(own * weights[:, 1:]).sum()
+
+    got, want = (jax.value_and_grad(loss, (0, 1))(hidden, kernel) for loss in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
 def test_bfloat16_hidden_accumulates_in_float32():
     hidden, kernel, tokens, weights = _inputs(jnp.bfloat16)
     rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
