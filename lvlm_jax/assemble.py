@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from lvlm_jax import checkpoint
@@ -139,6 +138,8 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     source, encoder = data.open(cache, data.on_bad), encoder_of(model, tokenizer, data, text)
     spec = model.image if data.pictures else None
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
+    for reason, count in getattr(source, "left_out", {}).items():
+        print(f"{count:,} {reason} left out of {data.path}", file=sys.stderr, flush=True)
     if measured.bad:
         print(_left_out(measured), file=sys.stderr, flush=True)
     if text:
@@ -199,8 +200,7 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
 
 
 def _absent_data(where: str, data: Data) -> list[str]:
-    paths = {"path": data.path, "images": data.images}
-    return [f"{where}.{k}={v!r} does not exist" for k, v in paths.items() if v and not epath.Path(v).exists()]
+    return [f"{where}.{line}" for line in data.absent()]
 
 
 def _one_picture_each(source: Any, measured: Measured) -> None:

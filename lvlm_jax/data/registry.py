@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lvlm_jax.config import ConfigError
+from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
+from lvlm_jax.data.files import expand
+from lvlm_jax.data.parquet import ParquetFiles
 from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
+from lvlm_jax.data.tars import TarFiles
+from lvlm_jax.processing.encode import DataError
 
 FILES: dict[str, type] = {
     "easy_vqa": EasyVqaSplit,
     "llava_json": LlavaJsonFiles,
     "messages": MessagesFiles,
+    "parquet": ParquetFiles,
+    "webdataset": TarFiles,
+    "obelics": ObelicsFiles,
+    "mmc4": Mmc4Files,
+    "mmc4_tar": Mmc4TarFiles,
 }
 """Sources of one kind of file."""
 
@@ -54,6 +64,7 @@ class _Opens:
         for name, field in own.items():
             if field.default is field.default_factory is dataclasses.MISSING and not getattr(self, name):
                 raise ConfigError(f"{name}: {self.source} needs it; give its {name}")
+        self._chosen()  # its own checks
         every = {field.name for kind in self.kinds.values() for field in dataclasses.fields(kind)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -63,11 +74,24 @@ class _Opens:
                     f"{', '.join(own)}; leave it at {empty!r}"
                 )
 
+    def _chosen(self) -> Any:
+        kind = self.kinds[self.source]
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
     def open(self, cache: str | Path | None = None, on_bad: str = "raise") -> Source:
         """The conversations. `cache` is a folder for indices; `on_bad` "skip" leaves damaged parts of files out."""
-        kind = self.kinds[self.source]
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
-        return kind(**own).open(cache=cache, on_bad=on_bad)
+        return self._chosen().open(cache=cache, on_bad=on_bad)
+
+    def absent(self) -> list[str]:
+        """What is not there of the files that it names, one ``field=value`` a line."""
+        out = []
+        for name, value in (("path", self.path), ("images", self.images)):
+            try:
+                if value:
+                    expand(value, ("",))
+            except DataError as error:
+                out.append(f"{name}={value!r} does not exist ({error})")
+        return out
 
 
 def _default(field: dataclasses.Field) -> Any:

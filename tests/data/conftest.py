@@ -58,3 +58,10 @@ def jpeg(size=(64, 64)):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(out, "JPEG")
     return out.getvalue()
+
+
+def png(colour=(200, 30, 30), size=(8, 8)):
+    """The bytes of a one-coloured PNG."""
+    out = io.BytesIO()
+    PIL.Image.new("RGB", size, colour).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,83 @@
+"""Which files a recipe's path means: one file, a folder, a glob or braces, here or on a remote disk (gs://, s3://)."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+
+from etils import epath
+
+from lvlm_jax.processing.encode import DataError
+
+_BRACE = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def expand(path: str | os.PathLike, suffixes: Sequence[str]) -> list[epath.Path]:
+    """The files of `path`, in order.
+
+    A file is itself; a folder is its files with one of `suffixes`, by name; ``*``, ``?`` and ``[...]`` match names;
+    ``{00000..00010}`` counts, keeping leading zeros, and ``{a,b}`` lists.
+
+    Raises:
+      DataError: nothing there, nothing that matches, a missing file of a brace pattern.
+    """
+    found = [file for text in braces(os.fspath(path)) for file in _files(text, suffixes)]
+    seen = set()
+    for file in found:
+        if file in seen:
+            raise DataError(f"{path}: names {file} twice; each file may stand once")
+        seen.add(file)
+    return found
+
+
+def braces(text: str) -> list[str]:
+    """``a{08..10}.tar`` as ``a08.tar``, ``a09.tar``, ``a10.tar``; several braces multiply."""
+    pieces = _BRACE.split(text)
+    return [
+        "".join(choice) for choice in itertools.product(*(_choices(i, piece, text) for i, piece in enumerate(pieces)))
+    ]
+
+
+def _choices(number: int, piece: str, text: str) -> list[str]:
+    if number % 2 == 0:
+        return [piece]
+    if match := _RANGE.fullmatch(piece):
+        first, last = match.groups()
+        if int(last) < int(first):
+            raise DataError(f"{text}: {{{piece}}} counts down; write the smaller number first")
+        return [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    if "," in piece:
+        return piece.split(",")
+    raise DataError(f"{text}: {{{piece}}} is neither a count like {{00000..00010}} nor a list like {{a,b}}")
+
+
+def _files(text: str, suffixes: Sequence[str]) -> list[epath.Path]:
+    wanted = " or ".join(suffixes)
+    if match := _GLOB.search(text):
+        head, _, _ = text[: match.start()].rpartition("/")
+        root = epath.Path(head or ("/" if text.startswith("/") else "."))
+        found = sorted(root.glob(text[len(head) :].lstrip("/")), key=str)
+        if not found:
+            raise DataError(f"{text}: no file matches; check the folder and the pattern ({wanted} files are read)")
+        return found
+    path = epath.Path(text).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted((f for f in path.iterdir() if f.name.lower().endswith(tuple(suffixes))), key=str)
+        if not found:
+            raise DataError(f"{path} is a folder without a {wanted} file; give the file or a pattern like {path}/*")
+        return found
+    raise DataError(f"{path} does not exist; give the path of {wanted} files (a file, a folder, *, {{00000..00010}})")
+
+
+def read_range(path: epath.Path, start: int, size: int) -> bytes:
+    """So many bytes of a file; DataError when it has become shorter."""
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(size)
+    if len(data) != size:
+        raise DataError(f"{path}: ends at byte {start + len(data)}, the index expects {start + size}; it has changed")
+    return data
