@@ -17,7 +17,7 @@ from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
-from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
+from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
 from lvlm_jax.zoo import SYSTEMS
 
@@ -70,7 +70,7 @@ def load(
     dtype = default_dtype() if dtype is None else dtype
     loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, **hub)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer)
+        tokenizer = beside.tokenizer(folder if tokenizer is None else tokenizer)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(

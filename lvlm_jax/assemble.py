@@ -20,7 +20,7 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
-from lvlm_jax.hub import download
+from lvlm_jax.hub import beside
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
@@ -28,7 +28,7 @@ from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.schema import Text
-from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
+from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses
 from lvlm_jax.vision.text_tower import TextTowerConfig
@@ -109,7 +109,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
         from lvlm_jax.data.easy_vqa import word_tokenizer
 
         return Tokenizer(word_tokenizer())
-    return load_tokenizer(download.resolve(model.tokenizer, files=download.TOKENIZER))
+    return beside.tokenizer(model.tokenizer)
 
 
 def template_of(model: Model, name: str | None = None) -> Template:

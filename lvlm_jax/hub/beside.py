@@ -1,4 +1,4 @@
-"""What stands beside the weights in a folder: the picture processor and the chat template."""
+"""What stands beside the weights in a folder: tokenizer, picture processor, chat template."""
 
 import difflib
 import json
@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import read_json
+from lvlm_jax.hub.gguf import contents
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 
 
 def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
@@ -34,8 +37,14 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
     return None
 
 
+def tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokenizer:
+    """A tokenizer from a folder, a GGUF file (also ``pip:package/file``) or a hub name; see `load_tokenizer`."""
+    path = download.resolve(folder_or_name, revision, files=download.TOKENIZER)
+    return gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" and path.is_file() else load_tokenizer(path)
+
+
 def chat_template(folder: str | Path) -> Template | None:
-    """The template that a folder's chat template stands for; None where it has none or one that we do not know.
+    """The template that a folder's chat template (or a GGUF file's) stands for; None: there is none that we know.
 
     One that `export_folder` wrote is known by its text and comes back with its own system text; any other by what it
     makes of a few prompts (`recognise`).
@@ -56,6 +65,8 @@ def chat_template(folder: str | Path) -> Template | None:
 
 
 def _jinja(folder: Path) -> str | None:
+    if folder.suffix == ".gguf":
+        return contents(folder).metadata.get("tokenizer.chat_template")
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
@@ -70,6 +81,8 @@ def _jinja(folder: Path) -> str | None:
 
 def _marks(folder: Path) -> dict[str, str]:
     """The start and end tokens of a folder's tokenizer, which its chat template writes by these variables."""
+    if folder.suffix == ".gguf":
+        return gguf_tokenizer.marks(folder)
     path = folder / "tokenizer_config.json"
     raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     named = {name: raw.get(name) for name in ("bos_token", "eos_token")}

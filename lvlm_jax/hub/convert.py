@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lvlm_jax import keymap
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import configs, download, place
+from lvlm_jax.hub import configs, download, formats, place
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import TensorFolder
@@ -64,7 +64,8 @@ def import_folder(
       >>> loaded = import_folder("runs/quickstart/export", mesh=make_mesh("FSDP"), dtype=jnp.bfloat16, scan=True)
 
     Args:
-      folder: a folder or a hub name (with `revision`, `token`, `cache`, `offline` as `download.resolve` takes them).
+      folder: a folder, a GGUF file, or a hub name (with `revision`, `token`, `cache`, `offline` as `download.resolve`
+        takes them).
       kind: what it must be; "vision" also takes the vision tower out of a dual encoder. Default what config.json says.
       mesh: where the arrays go; default the first device, whole.
       dtype: of the arrays; default what the file holds (bfloat16 stays bfloat16).
@@ -77,10 +78,11 @@ def import_folder(
     """
     hub = {"token": token, "cache": cache, "offline": offline}
     path = download.resolve(folder, revision=revision, **hub)
-    raw = configs.read_json(path / "config.json")
+    tensors = formats.opened(path)
+    raw = formats.public_config(path)
     tower_path = None if vision is None else download.resolve(vision, **hub)
     described = _describe(raw, path, tower_path, kind)
-    parts, layout = _parts(described, path, tower_path, layout)
+    parts, layout = _parts(described, tensors, tower_path, layout)
     kind_ = KINDS[described.kind]
     rows = [row for _, part in parts for row in part]
     shapes = without_head(kind_.shapes(described.config, False)[0], rows)
@@ -121,12 +123,14 @@ def _describe(raw: dict, path: Path, tower_path: Path | None, kind: str | None) 
     return described
 
 
-Parts = list[tuple[TensorFolder, list[Row]]]
+Parts = list[tuple[formats.Tensors, list[Row]]]
 
 
-def _parts(described: configs.Described, path: Path, tower: Path | None, layout: str | None) -> tuple[Parts, str]:
-    """(folders to read with the key table of each, layout of the first)."""
-    tensors, kind = TensorFolder(path), KINDS[described.kind]
+def _parts(
+    described: configs.Described, tensors: formats.Tensors, tower: Path | None, layout: str | None
+) -> tuple[Parts, str]:
+    """(what to read with the key table of each, layout of the first)."""
+    path, kind = tensors.path, KINDS[described.kind]
     layout = layout or kind.layout_of(tensors, path)
     if layout not in kind.layouts:
         raise ValueError(f"unknown layout {layout!r}; those of kind {described.kind!r} are {', '.join(kind.layouts)}")
@@ -161,7 +165,7 @@ def _check_keys(parts: Parts, described: configs.Described, layout: str, shapes:
         raise CheckpointError(str(error)) from error
 
 
-def _tied_copy(tensors: TensorFolder, described: configs.Described, layout: str, path: Path) -> str | None:
+def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: str, path: Path) -> str | None:
     """The key of an output head that a tied model's folder holds although it is the embedding over again."""
     config = described.config
     decoder = {"lvlm": lambda: config.llm, "decoder": lambda: config}.get(described.kind, lambda: None)()

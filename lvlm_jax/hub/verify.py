@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, configs, convert, download
+from lvlm_jax.hub import beside, convert, download, formats
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
 from lvlm_jax.models.contrastive import DualEncoder
@@ -18,7 +18,6 @@ from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess, to_patches
 from lvlm_jax.processing.schema import Batch
-from lvlm_jax.processing.tokenizer import load_tokenizer
 from lvlm_jax.vision.text_tower import TextTower
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import llava
@@ -162,8 +161,9 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
         return [3 + (7 * i) % (text.vocab - 4) for i in range(text.context - 1)] + [last]
     decoder = getattr(config, "llm", config)
     # Of a folder without tokenizer files the library would make an empty tokenizer, and say nothing.
-    if any((loaded.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        words = load_tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if loaded.folder.is_file() or any((loaded.folder / name).exists() for name in names):
+        words = beside.tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
     else:
         words = [3 + (7 * i) % (decoder.vocab - 4) for i in range(12)]
     words = [word for word in words if word != loaded.image_token_id]
@@ -258,15 +258,16 @@ def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    kind = configs.read_json(folder / "config.json").get("model_type")
+    kind = formats.public_config(folder).get("model_type")
     name = name or _CLASSES[kind]
     if kind == llava.OWN_TYPE:
         raise CheckpointError(
             f"{folder}: the torch library has no class for this model (another connector, or prefix attention), so "
             "there is nothing to compare with"
         )
+    where = (str(folder.parent), folder.name) if folder.is_file() else (str(folder), None)
     model, said = getattr(transformers, name).from_pretrained(
-        str(folder), dtype=torch.float32, output_loading_info=True, local_files_only=True
+        where[0], gguf_file=where[1], dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
     names = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model.eval(), [f"{name.split('_')[0]}: {key}" for name in names for key in said[name]]
