@@ -153,6 +153,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         groups=data.groups,
         vision_rows=data.pictures // data.groups,
         pack=data.pack,
+        shares=getattr(source, "shares", None),
     )
     change = None
     if data.augment.flip or data.augment.shift:

@@ -2,14 +2,16 @@
 
 Units of the plan, small to large: an example; a row (examples of at most `length` tokens together); a group (rows that
 share one data shard and its `vision_rows` picture slots); a batch (`groups` groups). An epoch is a sequence of groups
-that holds every example exactly once. Epochs follow one another without a seam: the batch in which one epoch's groups
-run out goes on with the next epoch's, so no example is lost or repeated within an epoch and no batch is short. The only
-empty rows are in a group whose pictures are used up and in the last group of an epoch.
+that holds every example exactly once (or, of a mixture with weights, each part's share). Epochs follow one another
+without a seam: the batch in which one epoch's groups run out goes on with the next epoch's, so no example is lost or
+repeated within an epoch and no batch is short. The only empty rows are in a group whose pictures are used up and in the
+last group of an epoch.
 """
 
 import bisect
 import dataclasses
 import heapq
+import math
 import threading
 from collections.abc import Sequence
 
@@ -46,6 +48,37 @@ class PackingStats:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How often each part of a source is drawn, where not every record comes once an epoch.
+
+    sizes: records of each part; part p has the numbers after those of the parts before it. weights: each part's share
+    of the examples, as a proportion.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def draw(self, used: Int[np.ndarray, " n"], seed: int | None, epoch: int) -> Int[np.ndarray, " m"]:
+        """The examples of an epoch, part after part: a function of (seed, epoch) alone.
+
+        Of the records `used` (sorted), part p's share of n examples is taken from its endless row of orders, each of
+        which holds every record once; an epoch goes on where the one before stopped.
+        """
+        ends = np.cumsum(self.sizes)
+        drawn = []
+        for part, (start, stop, weight) in enumerate(zip(ends - self.sizes, ends, self.weights, strict=True)):
+            own = used[(used >= start) & (used < stop)]
+            if not len(own):
+                raise ValueError(f"part {part} of the mixture has no record that can be used, but a weight of {weight}")
+            each = weight / sum(self.weights) * len(used)
+            first, last = math.floor(epoch * each + 0.5), math.floor((epoch + 1) * each + 0.5)
+            for lap in range(first // len(own), -(-last // len(own))):
+                order = own if seed is None else np.random.default_rng([seed, part, lap]).permutation(own)
+                drawn.append(order[max(first - lap * len(own), 0) : last - lap * len(own)])
+        return np.concatenate(drawn)
+
+
 class PackingPlan:
     """The rows of every batch of an endless run.
 
@@ -59,6 +92,7 @@ class PackingPlan:
       vision_rows: N, vision rows of a group.
       pack: several examples a row, by best fit decreasing; otherwise one example a row, in order.
       window: examples that are sorted and packed together; larger fills better and mixes long with short further apart.
+      shares: how often each part of a mixture is drawn; None takes every example once an epoch.
 
     Raises:
       ValueError: sizes that do not fit together; an example longer than T or with more pictures than N.
@@ -76,10 +110,11 @@ class PackingPlan:
         vision_rows: int = 0,
         pack: bool = True,
         window: int = 8192,
+        shares: Shares | None = None,
     ):
         self.lengths, self.pictures = np.asarray(lengths, np.int64), np.asarray(pictures, np.int64)
         self.seed, self.rows, self.length, self.groups = seed, rows, length, groups
-        self.vision_rows, self.pack, self.window = vision_rows, pack, window
+        self.vision_rows, self.pack, self.window, self.shares = vision_rows, pack, window, shares
         self._check()
         self._used = np.flatnonzero(self.lengths)
         self._starts = [0]  # first group number of each epoch planned so far, and of the next
@@ -91,7 +126,7 @@ class PackingPlan:
         return (
             f"PackingPlan(examples={len(self._used)}, tokens={self.lengths.sum()}, seed={self.seed}, rows={self.rows}, "
             f"length={self.length}, groups={self.groups}, vision_rows={self.vision_rows}, pack={self.pack}, "
-            f"window={self.window})"
+            f"window={self.window}{f', shares={self.shares.weights}' if self.shares else ''})"
         )
 
     def __getstate__(self) -> dict:
@@ -130,14 +165,15 @@ class PackingPlan:
         groups = self._starts[1]
         rows = groups * self.rows_per_group
         slots = groups * self.vision_rows
+        drawn, _ = self._epoch(0)
         return PackingStats(
-            examples=len(self._used),
+            examples=len(drawn),
             left_out=len(self.lengths) - len(self._used),
             rows=rows,
             batches_per_epoch=groups / self.groups,
-            text_fill=float(self.lengths.sum()) / (rows * self.length),
-            vision_fill=float(self.pictures[self._used].sum()) / slots if slots else 0.0,
-            examples_per_row=len(self._used) / rows,
+            text_fill=float(self.lengths[drawn].sum()) / (rows * self.length),
+            vision_fill=float(self.pictures[drawn].sum()) / slots if slots else 0.0,
+            examples_per_row=len(drawn) / rows,
         )
 
     def _check(self) -> None:
@@ -148,6 +184,10 @@ class PackingPlan:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.rows % self.groups:
             raise ValueError(f"{self.rows} rows do not divide into {self.groups} groups; make rows a multiple of them")
+        if self.shares is not None and sum(self.shares.sizes) != len(self.lengths):
+            raise ValueError(
+                f"shares are of {sum(self.shares.sizes)} examples, but there are {len(self.lengths)} lengths"
+            )
         if not self.lengths.any():
             raise ValueError("no example to plan: every length is 0 (were all records skipped as bad?)")
         for index in np.flatnonzero(self.lengths > self.length)[:1]:
@@ -173,7 +213,8 @@ class PackingPlan:
         with self._lock:
             if epoch not in self._epochs:
                 rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
-                order = self._used if rng is None else rng.permutation(self._used)
+                pool = self._used if self.shares is None else self.shares.draw(self._used, self.seed, epoch)
+                order = pool if rng is None else rng.permutation(pool)
                 groups = self._packed(order, rng) if self.pack else self._in_order(order)
                 counts = np.fromiter((len(row) for group in groups for row in group), np.int64)
                 flat = np.fromiter((i for group in groups for row in group for i in row), np.int64, len(order))

@@ -6,14 +6,16 @@ that is set but not read by the chosen source is an error.
 """
 
 import dataclasses
+import os
+import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
 from lvlm_jax.data.files import expand
+from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
 from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
 from lvlm_jax.data.tars import TarFiles
@@ -22,6 +24,7 @@ from lvlm_jax.processing.encode import DataError
 FILES: dict[str, type] = {
     "easy_vqa": EasyVqaSplit,
     "llava_json": LlavaJsonFiles,
+    "llava_yaml": LlavaYamlFile,
     "messages": MessagesFiles,
     "parquet": ParquetFiles,
     "webdataset": TarFiles,
@@ -37,16 +40,15 @@ def flat(kinds: Mapping[str, type]) -> type:
     found: dict[str, tuple[Any, Any]] = {}
     for kind in kinds.values():
         for field in dataclasses.fields(kind):
-            factory = field.default_factory
-            if factory is dataclasses.MISSING:
-                empty = field.type() if field.default is dataclasses.MISSING else field.default
-                entry = field.type, empty
-            else:
-                entry = field.type, factory
+            default = field.default
+            if default is dataclasses.MISSING:
+                empty = typing.get_origin(field.type) or field.type  # dict[str, Member] is made by dict()
+                default = empty if empty is dict else empty()
+            entry = field.type, default
             if found.setdefault(field.name, entry) != entry:
                 raise TypeError(f"{kind.__name__}.{field.name} is {entry}, another source has {found[field.name]}")
     fields = [
-        (name, hint, dataclasses.field(default_factory=value) if callable(value) else dataclasses.field(default=value))
+        (name, hint, dataclasses.field(**{"default_factory" if value is dict else "default": value}))
         for name, (hint, value) in found.items()
     ]
     return dataclasses.make_dataclass("Flat", fields, frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class _Opens:
         kind = self.kinds[self.source]
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
-    def open(self, cache: str | Path | None = None, on_bad: str = "raise") -> Source:
+    def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
         """The conversations. `cache` is a folder for indices; `on_bad` "skip" leaves damaged parts of files out."""
         return self._chosen().open(cache=cache, on_bad=on_bad)
 
@@ -98,7 +100,33 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-SOURCES: dict[str, type] = FILES
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member(_Opens, flat(FILES)):
+    """A source of a mixture: one of `FILES` and its fields.
+
+    sample: which of its records take part (`mixture.sampled`). weight: its share of what is drawn; given for every
+    member, or for none, and then an epoch holds every record once.
+    """
+
+    kinds: ClassVar[Mapping[str, type]] = FILES
+    source: str
+    sample: str = "all"
+    weight: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureOf:
+    """The recipe's fields of `Mixture`: a name of your own -> what it is."""
+
+    members: dict[str, Member]
+
+    def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
+        """The source."""
+        opened = {name: (member.open(cache, on_bad), member) for name, member in self.members.items()}
+        return Mixture({name: Part(source, member.sample, member.weight) for name, (source, member) in opened.items()})
+
+
+SOURCES: dict[str, type] = {**FILES, "mixture": MixtureOf}
 """Every source by name."""
 
 
@@ -108,3 +136,8 @@ class Choice(_Opens, flat(SOURCES)):
 
     kinds: ClassVar[Mapping[str, type]] = SOURCES
     source: str
+
+    def absent(self) -> list[str]:
+        """What is not there of the files that it names, members' too, one ``field=value`` a line."""
+        found = [f"members.{name}.{line}" for name, member in self.members.items() for line in member.absent()]
+        return super().absent() + found

@@ -109,7 +109,7 @@ class LlavaJsonFiles:
     path: str
     images: str = ""
 
-    def open(self, cache: epath.Path | None = None, on_bad: str = "raise") -> Source:
+    def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
         """The source."""
         return LlavaJson(self.path, images=self.images or None)
 
@@ -121,6 +121,6 @@ class MessagesFiles:
     path: str
     images: str = ""
 
-    def open(self, cache: epath.Path | None = None, on_bad: str = "raise") -> Source:
+    def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
         """The source."""
         return Messages(self.path, images=self.images or None)

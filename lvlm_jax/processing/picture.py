@@ -20,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000
 """The most pixels a header may claim; a 17 kB file can hold 144 million."""
 
+REMOTE = ("gs://", "s3://", "az://")
+"""Disks that etils reads; other addresses are refused."""
+
 
 class ImageError(ValueError):
     """A picture that cannot be used: the message names the file, what is wrong, and the fix."""
@@ -80,6 +83,8 @@ def _open(source: Any, root: str | Path | None) -> tuple[str, PIL.Image.Image]:
 def _read_file(source: str | os.PathLike, root: str | Path | None) -> tuple[str, bytes]:
     name = os.fspath(source)
     name = name.decode(errors="replace") if isinstance(name, bytes) else name
+    if name.startswith(REMOTE):
+        return _read_remote(name, root)
     if "://" in name:
         raise ImageError(f"{name}: is an address, and nothing is fetched here; download it and give the path")
     try:
@@ -100,6 +105,24 @@ def _read_file(source: str | os.PathLike, root: str | Path | None) -> tuple[str,
             raise
         raise ImageError(
             f"{name[:200]}: the file cannot be read ({_reason(error)}); check its name and rights"
+        ) from error
+
+
+def _read_remote(name: str, root: str | Path | None) -> tuple[str, bytes]:
+    """A file of a bucket, by etils; `root` is for records that name files, and those may not name buckets."""
+    from etils import epath
+
+    if root is not None:
+        raise ImageError(f"{name}: leads outside the image folder {root}; give a path inside it")
+    try:
+        return name, epath.Path(name).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{name}: the file does not exist; check the path in the record and the bucket") from None
+    except ImportError as error:
+        raise ImageError(f"{name}: cannot be reached ({_reason(error)}); pip install gcsfs, s3fs or adlfs") from error
+    except Exception as error:
+        raise ImageError(
+            f"{name}: the file cannot be read ({_reason(error)}); check name, rights and network"
         ) from error
 
 
