@@ -1,5 +1,6 @@
 """``lvlm_jax.load``: a checkpoint becomes a system that can be asked."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,9 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
     if found is not None:
         return found
     for spec in SYSTEMS.values():
-        if spec.config.vision == loaded.config.vision:
-            return spec.image
+        if (spec.config.vision, spec.config.newline) == (loaded.config.vision, loaded.config.newline):
+            tiles = beside.original_tiles(folder)
+            return spec.image if tiles is None else dataclasses.replace(spec.image, tiles=tiles)
     raise CheckpointError(
         f"{folder}: there is no preprocessor_config.json, so how pictures were prepared in training is not known; put "
         "it there (the vision tower's repository has one)"

@@ -128,6 +128,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         image_token_id=model.image_token_id,
         max_length=data.length,
         embedding_size=(text or model.llm).vocab,
+        spec=None if text else model.image,
     )
 
 
@@ -137,6 +138,8 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     text = recipe.contrastive.text if stage.loss == "contrastive" else None
     source, encoder = data.open(cache, data.on_bad), encoder_of(model, tokenizer, data, text)
     spec = model.image if data.pictures else None
+    if spec and text:
+        spec = dataclasses.replace(spec, tiles=None)  # towers are compared on whole pictures
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
     for reason, count in getattr(source, "left_out", {}).items():
         print(f"{count:,} {reason} left out of {data.path}", file=sys.stderr, flush=True)

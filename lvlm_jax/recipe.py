@@ -38,6 +38,7 @@ class Model:
     system: str | None = None
     image_token_id: int = 32000
     attention: Literal["causal", "prefix"] = "causal"
+    newline: bool = False
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -46,6 +47,11 @@ class Model:
             raise ConfigError(
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
+            )
+        if self.newline != (self.image.tiles is not None):
+            raise ConfigError(
+                f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
+                "newline, and others have no use for it"
             )
         if not 0 <= self.image_token_id < self.llm.vocab:
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.llm.vocab}")
@@ -59,7 +65,8 @@ class Model:
         if kind not in CONNECTORS:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
-        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, attention=self.attention)
+        parts = {"vision": self.vision, "connector": connector, "llm": self.llm}
+        return LVLMConfig(**parts, attention=self.attention, newline=self.newline)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +92,8 @@ class Data(Choice):
 
     source: a name of `data.registry.SOURCES`; that source's own fields (path, images, ...) stand beside it. rows,
     length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
-    data shard; pictures: vision rows of a whole batch, divided among the groups. pack: several examples a row. workers:
-    processes that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
+    data shard; pictures: vision rows of a whole batch (one a picture or tile), divided among the groups. pack: several
+    examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
     """
 
     template: str | None = None

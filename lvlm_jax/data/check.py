@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lvlm_jax.data.sources import Source
-from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
+from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.schema import Encoded, Example, Image
 from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.shapes import Int
@@ -145,7 +145,7 @@ def _decode(image: Image, spec: ImageSpec | None) -> None:
     if spec is None:
         load_image(image.source)
     else:
-        to_patches(load_image(image.source, max_pixels=spec.max_pixels), spec)
+        to_rows(load_image(image.source, max_pixels=spec.max_pixels), spec)
 
 
 def origin_of(source: Any, index: int) -> str:

@@ -19,7 +19,10 @@ from lvlm_jax.shapes import Int
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records."""
+    """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records.
+
+    `pictures` counts vision rows: one a picture, and one a tile where pictures are cut into tiles.
+    """
 
     lengths: Int[np.ndarray, " n"]
     pictures: Int[np.ndarray, " n"]
@@ -77,7 +80,7 @@ def _measure(
             if stop:
                 raise DataError(f"{found}; mend the record, or leave such records out with on_bad='skip'")
         else:
-            lengths[index], pictures[index] = len(found.tokens), len(found.images)
+            lengths[index], pictures[index] = len(found.tokens), found.vision_rows
     return Measured(lengths, pictures, tuple(bad))
 
 

@@ -19,8 +19,8 @@ from lvlm_jax.data.lengths import Measured, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
-from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
-from lvlm_jax.processing.schema import Batch, Encoded, Image
+from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
+from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Encoded, Image
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader", "Measured", "collate", "fingerprint", "measure_lengths", "picture_key"]
 
 Picture = Callable[[Image, int, int], tuple[np.ndarray, np.ndarray]]
-"""(picture, global row, number within the row) -> (patches[P, C], positions[P, 2])."""
+"""(picture, global row, vision rows before it in that row) -> (patches[R, P, C], positions[R, P, 2])."""
 Augment = Callable[["PIL.Image.Image", np.random.Generator], "PIL.Image.Image"]
 _FOREVER = 1 << 40  # batches; grain wants a length
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()  # streams of this process that are not closed yet
@@ -52,11 +52,12 @@ def collate(
       rows: B rows, each the examples packed in it.
       length, groups, vision_rows, visual_tokens: T, G, N, Q.
       spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
-      picture: decodes one picture; default `load_image` and `to_patches`.
-      share: a picture that several examples of a group use (same path or bytes) takes one vision row.
+      picture: decodes one picture; default `load_image` and `to_rows`.
+      share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
 
     Raises:
-      DataError: a row longer than T, a group with more pictures than N, visual positions that are not whole pictures.
+      DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
+        pictures.
     """
     if len(rows) % groups:
         raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
@@ -66,59 +67,86 @@ def collate(
         weights=np.zeros((len(rows), length), np.float32),
         positions=np.zeros((len(rows), length), np.int32),
         segments=np.zeros((len(rows), length), np.int32),
-        image_index=np.full((len(rows), length), -1, np.int32),
+        image_index=np.full((len(rows), length), TEXT, np.int32),
         patches=np.zeros((groups, vision_rows, count, size), np.float32),
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
     )
-    picture = picture or (lambda image, row, j: to_patches(load_image(image.source, max_pixels=spec.max_pixels), spec))
-    slots: dict[Any, int] = {}
+    picture = picture or (lambda image, row, j: to_rows(load_image(image.source, max_pixels=spec.max_pixels), spec))
+    slots: dict[Any, list[int]] = {}
+    taken = 0
     for row, examples in enumerate(rows):
         group, first = divmod(row, len(rows) // groups)
         if not first:
-            slots = {}
-        places = []
-        for j, image in enumerate(image for encoded in examples for image in encoded.images):
+            slots, taken = {}, 0
+        places: list[int] = []
+        for image, need in ((image, need) for encoded in examples for image, need in zip(encoded.images, encoded.rows)):
             key = picture_key(image) if share else len(slots)
             if key not in slots:
-                slots[key] = slot = len(slots)
-                if slot >= vision_rows:
-                    raise DataError(f"group {group} has more than {vision_rows} pictures; raise vision_rows or replan")
-                batch.patches[group, slot], batch.patch_positions[group, slot] = picture(image, row, j)
-                batch.patch_segments[group, slot] = 1
-            places.append(slots[key])
+                if taken + need > vision_rows:
+                    raise DataError(
+                        f"group {group} needs more than {vision_rows} vision rows (one a picture or tile); raise "
+                        "vision_rows or replan"
+                    )
+                slots[key] = here = list(range(taken, taken + need))
+                patches, positions = picture(image, row, len(places))
+                _check_rows(image, len(patches), need)
+                batch.patches[group, here], batch.patch_positions[group, here] = patches, positions
+                batch.patch_segments[group, here] = 1
+                taken += need
+            places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)
     return batch
+
+
+def _check_rows(image: Image, found: int, need: int) -> None:
+    """A picture has as many vision rows as its positions were made for."""
+    if found != need:
+        name = image.source if isinstance(image.source, str) else f"<{type(image.source).__name__}>"
+        raise DataError(
+            f"{name}: the picture takes {found} vision row(s), but its positions were made for {need}: the file has "
+            "changed meanwhile, or encode and the loader were given different image specs; measure again"
+        )
 
 
 def _fill_row(batch: Batch, row: int, examples: Sequence[Encoded], places: Sequence[int], visual_tokens: int) -> None:
     """Write one row's examples side by side; `places` are the vision rows of its pictures in reading order."""
     at = seen = 0
     for segment, encoded in enumerate(examples, start=1):
-        size, pictures = len(encoded.tokens), len(encoded.images)
+        size, rows = len(encoded.tokens), encoded.vision_rows
         length = batch.tokens.shape[1]
         if at + size > length:
             raise DataError(f"row {row} has {at + size} tokens or more but T is {length}; raise the row length")
         here = np.s_[row, at : at + size]
         batch.tokens[here], batch.weights[here] = encoded.tokens, encoded.weights
         batch.positions[here], batch.segments[here] = np.arange(size), segment
-        slots = np.asarray([*places[seen : seen + pictures], 0], np.int32)
-        batch.image_index[here] = _image_index(encoded, slots, visual_tokens)
-        at, seen = at + size, seen + pictures
+        slots = np.asarray([*places[seen : seen + rows], 0], np.int32)
+        newline = batch.patches.shape[1] * visual_tokens
+        batch.image_index[here] = _image_index(encoded, slots, visual_tokens, newline)
+        at, seen = at + size, seen + rows
 
 
-def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int) -> np.ndarray:
-    """`Encoded.visual` (within the example) as positions in the group's flat visual tokens."""
-    seen = encoded.visual[encoded.visual >= 0]
-    if len(seen) != len(encoded.images) * visual_tokens or (np.sort(seen) != np.arange(len(seen))).any():
-        raise DataError(
-            f"{len(seen)} visual positions for {len(encoded.images)} picture(s) of {visual_tokens} tokens; "
-            "encode and the loader must be given the same visual_tokens"
-        )
+def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newline: int) -> np.ndarray:
+    """`Encoded.visual` (within the example) as positions in the group's flat visual tokens, then the newline."""
+    ends = np.cumsum([0, *encoded.sizes])
+    seen, before = encoded.visual[encoded.visual != TEXT], 0
+    for first, stop, rows in zip(ends[:-1], ends[1:], encoded.rows):
+        own = seen[first:stop] - before * visual_tokens
+        # Every picture begins with the whole of it; the tiles of one that has some may lack what is padding.
+        begins = len(own) >= visual_tokens and (own[:visual_tokens] == np.arange(visual_tokens)).all()
+        if not begins or (own >= rows * visual_tokens).any() or (rows == 1 and len(own) > visual_tokens):
+            raise DataError(
+                f"{len(own)} visual positions for a picture of {rows} x {visual_tokens} tokens; encode and the loader "
+                "must be given the same visual_tokens"
+            )
+        before += rows
+    if ends[-1] != len(seen):
+        raise DataError(f"{len(seen)} visual positions, but the pictures take {ends[-1]}; pictures must stay whole")
     if not visual_tokens:
         return encoded.visual
     own = np.maximum(encoded.visual, 0)
-    return np.where(encoded.visual < 0, -1, slots[own // visual_tokens] * visual_tokens + own % visual_tokens)
+    index = slots[own // visual_tokens] * visual_tokens + own % visual_tokens
+    return np.where(encoded.visual == TEXT, TEXT, np.where(encoded.visual == NEWLINE, newline, index))
 
 
 def picture_key(image: Image) -> Any:
@@ -232,10 +260,11 @@ class Loader:
         except Exception as error:
             raise self._with_origin(error, index) from error
         planned = int(self.plan.lengths[index]), int(self.plan.pictures[index])
-        if planned != (len(encoded.tokens), len(encoded.images)):
+        if planned != (len(encoded.tokens), encoded.vision_rows):
             raise DataError(
-                f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {len(encoded.images)} pictures, "
-                f"but the plan was made for {planned[0]} and {planned[1]}; data or template changed, measure again"
+                f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {encoded.vision_rows} pictures "
+                f"(tiles counted), but the plan was made for {planned[0]} and {planned[1]}; data or template changed, "
+                "measure again"
             )
         return encoded
 
@@ -249,7 +278,7 @@ class Loader:
             picture = self._opened(image)
             if self.augment is not None:
                 picture = self.augment(picture, np.random.default_rng([self.plan.seed or 0, k, row, j]))
-            return to_patches(picture, self.spec)
+            return to_rows(picture, self.spec)
         except Exception as error:
             raise self._with_origin(error, self._owner(k, row, j)) from error
 
@@ -269,7 +298,7 @@ class Loader:
         return self.__dict__ | {"_kept": {}}
 
     def _owner(self, k: int, row: int, j: int) -> int:
-        """The example that picture `j` of a row belongs to."""
+        """The example that vision row `j` of a text row belongs to."""
         examples = self.plan.batch(k)[row]
         ends = np.cumsum(self.plan.pictures[list(examples)])
         return examples[int(np.searchsorted(ends, j, side="right"))]

@@ -95,7 +95,7 @@ class PackingPlan:
       shares: how often each part of a mixture is drawn; None takes every example once an epoch.
 
     Raises:
-      ValueError: sizes that do not fit together; an example longer than T or with more pictures than N.
+      ValueError: sizes that do not fit together; an example longer than T or with more vision rows than N.
     """
 
     def __init__(

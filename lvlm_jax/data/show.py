@@ -17,7 +17,6 @@ def show(example: Example, encoded: Encoded, tokenizer: Tokenizer, *, thumbnail:
     half blocks, `thumbnail` columns wide (0 leaves them out), follow the text. Without `colour` trained text stands
     between » and «, and there are no small versions. Line breaks are shown as ↵.
     """
-    spans = _picture_spans(encoded)
     pictures = [_read(image) for image in encoded.images]
     parts = [_paint(f"{example.origin or example.id or 'example'}", _IMAGE, colour), "\n"]
     number, run, run_weight = 0, "", 0.0
@@ -26,7 +25,7 @@ def show(example: Example, encoded: Encoded, tokenizer: Tokenizer, *, thumbnail:
             parts.append(_text(run, run_weight, colour))
             run, run_weight = "", weight
         if is_picture:
-            parts.append(_paint(f"[image {_size(pictures[number])} x{spans} tokens]", _IMAGE, colour))
+            parts.append(_paint(f"[image {_size(pictures[number])} x{encoded.sizes[number]} tokens]", _IMAGE, colour))
             number += 1
         else:
             run += text
@@ -54,11 +53,6 @@ def half_blocks(picture: PIL.Image.Image, columns: int = 24) -> str:
             cells.append(f"\x1b[38;2;{r};{g};{b};48;2;{r2};{g2};{b2}m▀")
         lines.append("".join(cells) + _RESET)
     return "\n".join(lines)
-
-
-def _picture_spans(encoded: Encoded) -> int:
-    """Positions that one picture takes (Q)."""
-    return int((encoded.visual >= 0).sum()) // max(len(encoded.images), 1)
 
 
 def _read(image: Image) -> PIL.Image.Image | str:

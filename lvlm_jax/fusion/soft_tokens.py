@@ -1,9 +1,29 @@
 """Soft tokens: projected picture features stand among the text embeddings, as LLaVA and PaliGemma place them."""
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.mesh import constrain
-from lvlm_jax.shapes import Array, Bool, Float, Int
+from lvlm_jax.nn.linear import named
+from lvlm_jax.shapes import Array, Bool, DTypeLike, Float, Int
+
+
+class Newline(nn.Module):
+    """The learned token that ends each row of a tiled picture (LLaVA-NeXT)."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "D"]:
+        init = named(nn.initializers.normal(self.width**-0.5), ("embed",))
+        return self.param("token", init, (self.width,)).astype(self.dtype)
+
+
+def append(visual: Float[Array, "G M D"], token: Float[Array, "D"]) -> Float[Array, "G N D"]:
+    """One more visual token at the end of each group's, the same in all: what index M reads."""
+    last = jnp.broadcast_to(token.astype(visual.dtype), (visual.shape[0], 1, visual.shape[2]))
+    return jnp.concatenate([visual, last], axis=1)
 
 
 def fill(
@@ -13,7 +33,7 @@ def fill(
 
     Args:
       text: embeddings of the tokens; what stands at a picture's positions is replaced.
-      visual: the M = N*Q visual tokens of each group, projected to the language width.
+      visual: the M = N*Q visual tokens of each group, projected to the language width, and perhaps a newline.
       image_index: which of its group's visual tokens fills a position; -1 keeps the text. Rows b*B/G ... of a group
         read that group only, so that the gather never leaves a data shard.
     """

@@ -1,5 +1,6 @@
 """What stands beside the weights in a folder: tokenizer, picture processor, chat template."""
 
+import ast
 import difflib
 import json
 import re
@@ -12,6 +13,7 @@ from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.gguf import contents
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -41,6 +43,22 @@ def tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokeni
     """A tokenizer from a folder, a GGUF file (also ``pip:package/file``) or a hub name; see `load_tokenizer`."""
     path = download.resolve(folder_or_name, revision, files=download.TOKENIZER)
     return gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" and path.is_file() else load_tokenizer(path)
+
+
+def original_tiles(folder: str | Path) -> Tiles | None:
+    """The tiles that a config.json of the LLaVA authors names; None where it names none."""
+    raw = read_json(Path(folder) / "config.json")
+    pinpoints = raw.get("image_grid_pinpoints")
+    if "mm_vision_tower" not in raw or pinpoints is None:
+        return None
+    try:
+        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        return Tiles(pinpoints=tuple((int(height), int(width)) for width, height in pairs), unpad="truncate")
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise CheckpointError(
+            f"{Path(folder) / 'config.json'}: image_grid_pinpoints is {pinpoints!r}, which is not supported; "
+            "supported: a list of [width, height]"
+        ) from error
 
 
 def chat_template(folder: str | Path) -> Template | None:

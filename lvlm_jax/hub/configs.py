@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvlm_jax import llm, vision
+from lvlm_jax import llm, vision, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.connectors import LinearConfig, MlpConfig
 from lvlm_jax.hub.families import Config
@@ -14,6 +14,7 @@ from lvlm_jax.keymap import one_of
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo import dual, llava
@@ -63,11 +64,11 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
             config = from_original(raw, None if tower is None else vision_config(tower))
             return Described(kind="lvlm", config=config, image_token_id=0, original=True)
         kind = raw.get("model_type")
-        if kind in ("llava", llava.OWN_TYPE):
-            config, image_token_id = llava.from_hf(raw)
+        if kind in zoo.READS:
+            config, image_token_id = zoo.READS[kind].from_hf(raw)
             return Described(kind="lvlm", config=config, image_token_id=image_token_id)
         if kind not in READERS:
-            known = ", ".join(["llava", "llava_llama", *READERS])
+            known = ", ".join([*zoo.FAMILIES, "llava_llama", *READERS])
             raise ValueError(f"config.json: model_type is {kind!r}, which is not supported; supported: {known}")
         name, reader = READERS[kind]
         return Described(kind=name, config=reader(raw))
@@ -107,13 +108,16 @@ def kind_of(config: Config) -> str:
     return kinds[type(config)]
 
 
-def public_config(config: Config, image_token_id: int | None = None) -> dict[str, Any]:
-    """The config.json that the torch library reads; `describe` reads it back."""
+def public_config(config: Config, image_token_id: int | None = None, image: ImageSpec | None = None) -> dict[str, Any]:
+    """The config.json that the torch library reads; `describe` reads it back.
+
+    image: how pictures are prepared, of which some vision-language models' files tell.
+    """
     match config:
         case LVLMConfig():
             if image_token_id is None:
                 raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
-            return llava.to_hf(config, image_token_id)
+            return zoo.family_of(config).to_hf(config, image_token_id, image)
         case ViTConfig():
             name = vision.family_of(config)
             architecture = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}[name]
@@ -159,11 +163,11 @@ def from_original(raw: Mapping[str, Any], tower: ViTConfig | None = None) -> LVL
     return dataclasses.replace(known, vision=tower)
 
 
-def to_original(config: LVLMConfig) -> dict[str, Any]:
+def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str, Any]:
     """The LLaVA authors' config.json; `from_original` reads it back.
 
     Raises:
-      ValueError: a decoder, connector or attention that their code does not have.
+      ValueError: a decoder, connector or attention that their code does not have; no `image` for a model with tiles.
     """
     one_of("attention", config.attention, ["causal"])
     one_of("text_config.model_type", llm.family_of(config.llm), ["llama"])
@@ -189,4 +193,11 @@ def to_original(config: LVLMConfig) -> dict[str, Any]:
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
     }
+    if config.newline:
+        if image is None or image.tiles is None:
+            raise ValueError("image_spec: config.json of a model with a newline names its tiles; give the image spec")
+        # They write (width, height).
+        pinpoints = [[width, height] for height, width in image.tiles.pinpoints]
+        out |= {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
+        out |= {"image_grid_pinpoints": pinpoints}
     return out if names else {**out, "vision_config": family.to_hf(config.vision)}

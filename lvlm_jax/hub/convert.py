@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lvlm_jax import keymap
+from lvlm_jax import keymap, zoo
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import configs, download, formats, place
@@ -171,7 +171,7 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     decoder = {"lvlm": lambda: config.llm, "decoder": lambda: config}.get(described.kind, lambda: None)()
     if decoder is None or not decoder.tied:
         return None
-    head = llava.LAYOUTS[layout].head if described.kind == "lvlm" else "lm_head.weight"
+    head = zoo.LAYOUTS[layout].head if described.kind == "lvlm" else "lm_head.weight"
     if head not in tensors:
         return None
     table = next(row.theirs for row in KINDS[described.kind].rows(config, layout) if row.ours.endswith("embed/table"))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax import params as P
+from lvlm_jax import zoo
 from lvlm_jax.hub import configs
 from lvlm_jax.hub.families import KINDS, Config
 from lvlm_jax.hub.safetensors_io import SHARD_BYTES, new_folder, write_tensors
@@ -20,7 +21,6 @@ from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike, Params
-from lvlm_jax.zoo import llava
 
 IMAGE_TOKEN = "<image>"
 """The name of a picture's placeholder in the tokenizer."""
@@ -73,9 +73,9 @@ def export_folder(
     rows = KINDS[kind].rows(config, layout)
     read = _leaves(params, KINDS[kind].shapes(config, False)[0], dtype)
     if layout == "llava-original":
-        public = configs.to_original(config)
+        public = configs.to_original(config, image_spec)
     else:
-        public = configs.public_config(config, image_token_id)
+        public = configs.public_config(config, image_token_id, image_spec)
     files = _files(config, public, tokenizer, image_spec, template, _widest(params, dtype))
     with new_folder(folder, overwrite) as partial:
         if tokenizer is not None:
@@ -203,16 +203,12 @@ def _files(
             out["generation_config.json"] = words
     lvlm = isinstance(config, LVLMConfig)
     if spec is not None:
-        out["preprocessor_config.json"] = spec.to_hf() | ({"processor_class": "LlavaProcessor"} if lvlm else {})
-    if lvlm and spec is not None and tokenizer is not None:
-        tower = config.vision
-        out["processor_config.json"] = {
-            "processor_class": "LlavaProcessor",
-            "image_token": IMAGE_TOKEN,
-            "patch_size": tower.patch_size,
-            "num_additional_image_tokens": int(tower.class_token),
-            "vision_feature_select_strategy": llava.to_hf(config, 0)["vision_feature_select_strategy"],
-        }
+        out["preprocessor_config.json"] = spec.to_hf()
+    if lvlm and spec is not None:
+        processor = zoo.family_of(config).processor(config)
+        out["preprocessor_config.json"]["processor_class"] = processor["processor_class"]
+        if tokenizer is not None:
+            out["processor_config.json"] = {"image_token": IMAGE_TOKEN, **processor}
     if template is not None:
         out["chat_template.jinja"] = template.jinja()
     return out

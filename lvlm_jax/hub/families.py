@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lvlm_jax import llm, vision
+from lvlm_jax import llm, vision, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.keymap import Row
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
@@ -80,6 +80,10 @@ _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODER_AT = {"hf": "model.", "bare": ""}
 
 
+def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
+    return zoo.family_of(config).rows(config, layout)
+
+
 def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
     return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
 
@@ -142,7 +146,7 @@ def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
 
 
 KINDS: dict[str, Kind] = {
-    "lvlm": Kind(rows=llava.rows, layouts=dict.fromkeys(llava.LAYOUTS, ""), shapes=_lvlm_shapes),
+    "lvlm": Kind(rows=_lvlm_rows, layouts=dict.fromkeys(zoo.LAYOUTS, ""), shapes=_lvlm_shapes),
     "dual": Kind(rows=lambda config, layout: dual.rows(config), layouts={"hf": "vision_model."}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,

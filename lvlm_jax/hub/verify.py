@@ -16,11 +16,12 @@ from lvlm_jax.llm.decoder import Decoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import ranges
-from lvlm_jax.processing.image import ImageSpec, load_image, preprocess, to_patches
-from lvlm_jax.processing.schema import Batch
+from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
+from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
+from lvlm_jax.processing.tiles import span, whole
 from lvlm_jax.vision.text_tower import TextTower
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
-from lvlm_jax.zoo import llava
+from lvlm_jax.zoo import family_of, llava
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
 TOLERANCE = 2e-5
@@ -132,15 +133,22 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
                 f"{loaded.folder}: pictures are prepared at {spec.size} pixels, but the tower reads "
                 f"{tower.image_size}; see preprocessor_config.json"
             )
+        if getattr(loaded.config, "newline", False) and spec.tiles is None:
+            raise CheckpointError(f"{loaded.folder}: preprocessor_config.json names no image_grid_pinpoints (tiles)")
         image = load_image(_made_picture() if picture is None else picture)
-        patches, positions = to_patches(image, spec)
-        out |= {
-            "patches": patches[None],
-            "positions": positions[None],
-            "segments": np.ones((1, len(patches)), np.int32),
-        }
-        out["pixels"] = preprocess(image, spec).transpose(2, 0, 1)[None]
-    if loaded.kind != "vision":
+        patches, positions = to_rows(image, spec)
+        out |= {"patches": patches, "positions": positions, "segments": np.ones(patches.shape[:2], np.int32)}
+        out["pixels"] = preprocess_rows(image, spec).transpose(0, 3, 1, 2)
+        out["picture_size"] = np.asarray([[image.height, image.width]], np.int32)
+    if loaded.kind == "lvlm":
+        q = loaded.config.visual_tokens
+        found = whole(q) if spec.tiles is None else span(*image.size, spec.tiles, spec.size, q)
+        words = _tokens(loaded, prompt)
+        words[2:2], index = [loaded.image_token_id] * len(found.index), np.full(len(words), TEXT)
+        newline = found.rows * q
+        out["image_index"] = np.insert(index, 2, np.where(found.index == NEWLINE, newline, found.index))[None]
+        out["tokens"] = np.asarray([words], np.int32)
+    elif loaded.kind != "vision":
         out["tokens"] = np.asarray([_tokens(loaded, prompt)], np.int32)
     return out
 
@@ -166,10 +174,7 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
         words = beside.tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
     else:
         words = [3 + (7 * i) % (decoder.vocab - 4) for i in range(12)]
-    words = [word for word in words if word != loaded.image_token_id]
-    if loaded.kind == "decoder":
-        return words
-    return words[:2] + [loaded.image_token_id] * config.visual_tokens + words[2:]
+    return [word for word in words if word != loaded.image_token_id]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,13 +184,12 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
 def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     model, variables = LVLM(loaded.config), {"params": loaded.params}
     tokens, picture = inputs["tokens"], [inputs[name] for name in ("patches", "positions", "segments")]
-    is_picture = tokens == loaded.image_token_id
     batch = Batch(
         tokens=tokens,
         weights=jnp.zeros(tokens.shape),
         positions=jnp.arange(tokens.shape[1])[None],
         segments=jnp.ones(tokens.shape, jnp.int32),
-        image_index=jnp.where(is_picture, is_picture.cumsum(1) - 1, -1),
+        image_index=inputs["image_index"],
         patches=picture[0][None],
         patch_positions=picture[1][None],
         patch_segments=picture[2][None],
@@ -282,7 +286,7 @@ def _tensor(x: np.ndarray) -> Any:
 def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
-    model, keys = _open("LlavaForConditionalGeneration", folder)
+    model, keys = _open(family_of(loaded.config).ARCHITECTURE, folder)
     inner = getattr(model, "model", model)
     pixels, tokens, tower = _tensor(inputs["pixels"]), _tensor(inputs["tokens"]), loaded.config.vision
     with torch.no_grad():
@@ -291,13 +295,17 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
         if tower.class_token and not tower.class_feature:
             features = features[:, 1:]
         connected = inner.multi_modal_projector(features)
+        tiles = {}
+        if loaded.config.newline:
+            tiles, pixels = {"image_sizes": _tensor(inputs["picture_size"])}, pixels[None]
         out = model(
             input_ids=tokens,
             pixel_values=pixels,
             attention_mask=torch.ones_like(tokens),
             output_hidden_states=True,
+            **tiles,
         )
-    parts = {"vision features": features, "connector": connected}
+    parts = {"vision features": features, "connector": connected.reshape(1, -1, connected.shape[-1])}
     return parts | {"hidden states": out.hidden_states[-1], "logits": out.logits}, keys
 
 

@@ -337,7 +337,9 @@ def _ways(mesh: Mesh) -> int:
 
 
 def _distinct(rows: Sequence[Sequence[Encoded]]) -> int:
-    return len({picture_key(image) for row in rows for encoded in row for image in encoded.images})
+    """Vision rows of the pictures of some rows, a picture that stands in several counted once."""
+    pictures = {picture_key(image): n for row in rows for e in row for image, n in zip(e.images, e.rows)}
+    return sum(pictures.values())
 
 
 def _left_padded(batch: Batch) -> Batch:

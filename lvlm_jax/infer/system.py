@@ -15,7 +15,7 @@ from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import BOS, Piece, Template
 from lvlm_jax.processing.encode import encode
-from lvlm_jax.processing.image import ImageSpec, load_image, to_patches
+from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.schema import Encoded, Example, Image
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import Float, Params
@@ -59,6 +59,11 @@ class System:
             raise ValueError(
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
+            )
+        if (self.spec.tiles is not None) != self.config.newline:
+            raise ValueError(
+                "tiles and the newline go together: the picture processor cuts "
+                f"{'tiles' if self.spec.tiles else 'no tiles'}, but the model has newline={self.config.newline}"
             )
 
     def __repr__(self) -> str:
@@ -104,6 +109,7 @@ class System:
             self.image_token_id,
             generate=True,
             embedding_size=self.config.llm.vocab,
+            spec=self.spec,
         )
 
     def prompt_text(self, example: Example) -> str:
@@ -185,12 +191,15 @@ class System:
         return (*self.stop_strings, *((stop,) if isinstance(stop, str) else stop))
 
     def embed_images(self, images: Any) -> Float[np.ndarray, "N Q D"]:
-        """What the language model sees of each picture: Q visual tokens in its width, float32."""
+        """What the language model sees of each picture: Q visual tokens in its width, float32.
+
+        A picture that is cut into tiles gives several of N: the whole of it, then its tiles.
+        """
         loaded = [load_image(image.source, max_pixels=self.spec.max_pixels) for image in as_images(images)]
         if not loaded:
             raise ValueError("images: none given")
-        patches, positions = zip(*(to_patches(image, self.spec) for image in loaded))
-        return self.generator.embed_images(np.stack(patches), np.stack(positions))
+        patches, positions = zip(*(to_rows(image, self.spec) for image in loaded))
+        return self.generator.embed_images(np.concatenate(patches), np.concatenate(positions))
 
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation of many turns and many pictures."""

@@ -1,6 +1,7 @@
 """A vision-language model with soft tokens: vision tower, connector, decoder."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -18,21 +19,32 @@ from lvlm_jax.vision.vit import VisionTower, ViTConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LVLMConfig:
-    """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole)."""
+    """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole).
+
+    newline: pictures are cut into tiles, and a learned token ends each row of their grid (LLaVA-NeXT).
+    """
 
     vision: ViTConfig
     connector: ConnectorConfig
     llm: DecoderConfig
     attention: Literal["causal", "prefix"] = "causal"
+    newline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.newline and math.isqrt(self.visual_tokens) ** 2 != self.visual_tokens:
+            raise ValueError(
+                f"newline=True with {self.visual_tokens} visual tokens of a picture, which is no square: tiles make "
+                "one grid only where each is one (set class_feature=False, or choose another connector)"
+            )
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens of one picture (Q)."""
+        """Visual tokens of one vision row (Q): a picture, or one of its tiles."""
         return self.connector.tokens(self.vision.features)
 
 
 class LVLM(nn.Module):
-    """LLaVA 1 and 1.5, and the same with another connector between.
+    """LLaVA 1, 1.5 and NeXT, and the same with another connector between.
 
     Example:
       >>> import jax
@@ -44,7 +56,7 @@ class LVLM(nn.Module):
       >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
       ((1024, 4096), ('embed', 'mlp'))
 
-    Parameters: ``vision``, ``connector``, ``llm``.
+    Parameters: ``vision``, ``connector``, ``llm``, and ``newline`` where the config has one.
     """
 
     config: LVLMConfig
@@ -53,11 +65,13 @@ class LVLM(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
-        """The three parts."""
+        """The parts."""
         c = self.config
         self.vision = VisionTower(c.vision, self.dtype, self.scan, self.remat)
         self.connector = c.connector.build(c.llm.width, self.dtype, self.scan, self.remat)
         self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat)
+        if c.newline:
+            self.newline = soft_tokens.Newline(c.llm.width, self.dtype)
 
     def __call__(self, batch: Batch, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
         """A whole batch -> (hidden states after the final norm, cache filled from position 0 where one is given)."""
@@ -89,6 +103,8 @@ class LVLM(nn.Module):
         if batch.patches.shape[1] == 0 and not self.is_initializing():
             return text
         visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
+        if self.config.newline:
+            visual = soft_tokens.append(visual, self.newline())
         return soft_tokens.fill(text, visual, batch.image_index)
 
     def embed_images(

@@ -6,7 +6,10 @@ import dataclasses
 import numpy as np
 
 from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
-from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.picture import picture_size
+from lvlm_jax.processing.schema import TEXT, Encoded, Example, Image
+from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
 
 
@@ -23,17 +26,19 @@ def encode(
     generate: bool = False,
     max_length: int | None = None,
     embedding_size: int | None = None,
+    spec: ImageSpec | None = None,
 ) -> Encoded:
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
-    Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0). `generate` gives
+    Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
+    that cuts tiles as many as its width and height ask for (its header is read, nothing is decoded). `generate` gives
     the prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
     answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
     `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         pieces = template.render(example.turns, generate)
-        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id)
+        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
     # Nothing stands before the first token: packed, it would be predicted from the example to the left.
@@ -42,7 +47,7 @@ def encode(
     if not generate and not (encoded.weights > 0).any():
         raise DataError(f"{_where(example)}: turns: not one token to learn from; add the answer or drop the record")
     if max_length is not None and len(encoded.tokens) > max_length:
-        encoded = _truncate(encoded, example, visual_tokens, max_length, generate)
+        encoded = _truncate(encoded, example, max_length, generate)
     return encoded
 
 
@@ -50,10 +55,24 @@ def _where(example: Example) -> str:
     return example.origin or (f"example {example.id!r}" if example.id else "example")
 
 
-def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: int, image_token_id: int) -> Encoded:
+def _span(image: Image, spec: ImageSpec | None, visual_tokens: int) -> Span:
+    """The positions of one picture; those of a stage that reads pictures apart from the text (0 tokens) are none."""
+    if spec is None or spec.tiles is None or not visual_tokens:
+        return whole(visual_tokens)
+    return span(*picture_size(image.source, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
+
+
+def _assemble(
+    pieces: list[Piece | Image],
+    tokenizer: Tokenizer,
+    visual_tokens: int,
+    image_token_id: int,
+    spec: ImageSpec | None,
+) -> Encoded:
     """Tokenize runs of adjacent text, and put special tokens and pictures between them."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     images: list[Image] = []
+    spans: list[Span] = []
     run: list[Piece] = []
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
     first = True
@@ -65,9 +84,12 @@ def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: 
             parts.append(_tokenize(run, tokenizer, first))
             run, first = [], False
         if isinstance(piece, Image):
-            index = np.arange(visual_tokens, dtype=np.int32) + len(images) * visual_tokens
-            parts.append((np.full(visual_tokens, image_token_id), np.zeros(visual_tokens), index))
+            here = _span(piece, spec, visual_tokens)
+            before = visual_tokens * sum(one.rows for one in spans)
+            index = np.where(here.index < 0, here.index, here.index + before)
+            parts.append((np.full(len(index), image_token_id), np.zeros(len(index)), index))
             images.append(piece)
+            spans.append(here)
         elif piece is not None and piece.text == BOS:
             if tokenizer.adds_bos:
                 parts.append(_single(tokenizer.bos_id, piece.weight))
@@ -85,6 +107,8 @@ def _assemble(pieces: list[Piece | Image], tokenizer: Tokenizer, visual_tokens: 
         weights=np.asarray(weights, np.float32),
         visual=np.asarray(visual, np.int32),
         images=tuple(images),
+        rows=tuple(one.rows for one in spans),
+        sizes=tuple(len(one.index) for one in spans),
     )
 
 
@@ -95,7 +119,7 @@ def _end(tokenizer: Tokenizer) -> int:
 
 
 def _single(token: int | None, weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.asarray([token]), np.asarray([weight]), np.asarray([-1])
+    return np.asarray([token]), np.asarray([weight]), np.asarray([TEXT])
 
 
 def _tokenize(run: list[Piece], tokenizer: Tokenizer, first: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +127,7 @@ def _tokenize(run: list[Piece], tokenizer: Tokenizer, first: bool) -> tuple[np.n
     ids, spans = tokenizer.encode_text("".join(p.text for p in run), first)
     ends = np.cumsum([len(p.text) for p in run]).tolist()
     owners = [min(bisect.bisect_right(ends, max(stop - 1, start)), len(run) - 1) for start, stop in spans]
-    return ids, np.asarray([run[owner].weight for owner in owners]), np.full(len(ids), -1)
+    return ids, np.asarray([run[owner].weight for owner in owners]), np.full(len(ids), TEXT)
 
 
 def _check_ids(encoded: Encoded, example: Example, embedding_size: int | None) -> None:
@@ -118,22 +142,19 @@ def _check_ids(encoded: Encoded, example: Example, embedding_size: int | None) -
         )
 
 
-def _truncate(encoded: Encoded, example: Example, visual_tokens: int, max_length: int, generate: bool) -> Encoded:
+def _truncate(encoded: Encoded, example: Example, max_length: int, generate: bool) -> Encoded:
     """Drop trailing text so that `max_length` positions remain, after a whole answer if one fits."""
     total = len(encoded.tokens)
     says = f"{_where(example)}: {total} tokens do not fit max_length {max_length}"
     if generate:
         raise DataError(f"{says}: a prompt cannot be cut without losing the question; shorten it or raise max_length")
-    pictures = np.flatnonzero(encoded.visual >= 0)
-    needed = int(pictures[-1]) + 1 if pictures.size else 0
+    needed = max((stop for _, stop in encoded.spans), default=0)
     if needed > max_length:
-        picture = next(j for j in range(len(encoded.images)) if _last(encoded, j, visual_tokens) >= max_length)
-        first = _last(encoded, picture, visual_tokens) - visual_tokens + 1
+        picture, (first, stop) = next((j, one) for j, one in enumerate(encoded.spans) if one[1] > max_length)
         verb = "would cut a picture in half" if first < max_length else "would lose a picture"
         raise DataError(
             f"{says}: the context overflow {verb} (image {picture} of {len(encoded.images)} fills positions {first} to "
-            f"{first + visual_tokens - 1}); raise max_length above {needed}, split the conversation or "
-            "use fewer pictures"
+            f"{stop - 1}); raise max_length above {needed}, split the conversation or use fewer pictures"
         )
     trained = np.append(encoded.weights > 0, False)
     answers = np.flatnonzero(trained[:-1] & ~trained[1:]) + 1
@@ -149,29 +170,22 @@ def _truncate(encoded: Encoded, example: Example, visual_tokens: int, max_length
     )
 
 
-def _last(encoded: Encoded, picture: int, visual_tokens: int) -> int:
-    return int(np.flatnonzero(encoded.visual == (picture + 1) * visual_tokens - 1)[0])
-
-
 def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float, bool]]:
     """What the model sees, to print: (text, weight, is a picture), one entry a token and one a picture.
 
     A character that spans several tokens stands with the last of them; the texts of a run join to its decoded text.
     """
     view: list[tuple[str, float, bool]] = []
-    each = int((encoded.visual >= 0).sum()) // max(len(encoded.images), 1)
-    run: list[int] = []
-    for position, token in enumerate([*encoded.tokens.tolist(), None]):
-        index = int(encoded.visual[position]) if token is not None else 0
-        if token is not None and index < 0:
-            run.append(token)
+    at = 0
+    for number, (first, stop) in enumerate([*encoded.spans, (len(encoded.tokens),) * 2]):
+        if stop == 0 and number < len(encoded.spans):  # a picture that takes no position
             continue
-        if run:
-            weights = encoded.weights[position - len(run) : position].tolist()
-            view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
-            run = []
-        if token is not None and index % each == 0:
-            view.append((f"[image {index // each}: {each} tokens]", 0.0, True))
+        run = encoded.tokens[at:first].tolist()
+        weights = encoded.weights[at:first].tolist()
+        view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
+        if stop > first:
+            view.append((f"[image {number}: {stop - first} tokens]", 0.0, True))
+        at = stop
     return view
 
 

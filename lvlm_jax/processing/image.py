@@ -11,9 +11,21 @@ import numpy as np
 import PIL.Image
 
 from lvlm_jax.processing.picture import MAX_PIXELS, ImageError, load_image
+from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.shapes import Float, Int
 
-__all__ = ["FILTERS", "MAX_PIXELS", "ImageError", "ImageSpec", "augment", "load_image", "preprocess", "to_patches"]
+__all__ = [
+    "FILTERS",
+    "MAX_PIXELS",
+    "ImageError",
+    "ImageSpec",
+    "augment",
+    "load_image",
+    "preprocess",
+    "preprocess_rows",
+    "to_patches",
+    "to_rows",
+]
 
 FILTERS = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -34,6 +46,7 @@ class ImageSpec:
     to a square with the mean colour, then resizes (LLaVA-1.5); "squash" resizes to the square (SigLIP). Pixels are
     (x * rescale - mean) / std. A `size` that is no multiple of `patch` loses the last rows and columns, as a
     convolution with that stride does. `max_pixels` is the most that a file may claim before it is decoded.
+    tiles: also cut each picture into tiles of `size` x `size` at a finer resolution (LLaVA-NeXT).
     """
 
     size: int
@@ -45,8 +58,10 @@ class ImageSpec:
     rescale: float = 1 / 255
     max_pixels: int = MAX_PIXELS
     shortest: int | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self):
+        self._check_tiles()
         if not 0 < self.patch <= self.size:
             raise ValueError(f"patch {self.patch} does not fit size {self.size}; the patch is the smaller of the two")
         if self.resample not in FILTERS:
@@ -58,9 +73,18 @@ class ImageSpec:
         if self.shortest is not None and self.shortest < self.size:
             raise ValueError(f"shortest {self.shortest} is below size {self.size}: the crop would leave the picture")
 
+    def _check_tiles(self) -> None:
+        if self.tiles is None:
+            return
+        if self.fit != "squash":
+            raise ValueError(f"fit {self.fit!r} with tiles: the whole picture is squashed there; use fit='squash'")
+        for pair in self.tiles.pinpoints:
+            if any(side % self.size for side in pair):
+                raise ValueError(f"pinpoint {list(pair)} is no multiple of a tile's side, size {self.size}")
+
     @property
     def patches(self) -> int:
-        """Patches of one picture (P)."""
+        """Patches of one vision row (P)."""
         return (self.size // self.patch) ** 2
 
     @property
@@ -73,7 +97,8 @@ class ImageSpec:
         """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP); ValueError names what is not known."""
         size, crop = config.get("size", 224), config.get("crop_size")
         cropped = config.get("do_center_crop", crop is not None)
-        padded = bool(config.get("do_pad", False))
+        tiles = _tiles_from_hf(config)
+        padded = bool(config.get("do_pad", False)) and tiles is None
         if not config.get("do_resize", True):
             raise ValueError("preprocessor_config.json: do_resize is false, but every picture must come to one size")
         shortest = None
@@ -87,6 +112,13 @@ class ImageSpec:
                 )
         else:
             fit, side = "squash", _edge(size, "size")
+        if tiles is not None:
+            if shortest is not None:
+                raise ValueError(
+                    f"preprocessor_config.json: image_grid_pinpoints with size {shortest} but crop_size {side}; make "
+                    "them equal"
+                )
+            fit = "squash"
         names = {int(value): name for name, value in FILTERS.items()}
         resample = config.get("resample", 3)
         if resample not in names:
@@ -106,12 +138,13 @@ class ImageSpec:
             fit=fit,
             rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
             shortest=shortest,
+            tiles=tiles,
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json; `from_hf` reads it back."""
         config: dict[str, Any] = {
-            "image_processor_type": _PROCESSORS[self.fit],
+            "image_processor_type": "LlavaNextImageProcessor" if self.tiles else _PROCESSORS[self.fit],
             "do_convert_rgb": True,
             "do_resize": True,
             "do_rescale": True,
@@ -122,10 +155,29 @@ class ImageSpec:
             "image_std": list(self.std),
         }
         square = {"height": self.size, "width": self.size}
+        if self.tiles is not None:
+            config |= {"size": {"shortest_edge": self.size}, "do_center_crop": True, "crop_size": square}
+            config |= {"do_pad": True, "image_grid_pinpoints": [list(pair) for pair in self.tiles.pinpoints]}
+            # Their model always rounds; the field is ours, and theirs keeps fields that it does not know.
+            return config if self.tiles.unpad == "round" else {**config, "unpad": self.tiles.unpad}
         if self.fit == "squash":
             return {**config, "size": square}
         config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
         return {**config, "do_pad": True} if self.fit == "pad" else config
+
+
+def _tiles_from_hf(config: dict[str, Any]) -> Tiles | None:
+    """The tiles of a preprocessor_config.json (LLaVA-NeXT); None where it has none."""
+    if config.get("image_grid_pinpoints") is None:
+        return None
+    kind = str(config.get("image_processor_type", "LlavaNextImageProcessor"))
+    if not kind.startswith("LlavaNextImageProcessor"):
+        raise ValueError(
+            f"preprocessor_config.json: image_grid_pinpoints of a {kind} are not supported; those of a "
+            "LlavaNextImageProcessor are"
+        )
+    pinpoints = tuple((int(height), int(width)) for height, width in config["image_grid_pinpoints"])
+    return Tiles(pinpoints=pinpoints, unpad=config.get("unpad", "round"))
 
 
 def _edge(size: Any, key: str) -> int:
@@ -150,8 +202,32 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def preprocess(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "rows cols 3"]:
-    """A picture at `spec.size`, normalised; equal to the Pillow processors of the torch library bit for bit."""
-    pixels = np.asarray(_fit(image if image.mode == "RGB" else load_image(image), spec))
+    """A whole picture at `spec.size`, normalised; equal to the Pillow processors of the torch library bit for bit."""
+    return _normalise(_fit(image if image.mode == "RGB" else load_image(image), spec), spec)
+
+
+def preprocess_rows(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "N rows cols 3"]:
+    """A picture's vision rows: the whole of it, and its tiles in reading order where `spec` cuts some."""
+    image = image if image.mode == "RGB" else load_image(image)
+    return np.stack([_normalise(part, spec) for part in (_fit(image, spec), *_tiles(image, spec))])
+
+
+def _tiles(image: PIL.Image.Image, spec: ImageSpec) -> list[PIL.Image.Image]:
+    """The picture inside the best of the pinpoints, on black, cut into squares."""
+    if spec.tiles is None:
+        return []
+    rows, cols = spec.tiles.resolution(*image.size)
+    height, width = spec.tiles.fitted(*image.size)
+    canvas = PIL.Image.new("RGB", (cols, rows))
+    fitted = image.resize((width, height), FILTERS[spec.resample])
+    canvas.paste(fitted, ((cols - width) // 2, (rows - height) // 2))
+    side = spec.size
+    corners = ((x, y) for y in range(0, rows, side) for x in range(0, cols, side))
+    return [canvas.crop((x, y, x + side, y + side)) for x, y in corners]
+
+
+def _normalise(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "rows cols 3"]:
+    pixels = np.asarray(image)
     # One value a level and channel: the same roundings (float64 product, then float32) for 256 numbers, not millions.
     levels = (np.arange(256, dtype=np.float64) * spec.rescale).astype(np.float32)
     table = (levels[:, None] - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
@@ -160,9 +236,18 @@ def preprocess(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "ro
 
 def to_patches(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "P C"], Int[np.ndarray, "P 2"]]:
     """(patches, positions): patches row by row with values in (row, column, channel) order; (row, column) of each."""
+    return _cut(preprocess(image, spec), spec)
+
+
+def to_rows(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "N P C"], Int[np.ndarray, "N P 2"]]:
+    """`to_patches` of each of a picture's vision rows: the whole of it, then its tiles."""
+    patches, positions = zip(*(_cut(pixels, spec) for pixels in preprocess_rows(image, spec)))
+    return np.stack(patches), np.stack(positions)
+
+
+def _cut(pixels: Float[np.ndarray, "rows cols 3"], spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     n, p = spec.size // spec.patch, spec.patch
-    pixels = preprocess(image, spec)[: n * p, : n * p]
-    patches = pixels.reshape(n, p, n, p, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, p * p * 3)
+    patches = pixels[: n * p, : n * p].reshape(n, p, n, p, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, p * p * 3)
     positions = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), axis=-1).reshape(n * n, 2)
     return np.ascontiguousarray(patches), positions.astype(np.int32)
 

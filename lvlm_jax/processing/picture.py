@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
 
 from lvlm_jax.processing.schema import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may keep its rotation
 MAX_PIXELS = 40_000_000
 """The most pixels a header may claim; a 17 kB file can hold 144 million."""
 
@@ -39,12 +42,7 @@ def load_image(source: Any, root: str | Path | None = None, max_pixels: int = MA
     if isinstance(source, Image):
         source = source.source
     name, opened = _open(source, root)
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name}: the picture claims {width} x {height} = {width * height / 1e6:.1f} megapixels, more than the "
-            f"limit of {max_pixels / 1e6:.1f} (a decompression bomb looks like this); shrink it or raise max_pixels"
-        )
+    _check_size(name, opened, max_pixels)
     try:
         opened.load()
     except Exception as error:
@@ -60,6 +58,40 @@ def load_image(source: Any, root: str | Path | None = None, max_pixels: int = MA
             f"{name}: the picture of mode {opened.mode} does not convert to RGB ({_reason(error)}); save it again as "
             "an 8-bit RGB JPEG or PNG"
         ) from error
+
+
+def picture_size(source: Any, root: str | Path | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of what `load_image` will give, EXIF rotation applied, from the header alone.
+
+    Raises ImageError as `load_image` does, for what a header can show.
+    """
+    if isinstance(source, Image):
+        source = source.source
+    name, opened = _open(source, root)
+    _check_size(name, opened, max_pixels)
+    try:
+        turned = _exif(opened).get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception as error:
+        raise ImageError(f"{name}: its EXIF data is damaged ({_reason(error)}); download or export it again") from error
+    return (opened.height, opened.width) if turned else opened.size
+
+
+def _exif(opened: PIL.Image.Image) -> PIL.Image.Exif:
+    """The EXIF data; a PNG whose data can only stand at its beginning is not decoded to look for some at its end."""
+    data = getattr(opened, "fp", None)
+    png = isinstance(opened, PIL.PngImagePlugin.PngImageFile) and isinstance(data, io.BytesIO)
+    if png and not any(mark in data.getvalue() for mark in _PNG_EXIF):
+        return PIL.Image.Exif()
+    return opened.getexif()
+
+
+def _check_size(name: str, opened: PIL.Image.Image, max_pixels: int) -> None:
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: the picture claims {width} x {height} = {width * height / 1e6:.1f} megapixels, more than the "
+            f"limit of {max_pixels / 1e6:.1f} (a decompression bomb looks like this); shrink it or raise max_pixels"
+        )
 
 
 def _open(source: Any, root: str | Path | None) -> tuple[str, PIL.Image.Image]:

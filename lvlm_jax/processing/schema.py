@@ -5,6 +5,7 @@ gets those characters.
 """
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from lvlm_jax.shapes import Array, Float, Int, pytree
 
 Role = Literal["system", "user", "assistant"]
+
+TEXT, NEWLINE = -1, -2
+"""What `Encoded.visual` says of a position that no visual token fills: text, or the learned end of a picture's row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +62,37 @@ class Encoded:
     """An `Example` as ids: what the packer packs.
 
     tokens int32[n]; weights float32[n], the loss weight of each token as a target; visual int32[n], which of the
-    example's own visual tokens fills this position (picture j holds j*Q ... j*Q+Q-1), -1 for text.
+    example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
+    images: the pictures in reading order; rows: vision rows of each (default one), sizes: positions of each (default
+    equal shares). A picture's vision rows follow one another, and so do its positions.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
     visual: np.ndarray
     images: tuple[Image, ...] = ()
+    rows: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if not self.rows:
+            object.__setattr__(self, "rows", (1,) * count)
+        if not self.sizes:
+            taken = int((self.visual != TEXT).sum())
+            object.__setattr__(self, "sizes", (taken // max(count, 1),) * count)
+
+    @property
+    def vision_rows(self) -> int:
+        """Vision rows of all pictures."""
+        return sum(self.rows)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(first position, one past the last) of each picture; (0, 0) for one that takes none."""
+        places = np.flatnonzero(self.visual != TEXT)
+        ends = np.cumsum([0, *self.sizes])
+        return [(int(places[a]), int(places[b - 1]) + 1) if b > a else (0, 0) for a, b in itertools.pairwise(ends)]
 
 
 @pytree
@@ -78,7 +106,7 @@ class Batch:
     | weights         | float32[B, T]    | loss weight of this token as a target, predicted from the one before   |
     | positions       | int32[B, T]      | position within the example (RoPE), restarting at 0                    |
     | segments        | int32[B, T]      | 0 padding; 1, 2, ... the examples packed in this row                   |
-    | image_index     | int32[B, T]      | the visual token of the group that fills it, in [0, N*Q); -1 text      |
+    | image_index     | int32[B, T]      | the visual token of the group that fills it, -1 text (N*Q: newline)    |
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |

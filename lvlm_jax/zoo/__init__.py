@@ -1,12 +1,38 @@
-"""Whole systems by name: data only."""
+"""Whole systems by name: data only. One public class of the torch library is one family, one file."""
 
 import difflib
+from types import ModuleType
 
-from lvlm_jax.zoo import llava
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.zoo import llava, llava_next
 from lvlm_jax.zoo.spec import Spec
 
-SYSTEMS: dict[str, Spec] = {**llava.SYSTEMS}
+FAMILIES: dict[str, ModuleType] = {llava.MODEL_TYPE: llava, llava_next.MODEL_TYPE: llava_next}
+"""Public ``model_type`` -> family: a module with
+
+| name | what it is |
+| --- | --- |
+| MODEL_TYPE, ARCHITECTURE | names of the torch library's class |
+| SYSTEMS | its `Spec`s by name |
+| LAYOUTS, layout_of(keys), rows(config, layout) | where the parts stand in a checkpoint, and its key table |
+| fits(config) | whether that class can hold a model |
+| from_hf(raw), to_hf(config, image_token_id, image) | config.json both ways |
+| processor(config) | fields of processor_config.json |
+"""
+
+READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
+"""``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
+
+SYSTEMS: dict[str, Spec] = {name: spec for family in FAMILIES.values() for name, spec in family.SYSTEMS.items()}
 """Every system there is."""
+
+LAYOUTS = {name: layout for family in FAMILIES.values() for name, layout in family.LAYOUTS.items()}
+"""Every way of writing such a checkpoint."""
+
+
+def family_of(config: LVLMConfig) -> ModuleType:
+    """The family that a model belongs to; LLaVA's where no public class can hold it."""
+    return next((family for family in FAMILIES.values() if family.fits(config)), llava)
 
 
 def spec(name: str) -> Spec:
@@ -22,4 +48,4 @@ def spec(name: str) -> Spec:
     return SYSTEMS[name]
 
 
-__all__ = ["SYSTEMS", "Spec", "spec"]
+__all__ = ["FAMILIES", "LAYOUTS", "READS", "SYSTEMS", "Spec", "family_of", "spec"]

@@ -56,32 +56,55 @@ SYSTEMS: dict[str, Spec] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the parts stand in one way of writing a LLaVA checkpoint: prefixes, and the whole key of the head."""
+    """Where the parts stand in one way of writing a LLaVA checkpoint: prefixes, and whole keys of head and newline."""
 
     vision: str
     connector: str
     llm: str
     head: str
+    newline: str
 
 
 LAYOUTS: dict[str, Layout] = {
     # transformers 4.35 to 4.51, and most files on the hub
     "hf-4": Layout(
-        "vision_tower.vision_model.", "multi_modal_projector", "language_model.model.", "language_model.lm_head.weight"
+        "vision_tower.vision_model.",
+        "multi_modal_projector",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+        "image_newline",
     ),
     # transformers 4.52 to the last 4.x
     "hf-4.52": Layout(
-        "model.vision_tower.vision_model.", "model.multi_modal_projector", "model.language_model.", "lm_head.weight"
+        "model.vision_tower.vision_model.",
+        "model.multi_modal_projector",
+        "model.language_model.",
+        "lm_head.weight",
+        "model.image_newline",
     ),
     # what transformers 5 writes for a fresh model: as hf-4, without "vision_model."
-    "hf-5": Layout("vision_tower.", "multi_modal_projector", "language_model.model.", "language_model.lm_head.weight"),
+    "hf-5": Layout(
+        "vision_tower.",
+        "multi_modal_projector",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+        "image_newline",
+    ),
     # transformers 5 in memory (`state_dict()`)
     "hf-5-memory": Layout(
-        "model.vision_tower.", "model.multi_modal_projector", "model.language_model.", "lm_head.weight"
+        "model.vision_tower.",
+        "model.multi_modal_projector",
+        "model.language_model.",
+        "lm_head.weight",
+        "model.image_newline",
     ),
     # the authors' own repository; the tower is often absent, fetched by its hub name
     "llava-original": Layout(
-        "model.vision_tower.vision_tower.vision_model.", "model.mm_projector", "model.", "lm_head.weight"
+        "model.vision_tower.vision_tower.vision_model.",
+        "model.mm_projector",
+        "model.",
+        "lm_head.weight",
+        "model.image_newline",
     ),
 }
 """One model, five layouts (all on people's disks)."""
@@ -107,6 +130,7 @@ def rows(config: LVLMConfig, layout: str = "hf-5", tower: bool = True) -> list[R
         *(tower_rows(config.vision, "vision", at.vision) if tower else ()),
         *between(config.connector, "connector", at.connector),
         *decoder_rows(config.llm, "llm", at.llm, at.head),
+        *([Row("newline/token", at.newline)] if config.newline else ()),
     ]
 
 
@@ -131,6 +155,8 @@ def layout_of(keys: Iterable[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # config.json
 
+MODEL_TYPE, ARCHITECTURE = "llava", "LlavaForConditionalGeneration"
+
 OWN_TYPE = "lvlm_jax_llava"
 """``model_type`` of what the torch library has no class for: another connector, or prefix attention. A name that it
 does not know makes it stop, where "llava" would make it run with other maths."""
@@ -146,9 +172,9 @@ DEFAULTS = {
 """What the public class assumes for fields that a config leaves out."""
 
 
-def is_public(config: LVLMConfig) -> bool:
-    """Whether the torch library has a class for this model."""
-    return isinstance(config.connector, MlpConfig) and config.attention == "causal"
+def fits(config: LVLMConfig) -> bool:
+    """Whether the torch library's class can hold this model."""
+    return isinstance(config.connector, MlpConfig) and config.attention == "causal" and not config.newline
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
@@ -157,7 +183,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     Raises:
       ValueError: a part or value that cannot be run, naming the field and what is supported.
     """
-    one_of("model_type", config.get("model_type"), ["llava", OWN_TYPE])
+    one_of("model_type", config.get("model_type"), [MODEL_TYPE, OWN_TYPE])
     for part in ("vision_config", "text_config"):
         if not config.get(part):
             raise ValueError(f"config.json: {part} is missing; is this a config of the torch library's LLaVA class?")
@@ -174,6 +200,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
         connector=connector,
         llm=llm.FAMILIES[kind].from_hf(text),
         attention=one_of("attention", f.get("attention", "causal") if own else "causal", ["causal", "prefix"]),
+        newline=one_of("newline", f.get("newline", False) if own else False, [False, True]),
     )
     return whole, int(f["image_token_index"])
 
@@ -198,8 +225,8 @@ def from_end(field: str, layer: Any, depth: int) -> int:
     return layer if layer < 0 else layer - depth - 1
 
 
-def to_hf(config: LVLMConfig, image_token_id: int) -> dict[str, Any]:
-    """The config.json that the torch library reads; `from_hf` reads it back.
+def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = None) -> dict[str, Any]:
+    """The config.json that the torch library reads; `from_hf` reads it back. It says nothing of `image`.
 
     A model that it has no class for gets our own ``model_type`` and ``connector`` entry instead.
     """
@@ -213,16 +240,27 @@ def to_hf(config: LVLMConfig, image_token_id: int) -> dict[str, Any]:
         "image_seq_length": config.visual_tokens,
         "tie_word_embeddings": config.llm.tied,
     }
-    if not is_public(config):
-        connector = connector_keys.to_dict(config.connector)
-        return {"model_type": OWN_TYPE, **out, "connector": connector, "attention": config.attention}
+    if not fits(config):
+        own = {"connector": connector_keys.to_dict(config.connector), "attention": config.attention}
+        return {"model_type": OWN_TYPE, **out, **own, "newline": config.newline}
     act = one_of("projector_hidden_act", config.connector.activation, PUBLIC_ACTIVATIONS)
     return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "architectures": [ARCHITECTURE],
         **out,
         "projector_hidden_act": PUBLIC_ACTIVATIONS[act],
         "multimodal_projector_bias": True,
+    }
+
+
+def processor(config: LVLMConfig) -> dict[str, Any]:
+    """What the torch library's processor must know of the model: the fields of processor_config.json."""
+    tower = config.vision
+    return {
+        "processor_class": "LlavaNextProcessor" if config.newline else "LlavaProcessor",
+        "patch_size": tower.patch_size,
+        "num_additional_image_tokens": int(tower.class_token),
+        "vision_feature_select_strategy": "default" if tower.class_token and not tower.class_feature else "full",
     }
 
 
@@ -249,20 +287,30 @@ def from_original(config: Mapping[str, Any]) -> LVLMConfig:
     sizes = {**vision.clip.PRESETS, **vision.siglip.PRESETS}[preset]
     layer = from_end("mm_vision_select_layer", config.get("mm_vision_select_layer", -2), sizes.depth)
     sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=sizes.class_token and select == "cls_patch")
-    return LVLMConfig(vision=sizes, connector=PROJECTORS[kind], llm=llm.llama.from_hf(config))
+    merge = one_of("mm_patch_merge_type", config.get("mm_patch_merge_type") or "flat", ["flat", "spatial_unpad"])
+    return LVLMConfig(
+        vision=sizes,
+        connector=PROJECTORS[kind],
+        llm=llm.llama.from_hf(config),
+        newline=merge == "spatial_unpad" and "anyres" in str(config.get("image_aspect_ratio")),
+    )
 
 
 __all__ = [
+    "ARCHITECTURE",
     "DEFAULTS",
     "LAYOUTS",
+    "MODEL_TYPE",
+    "OWN_TYPE",
     "SYSTEMS",
     "UNUSED",
     "Layout",
+    "fits",
     "from_end",
     "from_hf",
     "from_original",
-    "is_public",
     "layout_of",
+    "processor",
     "rows",
     "to_hf",
 ]

@@ -17,7 +17,7 @@ from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.zoo import dual, llava
+from lvlm_jax.zoo import dual
 
 CARDS = pathlib.Path(__file__).parent / "cards"
 
@@ -41,7 +41,7 @@ def _dual(config):
 
 def _system(spec):
     shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
-    return shapes, axes, llava.rows(spec.config)
+    return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
 
 
 PRESETS = (
@@ -88,6 +88,7 @@ def test_no_card_without_its_preset():
         # as the hub counts them in the releases' files
         ("llava15_7b", 7_063_427_072),
         ("llava15_13b", 13_351_494_656),
+        ("llavanext_7b", 7_063_431_168),
         ("llama2_7b", 6_738_415_616),
         ("llama2_13b", 13_015_864_320),
         ("llama3_8b", 8_030_261_248),
@@ -139,6 +140,8 @@ def test_what_a_picture_costs_in_tokens():
         "llava15_7b": 576,
         "llava15_13b": 576,
         "llava15_7b_perceiver": 64,
+        "llavanext_7b": 576,  # of each tile
+        "llavanext_13b": 576,
     }
     assert isinstance(zoo.spec("llava_7b").config.connector, LinearConfig)
     assert isinstance(zoo.spec("llava15_7b_perceiver").config.connector, PerceiverConfig)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lvlm_jax import zoo
-from lvlm_jax.connectors import LinearConfig, MlpConfig
+from lvlm_jax.connectors import LinearConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.vision import clip
 from lvlm_jax.zoo import dual, llava
@@ -92,10 +92,17 @@ def test_the_authors_config_is_the_preset_without_added_words():
 
 @pytest.mark.parametrize("config", [*tiny.SYSTEMS.values(), *(spec.config for spec in zoo.SYSTEMS.values())])
 def test_configs_go_out_and_come_back(config):
-    public = llava.to_hf(config, 7)
-    assert (public["model_type"] == "llava") is llava.is_public(config)
-    assert llava.is_public(config) is (isinstance(config.connector, MlpConfig) and config.attention == "causal")
-    assert llava.from_hf(public) == (config, 7)
+    family, image = zoo.family_of(config), next(s.image for s in zoo.SYSTEMS.values() if s.image.tiles)
+    public = family.to_hf(config, 7, image)
+    assert (public["model_type"] in zoo.FAMILIES) is family.fits(config)
+    assert (public["model_type"] == "llava") is llava.fits(config)
+    assert zoo.READS[public["model_type"]].from_hf(public) == (config, 7)
+
+
+def test_no_two_families_hold_one_model():
+    for spec in zoo.SYSTEMS.values():
+        fitting = [name for name, family in zoo.FAMILIES.items() if family.fits(spec.config)]
+        assert len(fitting) == (0 if "perceiver" in spec.name or spec.name.startswith("llava_") else 1), spec.name
 
 
 def test_a_dual_encoders_config_goes_out_and_comes_back():
