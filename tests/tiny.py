@@ -58,6 +58,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "llava": LVLMConfig(vision=CLIP, connector=LinearConfig(), llm=LLAMA),
     "llava15": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA),
     "llava15_prefix": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, attention="prefix"),
+    "llava_next": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, newline=True),
     "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
@@ -104,6 +105,8 @@ def batch(
     Args:
       rows: what each row holds: a number is that many text tokens, `IMAGE` a picture. The last number is the answer.
       pad: the side on which short rows are padded.
+
+    Where the config has a newline, it fills the last position of each picture, instead of its last token.
     """
     rng = np.random.default_rng(seed)
     q, side, per = config.visual_tokens, config.vision.image_size, len(rows) // groups
@@ -131,6 +134,8 @@ def batch(
                 patches[g, slot], shown[g, slot] = cut(pictures[taken], config.vision.patch_size), 1
                 fields["tokens"][b, at : at + q] = image_id
                 image_index[b, at : at + q] = slot * q + np.arange(q)
+                if config.newline:
+                    image_index[b, at + q - 1] = patches.shape[1] * q
                 taken += 1
             at += q if part == IMAGE else part
     grid = np.stack(np.meshgrid(*[np.arange(config.vision.grid)] * 2, indexing="ij"), -1).reshape(-1, 2)

@@ -15,6 +15,8 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import LlavaJson
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import augment, load_image, to_patches
+from lvlm_jax.processing.schema import NEWLINE
+from lvlm_jax.processing.tiles import Tiles
 
 Q = 4
 
@@ -168,6 +170,43 @@ def test_examples_of_a_group_may_share_a_picture(album, encoder, spec):
     apart = collate(rows, **{**sizes, "vision_rows": 3})
     assert sorted(set(apart.image_index[0][apart.image_index[0] >= 0] // Q)) == [0, 1]
     assert set(apart.image_index[1][apart.image_index[1] >= 0] // Q) == {2}
+
+
+def test_pictures_of_any_resolution_take_the_rows_they_need(album, encoder, spec):
+    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))))
+    bound = functools.partial(encoder, spec=tiled)
+    source = LlavaJson(album)
+    lengths, rows, _ = measure_lengths(source, bound, progress=False)
+    examples = [bound(source[index]) for index in range(len(source))]
+    assert rows.tolist() == [encoded.vision_rows for encoded in examples]
+    assert set(rows.tolist()) >= {0, 3, 6}  # none, a picture of three rows, two of them
+    sizes = {"seed": 1, "rows": 8, "length": 80, "groups": 4, "vision_rows": 12}
+    plan = PackingPlan(lengths, rows, **sizes)
+    loader = Loader(source, bound, tiled, plan=plan, visual_tokens=Q, pad_id=0, augment=MOVES)
+    halves = [Loader(source, bound, tiled, plan=plan, visual_tokens=Q, pad_id=0, augment=MOVES, host=h, hosts=2)
+              for h in range(2)]  # fmt: skip
+    for k in range(2):
+        batch = loader.build(k)
+        assert same(joined([half.build(k) for half in halves]), batch)
+        newlines = batch.image_index == 12 * Q  # one past the group's own tokens
+        for row, packed in enumerate(plan.batch(k)):
+            visual = np.concatenate([examples[i].visual for i in packed] or [[]])
+            assert newlines[row].sum() == (visual == NEWLINE).sum()
+            assert (batch.image_index[row] >= 0).sum() == (visual != -1).sum()
+            tokens = batch.image_index[row][(batch.image_index[row] >= 0) & ~newlines[row]]
+            assert len(np.unique(tokens)) == len(tokens)
+            assert batch.patch_segments[row // 2].any(-1)[np.unique(tokens // Q).astype(int)].all()
+
+
+def test_a_picture_that_changed_its_size_is_an_error(album, encoder, spec):
+    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))))
+    source = LlavaJson(album)
+    one = encoder(source[next(i for i in range(len(source)) if len(source[i].images) == 1)])  # without the tiles
+    sizes = dict(length=80, groups=1, vision_rows=8, visual_tokens=Q, pad_id=0, spec=tiled)
+    with pytest.raises(
+        DataError, match=r"png: the picture takes \d vision row\(s\), but its positions were made for 1"
+    ):
+        collate([[one]], **sizes)
 
 
 def test_collate_refuses_what_does_not_fit(album, encoder, spec):

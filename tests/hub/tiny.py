@@ -93,6 +93,19 @@ def llava(tower="clip", decoder="llama", **fields):
     return hf.LlavaForConditionalGeneration(config)
 
 
+PINPOINTS = [[28, 56], [56, 28], [56, 56]]
+
+
+def llava_next():
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**TOWER, **PICTURE),
+        text_config=hf.LlamaConfig(**{**DECODER, "max_position_embeddings": 256}),
+        image_token_index=511,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return hf.LlavaNextForConditionalGeneration(config)
+
+
 def saved(model, path, shard=None):
     """The folder that the torch library writes."""
     model.save_pretrained(path, **({} if shard is None else {"max_shard_size": shard}))
@@ -119,6 +132,7 @@ _TO = {
         (r"^language_model\.lm_head", "lm_head"),
         (r"^vision_tower\.", "model.vision_tower.vision_model."),
         (r"^multi_modal_projector", "model.multi_modal_projector"),
+        (r"^image_newline", "model.image_newline"),
     ],
     "hf-5": [],
     "hf-5-memory": [
@@ -126,12 +140,14 @@ _TO = {
         (r"^language_model\.lm_head", "lm_head"),
         (r"^vision_tower\.", "model.vision_tower."),
         (r"^multi_modal_projector", "model.multi_modal_projector"),
+        (r"^image_newline", "model.image_newline"),
     ],
     "llava-original": [
         (r"^language_model\.", ""),
         (r"^vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
         (r"^multi_modal_projector\.linear_1", "model.mm_projector.0"),
         (r"^multi_modal_projector\.linear_2", "model.mm_projector.2"),
+        (r"^image_newline", "model.image_newline"),
     ],
 }
 

@@ -35,12 +35,12 @@ def by_full_passes(system, prompt, count, length=64):
     for _ in range(count):
         tokens = np.concatenate([prompt.tokens, out]).astype(np.int32)
         visual = np.concatenate([prompt.visual, np.full(len(out), -1)]).astype(np.int32)
-        longer = Encoded(tokens, np.zeros(len(tokens), np.float32), visual, prompt.images)
+        longer = Encoded(tokens, np.zeros(len(tokens), np.float32), visual, prompt.images, prompt.rows, prompt.sizes)
         batch = collate(
             [[longer]],
             length=length,
             groups=1,
-            vision_rows=2,
+            vision_rows=max(2, prompt.vision_rows),
             visual_tokens=system.config.visual_tokens,
             pad_id=0,
             spec=system.spec,
@@ -69,6 +69,19 @@ def test_cached_batched_padded_decoding_equals_full_passes(scan, prompts):
     assert len(set(expected)) == len(expected)  # the model listens to what it is asked and shown
     assert [answer.reason for answer in answers] == ["length"] * 4
     assert [answer.prompt_tokens for answer in answers] == [len(p.tokens) for p in prompts]
+
+
+def test_pictures_of_any_resolution():
+    """Wide, tall and square ones, two in one prompt, one in two prompts; its tiles are read once."""
+    system = tiny_system(tiles=True)
+    rng = np.random.default_rng(1)
+    wide, tall, square = (rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((16, 40), (50, 20), (30, 30)))
+    shown = [wide, [tall, square], None, wide]
+    prompts = [system.encode(as_example(text, images)) for text, images in zip(QUESTIONS, shown)]
+    assert [prompt.rows for prompt in prompts] == [(3,), (3, 5), (), (3,)]
+    answers = free(system).generate(prompts, max_new_tokens=4)
+    assert tokens_of(answers) == [by_full_passes(system, prompt, 4, length=96) for prompt in prompts]
+    assert system.embed_images([wide, square]).shape == (3 + 5, 4, 32)
 
 
 def test_the_prefix_of_a_prefix_model_is_the_prompt(prompts):

@@ -13,6 +13,7 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.params import flatten, stack_layers, unflatten
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.vision.vit import ViTConfig
 from tests.tokenizers_tiny import llama_tiny
@@ -30,13 +31,23 @@ def _weights(config: LVLMConfig) -> dict:
     return unflatten(flat)
 
 
+TILED = ImageSpec(
+    size=16,
+    patch=8,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    fit="squash",
+    tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))),
+)
+
+
 @functools.cache
-def tiny_system(context: int = 192, scan: bool = False, attention: str = "causal") -> System:
-    """The same weights in either shape of the stack."""
+def tiny_system(context: int = 192, scan: bool = False, attention: str = "causal", tiles: bool = False) -> System:
+    """The same weights in either shape of the stack; with `tiles`, pictures of any resolution."""
     tokenizer = Tokenizer(llama_tiny())
     vision = ViTConfig(image_size=16, patch_size=8, width=16, depth=2, heads=2, mlp_dim=32)
     decoder = DecoderConfig(vocab=512, width=32, depth=2, heads=8, kv_heads=4, mlp_dim=48, context=context)
-    config = LVLMConfig(vision=vision, connector=MlpConfig(), llm=decoder, attention=attention)
+    config = LVLMConfig(vision=vision, connector=MlpConfig(), llm=decoder, attention=attention, newline=tiles)
     params = _weights(config)
     if scan:
         params = stack_layers(params)
@@ -44,7 +55,7 @@ def tiny_system(context: int = 192, scan: bool = False, attention: str = "causal
         model=LVLM(config, scan=scan),
         params=params,
         tokenizer=tokenizer,
-        spec=ImageSpec(size=16, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3),
+        spec=TILED if tiles else ImageSpec(size=16, patch=8, mean=(0.5,) * 3, std=(0.5,) * 3),
         template=TEMPLATES["vicuna_v1"].with_system(""),
         image_token_id=tokenizer.special_id("<image>"),
         rows=4,

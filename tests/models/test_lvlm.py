@@ -48,7 +48,7 @@ def split_at(batch, at):
 
 @pytest.mark.parametrize(
     ("name", "scan"),
-    [("llava15", False), ("llava15", True), ("siglip_qwen2", False), ("clip_llama3", False)]
+    [("llava15", False), ("llava15", True), ("llava_next", False), ("siglip_qwen2", False), ("clip_llama3", False)]
     + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
@@ -104,6 +104,7 @@ def agree(got, name, atol):
     ("name", "preset"),
     [
         *(("llava15", preset) for preset in M.PRESETS),
+        ("llava_next", "FSDP"),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
@@ -182,6 +183,16 @@ def test_prefix_edits_move_all_of_the_prefix():
         np.testing.assert_array_equal(moved(model, params, batch, edit(batch, 0, at)), expected)
 
 
+def test_a_newline_is_read_where_the_batch_says():
+    model, params = system("llava_next")
+    batch, _ = tiny.batch(model.config, [[2, I, 3], [9]])
+    other = {**params, "newline": {"token": params["newline"]["token"] + 1.0}}
+    a, b = (np.asarray(logits(model, p, batch)) for p in (params, other))
+    expected = np.zeros(batch.tokens.shape, bool)
+    expected[0, 2 + 16 - 1 :] = True  # the last position of the picture, and what sees it
+    np.testing.assert_array_equal(np.abs(a - b).max(-1) > 1e-6, expected)
+
+
 def test_text_under_a_picture_is_not_read_and_an_edited_picture_is():
     model, params = system("llava15")
     batch, _ = tiny.batch(model.config, [[2, I, 3, I, 4], [9]])
@@ -227,5 +238,5 @@ def test_init_makes_every_weight_whatever_the_batch_holds():
         shapes, axes = abstract(LVLM(config), dummy_batch(config))
         none, _ = abstract(LVLM(config), dummy_batch(config, pictures=1, rows=2, length=3))
         assert P.flatten(shapes).keys() == P.flatten(none).keys() == P.flatten(axes).keys(), name
-        assert set(shapes) == {"vision", "connector", "llm"}
+        assert set(shapes) == {"vision", "connector", "llm", *(["newline"] if config.newline else [])}
         assert ("head" in shapes["llm"]) is not config.llm.tied
