@@ -47,9 +47,31 @@ GEMMA2 = dataclasses.replace(
     window=6,
     pattern=("local", "global"),
 )
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    **llm.gemma3.PARTS,
+    attn_softcap=None,
+    final_softcap=None,
+    rope_theta=1e6,
+    rope_scaling=RopeScaling(kind="linear", factor=8.0),
+    local_theta=1e4,
+    pattern=("local", "global", "local"),
+)
+QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)
+MISTRAL = dataclasses.replace(LLAMA, window=6, pattern=("local",), public="mistral")
+TURNED = dataclasses.replace(  # every way of rotating that the others lack
+    LLAMA,
+    rotary_fraction=0.5,
+    rotary_pairs="interleaved",
+    rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context=8),
+)
 DECODERS: dict[str, DecoderConfig] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "qwen3": QWEN3,
+    "mistral": MISTRAL,
+    "partial, interleaved, yarn": TURNED,
 }
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)

@@ -2,14 +2,22 @@
 
 from types import ModuleType
 
-from lvlm_jax.llm import gemma, gemma2, llama, qwen2
+from lvlm_jax.llm import gemma, gemma2, gemma3, llama, mistral, qwen2, qwen3, smollm2
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2, "gemma": gemma, "gemma2": gemma2}
+FAMILIES: dict[str, ModuleType] = {
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+}
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
 
 PRESETS: dict[str, DecoderConfig] = {
-    name: config for family in FAMILIES.values() for name, config in family.PRESETS.items()
+    name: config for family in (*FAMILIES.values(), smollm2) for name, config in family.PRESETS.items()
 }
 """Every released decoder by name."""
 
@@ -29,9 +37,23 @@ def family_of(config: DecoderConfig) -> str:
     parts = ", ".join(f"{name}={value!r}" for name, value in config.parts.items()) or "no parts of its own"
     raise ValueError(
         f"no public family ({', '.join(names)}) holds a decoder with {parts} and {config.heads} heads of "
-        f"{config.head_width} at width {config.width}; Qwen2 needs heads x head width = width, Gemma 2 a width that "
-        "its heads divide"
+        f"{config.head_width} at width {config.width}; Qwen2 needs heads x head width = width, Gemma 2 and 3 a width "
+        "that their heads divide"
     )
 
 
-__all__ = ["FAMILIES", "PRESETS", "Decoder", "DecoderConfig", "family_of", "gemma", "gemma2", "llama", "qwen2"]
+__all__ = [
+    "FAMILIES",
+    "PRESETS",
+    "Decoder",
+    "DecoderConfig",
+    "family_of",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm2",
+]

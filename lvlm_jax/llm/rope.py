@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax.keymap import one_of
-from lvlm_jax.nn.positions import RopeScaling
+from lvlm_jax.nn.positions import RopeScaling, yarn_magnitude
 
 DEFAULT_THETA = 10000.0
 """What the public classes assume where a config gives none."""
@@ -23,32 +23,45 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     one_of("partial_rotary_factor", float(partial), [1.0])
     kind = found.get("rope_type", found.get("type", "default"))
-    one_of(f"{name}.rope_type", kind, ["default", "linear", "llama3"])
+    one_of(f"{name}.rope_type", kind, ["default", *_NEEDED])
     if kind == "default":
         return theta, None
-    names = {"linear": ["factor"], "llama3": list(_LLAMA3)}[kind]
-    if missing := [field for field in names if found.get(field) is None]:
+    if missing := [field for field in _NEEDED[kind] if found.get(field) is None]:
         raise ValueError(f"config.json: {name} of type {kind!r} lacks {', '.join(missing)}")
-    if kind == "linear":
-        return theta, RopeScaling(kind="linear", factor=float(found["factor"]))
-    return theta, RopeScaling(kind="llama3", **{ours: make(found[field]) for field, (ours, make) in _LLAMA3.items()})
+    if kind == "yarn" and found.get("attention_factor") is None and found.get("mscale") and found.get("mscale_all_dim"):
+        parts = [yarn_magnitude(float(found["factor"]), found[field]) for field in ("mscale", "mscale_all_dim")]
+        found["attention_factor"] = parts[0] / parts[1]
+    given = {_OURS[field]: found[field] for field in _fields(kind) if found.get(field) is not None}
+    makers = {"original_context": int, "truncate": bool}
+    return theta, RopeScaling(kind=kind, **{field: makers.get(field, float)(value) for field, value in given.items()})
 
 
-_LLAMA3 = {
-    "factor": ("factor", float),
-    "low_freq_factor": ("low_freq_factor", float),
-    "high_freq_factor": ("high_freq_factor", float),
-    "original_max_position_embeddings": ("original_context", int),
+_CONTEXT = "original_max_position_embeddings"
+_NEEDED = {
+    "linear": ["factor"],
+    "llama3": ["factor", "low_freq_factor", "high_freq_factor", _CONTEXT],
+    "yarn": ["factor", _CONTEXT],
 }
+"""Fields that each kind of scaling must give."""
+
+_MORE = {"yarn": ["beta_fast", "beta_slow", "truncate", "attention_factor"]}
+"""Fields that it may give."""
+
+_OURS = {name: name for names in (*_NEEDED.values(), *_MORE.values()) for name in names} | {
+    _CONTEXT: "original_context"
+}
+
+
+def _fields(kind: str) -> list[str]:
+    return [*_NEEDED[kind], *_MORE.get(kind, ())]
 
 
 def rope_to_hf(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """Both forms, so that older and newer software read the same: they hold the same values."""
     if scaling is None:
         found: dict[str, Any] = {"rope_type": "default"}
-    elif scaling.kind == "linear":
-        found = {"rope_type": "linear", "factor": scaling.factor}
     else:
-        found = {"rope_type": "llama3"} | {field: getattr(scaling, ours) for field, (ours, _) in _LLAMA3.items()}
+        values = {field: getattr(scaling, _OURS[field]) for field in _fields(scaling.kind)}
+        found = {"rope_type": scaling.kind} | {field: value for field, value in values.items() if value is not None}
     old = {"rope_theta": theta, "rope_scaling": None if scaling is None else dict(found)}
     return {**old, "rope_parameters": {**found, "rope_theta": theta}}

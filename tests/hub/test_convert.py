@@ -19,7 +19,7 @@ from lvlm_jax.zoo import llava
 from tests.hub import tiny
 
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
-DECODERS = ("llama", "qwen2", "gemma", "gemma2")
+DECODERS = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "qwen3", "mistral", "mistral_v03")
 ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
 
 
@@ -90,6 +90,8 @@ def test_models_alone(tmp_path, name, dtype):
     same_bytes(TensorFolder(folder), TensorFolder(tmp_path / "out"))
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert raw["dtype"] == raw["torch_dtype"] == jnp.dtype(wanted).name
+    assert raw["model_type"] == json.loads((folder / "config.json").read_text())["model_type"]
+    assert import_folder(tmp_path / "out").config == loaded.config
     if dtype == tiny.torch.float32:
         comparison = verify(folder, tmp_path / "out")  # we read their folder, they read ours
         assert comparison.passed, str(comparison)
@@ -116,7 +118,7 @@ def test_a_tower_out_of_a_dual_encoder(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, tower.params, whole.params["vision"])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
 def test_bare_decoder(tmp_path, name):
     model = tiny.perturbed(getattr(tiny, name)(tied=False))
     folder = tiny.saved(model.model, tmp_path / "in")

@@ -53,6 +53,24 @@ def gemma2(tied=True):
     return hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, tie_word_embeddings=tied))
 
 
+def gemma3(tied=True):
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    sizes = {**DECODER, "num_hidden_layers": 3, "head_dim": 16, "sliding_window": 7, "layer_types": types}
+    return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes, query_pre_attn_scalar=24, tie_word_embeddings=tied))
+
+
+def qwen3(tied=True):
+    return hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER, head_dim=16, tie_word_embeddings=tied))
+
+
+def mistral(tied=False):
+    return hf.MistralForCausalLM(hf.MistralConfig(**DECODER, sliding_window=7, tie_word_embeddings=tied))
+
+
+def mistral_v03(tied=False):
+    return hf.MistralForCausalLM(hf.MistralConfig(**DECODER, sliding_window=None, tie_word_embeddings=tied))
+
+
 def clip(**towers):
     vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, **WORDS}
     return hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))

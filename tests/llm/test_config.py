@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lvlm_jax import llm
-from lvlm_jax.llm import gemma, gemma2, llama, qwen2
+from lvlm_jax.llm import gemma, gemma2, gemma3, llama, mistral, qwen2, qwen3
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.nn.positions import RopeScaling
 
@@ -20,6 +20,7 @@ LLAMA3 = {
 
 
 FAMILY = {name: kind for kind, family in llm.FAMILIES.items() for name in family.PRESETS}
+FAMILY |= dict.fromkeys(llm.smollm2.PRESETS, "llama")
 """The public ``model_type`` of every preset."""
 
 
@@ -68,6 +69,54 @@ def test_the_text_parts_of_hub_configs():
     assert (capless.attn_softcap, capless.final_softcap) == (None, None)
 
 
+def test_the_text_part_of_gemma3_in_its_old_and_its_new_form():
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    linear = {"rope_type": "linear", "factor": 8.0}
+    old = gemma3.from_hf({**sizes, "rope_scaling": linear})
+    nested = {
+        "full_attention": {**linear, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    types = [("full" if (i + 1) % 6 == 0 else "sliding") + "_attention" for i in range(34)]
+    assert old == gemma3.from_hf({**sizes, "rope_parameters": nested, "layer_types": types})
+    assert old == gemma3.PRESETS["gemma3_4b"]
+    assert gemma3.to_hf(old)["sliding_window_pattern"] == 6
+
+
+def test_windows_of_mistral_and_qwen3():
+    assert (
+        mistral.from_hf({"rms_norm_eps": 1e-5, "max_position_embeddings": 32768}) == mistral.PRESETS["mistral_7b_v01"]
+    )
+    assert mistral.from_hf({"sliding_window": None}).window is None
+    upper = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3, "num_hidden_layers": 5}
+    config = qwen3.from_hf(upper)
+    assert (config.window, config.pattern) == (64, ("global",) * 3 + ("local",) * 2)
+    assert qwen3.from_hf(qwen3.to_hf(config)) == config
+    assert qwen3.from_hf({**upper, "use_sliding_window": False}).pattern == ("global",)
+
+
+def test_mistral_without_a_window_stays_mistral():
+    """Its values are LLaMA's; only its name tells which class to write."""
+    config = mistral.PRESETS["mistral_7b_v03"]
+    assert llm.family_of(config) == "mistral"
+    assert llm.family_of(dataclasses.replace(config, public=None)) == "llama"
+    with pytest.raises(ValueError, match=r"no public family \(mistral\) holds a decoder with qkv_bias=True"):
+        llm.family_of(dataclasses.replace(config, qkv_bias=True))
+
+
+def test_yarn_as_public_configs_write_it():
+    given = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = qwen3.from_hf({"rope_theta": 1e6, "rope_scaling": given})
+    assert config.rope_scaling == RopeScaling(kind="yarn", factor=4.0, original_context=32768)
+    assert config.rope_scaling.magnitude == pytest.approx(1.1386294361)
+    weighed = qwen3.from_hf({"rope_scaling": {**given, "mscale": 2.0, "mscale_all_dim": 1.0}})
+    assert weighed.rope_scaling.magnitude == pytest.approx(1.2772588722 / 1.1386294361)
+    fixed = qwen3.from_hf({"rope_scaling": {**given, "attention_factor": 1.0, "truncate": False, "beta_fast": 16}})
+    assert (fixed.rope_scaling.magnitude, fixed.rope_scaling.truncate, fixed.rope_scaling.beta_fast) == (1.0, False, 16)
+    for each in (config, weighed, fixed):
+        assert qwen3.from_hf(qwen3.to_hf(each)) == each
+
+
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
@@ -75,7 +124,12 @@ def test_the_text_parts_of_hub_configs():
         (llama, {"mlp_bias": True}, r"mlp_bias is True.*supported: False"),
         (llama, {"hidden_act": "gelu"}, r"hidden_act is 'gelu'.*supported: 'silu'"),
         (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_scaling.rope_type is 'dynamic'.*'linear'"),
-        (llama, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters.rope_type is 'yarn'"),
+        (llama, {"rope_parameters": {"rope_type": "longrope"}}, r"rope_parameters.rope_type is 'longrope'"),
+        (
+            qwen3,
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            r"'yarn' lacks original_max_position_embeddings",
+        ),
         (llama, {"rope_scaling": {"type": "linear"}}, r"rope_scaling of type 'linear' lacks factor"),
         (llama, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"lacks low_freq_factor, high_freq_factor"),
         (llama, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5.*supported: 1.0"),
@@ -85,6 +139,20 @@ def test_the_text_parts_of_hub_configs():
         (gemma, {"use_bidirectional_attention": True}, r"use_bidirectional_attention is True.*supported: False"),
         (gemma2, {"hidden_activation": "gelu"}, r"hidden_activation is 'gelu'.*supported: 'gelu_pytorch_tanh'"),
         (gemma2, {"layer_types": ["full_attention"]}, r"layer_types names 1 layers, but num_hidden_layers is 26"),
+        (gemma3, {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50.0.*supported: None"),
+        (gemma3, {"rope_parameters": {"rope_theta": 1e6}}, r"rope_parameters has \['rope_theta'\]; Gemma 3 nests it"),
+        (
+            gemma3,
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            r"sliding_attention.rope_type is 'linear'.*supported: 'default'",
+        ),
+        (qwen3, {"attention_bias": True}, r"attention_bias is True.*supported: False"),
+        (qwen3, {"layer_types": ["sliding_attention"] * 32}, r"layer_types has sliding_attention, but use_sliding_win"),
+        (
+            mistral,
+            {"layer_types": ["full_attention"]},
+            r"layer_types is 'full_attention'.*supported: 'sliding_attention'",
+        ),
         (gemma2, {"layer_types": ["chunked_attention"] * 26}, r"layer_types is 'chunked_attention'.*'full_attention'"),
     ],
 )
@@ -99,7 +167,7 @@ def test_a_decoder_no_public_class_holds():
         llm.family_of(DecoderConfig(**sizes, qkv_bias=True, head_dim=16))
     with pytest.raises(ValueError, match=r"no public family .*norm='offset_rms' and 2 heads of 4"):
         llm.family_of(DecoderConfig(**sizes, norm="offset_rms"))
-    with pytest.raises(ValueError, match=r"public='gemma7' is no public family.*llama, qwen2"):
+    with pytest.raises(ValueError, match=r"public='gemma7' is no public family.*llama, mistral, qwen2"):
         llm.family_of(DecoderConfig(**sizes, public="gemma7"))
 
 

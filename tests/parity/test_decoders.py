@@ -10,12 +10,20 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from lvlm_jax import params as P
@@ -44,6 +52,15 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 8.0,
+    "beta_slow": 1.0,
+    "truncate": True,
+}
 # The reference computes no gradient for the embedding of a padding token, and Gemma's default is token 0.
 GEMMA = {"head_dim": 16, "pad_token_id": None}
 # Windows that most positions of a row reach past, and caps that bend most scores.
@@ -55,16 +72,38 @@ GEMMA2 = {
     "attn_logit_softcapping": 5.0,
     "final_logit_softcapping": 3.0,
 }
+GEMMA3 = {
+    **GEMMA,
+    "num_hidden_layers": 3,
+    "sliding_window": 7,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+UPPER = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 CASES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama, one kv head a head": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
     "llama, head width set": (LlamaForCausalLM, LlamaConfig, {"head_dim": 16, "rms_norm_eps": 1e-5}),
     "llama, linear scaling": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LINEAR}),
     "llama, llama3 scaling": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "llama, yarn scaling": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": YARN, "head_dim": 16}),
     "llama, tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
     "gemma": (GemmaForCausalLM, GemmaConfig, GEMMA | {"num_key_value_heads": 1}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 7}),
+    "mistral, no window": (MistralForCausalLM, MistralConfig, {"sliding_window": None, "head_dim": 16}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+    "qwen3, tied, windows above": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"tie_word_embeddings": True, "head_dim": 16} | UPPER,
+    ),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, GEMMA3),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
     "gemma2, no caps": (
         Gemma2ForCausalLM,
@@ -113,7 +152,7 @@ def test_logits(case):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2", "gemma3"])
 def test_padding(case, side):
     model, decoder, _, _, params = make(case)
     ids, mask = tokens(3, 12), np.ones((3, 12), np.int32)
@@ -129,7 +168,46 @@ def test_padding(case, side):
     compare.close(np.asarray(ours)[shown], expected.numpy()[shown], f"{case}, padded on the {side}")
 
 
-@pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied", "gemma2"])
+@pytest.mark.parametrize("case", ["qwen2", "qwen3, tied, windows above", "mistral", "gemma2", "gemma3"])
+def test_packing(case):
+    """Three examples a row; the reference finds their borders where positions begin anew."""
+    model, decoder, _, _, params = make(case)
+    ids = tokens(2, 24)
+    lengths = [[9, 13, 2], [3, 1, 20]]
+    positions = np.array([[i for n in row for i in range(n)] for row in lengths], np.int32)
+    segments = np.array([[k + 1 for k, n in enumerate(row) for _ in range(n)] for row in lengths], np.int32)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), position_ids=torch.tensor(positions), use_cache=False).logits
+    ranges = R.packed_causal(jnp.asarray(segments))
+    ours = decoder.apply({"params": params}, jnp.asarray(ids), jnp.asarray(positions), ranges, method=scores)
+    compare.close(ours, expected, f"{case}, packed")
+
+
+def test_half_of_each_head_rotated_in_neighbouring_pairs():
+    """GLM-4 is LLaMA's decoder with biases on q, k and v, this rotation, and gate and up in one matrix."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"head_dim": 16, "pad_token_id": None}
+    model = compare.perturb(GlmForCausalLM(GlmConfig(**sizes, attention_bias=True)))
+    assert model.config.rope_parameters["partial_rotary_factor"] == 0.5
+    public = LlamaConfig(**SIZES, head_dim=16, rms_norm_eps=model.config.rms_norm_eps).to_dict()
+    plain_llama = FAMILIES["llama"].from_hf(public)
+    config = dataclasses.replace(plain_llama, qkv_bias=True, rotary_fraction=0.5, rotary_pairs="interleaved")
+    theirs = compare.tensors(model)
+    for name in [name for name in theirs if name.endswith("gate_up_proj.weight")]:
+        fused = theirs.pop(name)
+        for part, half in zip(("gate_proj", "up_proj"), np.split(fused, 2)):
+            theirs[name.replace("gate_up_proj", part)] = half
+    decoder = Decoder(config)
+    shapes, _ = abstract(decoder, jnp.zeros((1, 4), jnp.int32), *plain(1, 4), method=scores)
+    params = compare.load(FAMILIES["llama"].rows(config, ""), theirs, shapes)
+    ids = tokens()
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits
+    run = lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores)  # noqa: E731
+    compare.close(jax.jit(run)(params), expected, "GLM's rotation")
+
+
+@pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied", "gemma2", "gemma3"])
 def test_gradients(case):
     model, decoder, rows, unused, params = make(case)
     ids = tokens()
