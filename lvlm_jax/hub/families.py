@@ -24,7 +24,7 @@ from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
-from lvlm_jax.zoo import dual, llava
+from lvlm_jax.zoo import big_vision, dual, llava
 
 Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
 
@@ -85,11 +85,17 @@ def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
 
 
 def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
+    if layout in big_vision.LAYOUTS:
+        return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
     return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
 
 
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
     return vision.TEXT_FAMILIES[vision.text_family_of(config)].text_rows(config, "", _TEXT_AT[layout])
+
+
+def _dual_rows(config: DualEncoderConfig, layout: str) -> list[Row]:
+    return dual.rows(config) if layout == "hf" else big_vision.rows(config, layout)
 
 
 def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
@@ -147,13 +153,13 @@ def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
 
 KINDS: dict[str, Kind] = {
     "lvlm": Kind(rows=_lvlm_rows, layouts=dict.fromkeys(zoo.LAYOUTS, ""), shapes=_lvlm_shapes),
-    "dual": Kind(rows=lambda config, layout: dual.rows(config), layouts={"hf": "vision_model."}, shapes=_dual_shapes),
+    "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,
-        layouts={"hf-4": "vision_model.", "hf-5": "encoder.layers."},
+        layouts={"hf-4": "vision_model.", "hf-5": "encoder.layers.", **big_vision.LAYOUTS},
         shapes=_vision_shapes,
-        # A tower is also read out of a dual encoder's folder.
-        unused=(*UNUSED, r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
+        # A tower is also read out of a dual encoder's folder or file.
+        unused=(*UNUSED, r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)", r"txt/.*|[tb]"),
     ),
     "text": Kind(
         rows=_text_rows,

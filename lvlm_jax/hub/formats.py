@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from lvlm_jax.hub import gguf
+from lvlm_jax.hub import gguf, npz
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.gguf import GgufFile
+from lvlm_jax.hub.npz import NpzFile
 from lvlm_jax.hub.safetensors_io import TensorFolder
 
-Tensors = TensorFolder | GgufFile
+Tensors = TensorFolder | GgufFile | NpzFile
 """Tensors by key, one read at a time; `path`, `shape`, `dtype` and `file` tell of them without reading."""
 
-OPEN = {".gguf": GgufFile}
+OPEN = {".gguf": GgufFile, ".npz": NpzFile}
 """Suffix of a model file -> what reads its tensors; anything else is a folder."""
-CONFIG = {".gguf": gguf.public_config}
+CONFIG = {".gguf": gguf.public_config, ".npz": npz.public_config}
 """Suffix of a model file -> what makes a config.json of it."""
 
 

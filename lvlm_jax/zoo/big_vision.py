@@ -1,0 +1,159 @@
+"""big_vision's names for SigLIP's two towers in a flat ``.npz``, and the config that its shapes tell.
+
+Kernels are [in, out] there as here, those of attention have the heads on an axis of their own. Layers stand apart
+(``encoderblock_0``) or, of a scanned model, in one tensor each (``encoderblock``).
+Source: github.com/google-research/big_vision, models/vit.py and models/proj/image_text.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lvlm_jax.keymap import SAME, SCALAR, Change, Row, stacked
+from lvlm_jax.models.contrastive import DualEncoderConfig
+from lvlm_jax.vision.text_tower import TextTowerConfig
+from lvlm_jax.vision.vit import ViTConfig
+
+LAYOUTS = {"big_vision": "img/Transformer/encoderblock_0/", "big_vision-scan": "img/Transformer/encoderblock/"}
+"""Layers apart, or stacked: the name of the layout and the keys that it is known by."""
+
+_ROW = Change(lambda x: x.reshape(x.shape[1:]), lambda x: x.reshape(1, *x.shape))
+"""A table that has a batch axis there."""
+_PROBE = Change(lambda x: x.reshape(1, -1), lambda x: x.reshape(1, 1, -1))
+
+
+def rows(config: DualEncoderConfig, layout: str) -> list[Row]:
+    """The key table of a SigLIP, less the prefix ``params/``."""
+    scan = layout == "big_vision-scan"
+    return [
+        *vision_rows(config.vision, "vision", "img", scan),
+        *_text_rows(config.text, "text", "txt", scan),
+        Row("logit_scale", "t", SCALAR),
+        Row("logit_bias", "b", SCALAR),
+    ]
+
+
+def vision_rows(config: ViTConfig, ours: str, theirs: str, scan: bool) -> list[Row]:
+    """The key table of the picture tower, with its pooling head where it has one; arguments as `vision.siglip.rows`."""
+    side, at, head = config.patch_size, f"{ours}/" if ours else "", f"{theirs}/MAPHead_0"
+    cut = Change(lambda x: x.reshape(side * side * 3, -1), lambda x: x.reshape(side, side, 3, -1))
+    out = [
+        Row(f"{at}trunk/patch_embed/kernel", f"{theirs}/embedding/kernel", cut),
+        Row(f"{at}trunk/patch_embed/bias", f"{theirs}/embedding/bias"),
+        Row(f"{at}trunk/position_embed", f"{theirs}/pos_embedding", _ROW),
+        *_encoder_rows(f"{at}trunk", f"{theirs}/Transformer", config.depth, config.heads, scan),
+        *_pair(f"{at}post_norm", f"{theirs}/Transformer/encoder_norm", "scale"),
+    ]
+    if config.pool != "map":
+        return out
+    return [
+        *out,
+        Row(f"{at}head/probe", f"{head}/probe", _PROBE),
+        *_attention_rows(f"{at}head/attn", f"{head}/MultiHeadDotProductAttention_0", config.heads),
+        *_pair(f"{at}head/norm", f"{head}/LayerNorm_0", "scale"),
+        *_pair(f"{at}head/mlp/up", f"{head}/MlpBlock_0/Dense_0", "kernel"),
+        *_pair(f"{at}head/mlp/down", f"{head}/MlpBlock_0/Dense_1", "kernel"),
+    ]
+
+
+def _text_rows(config: TextTowerConfig, ours: str, theirs: str, scan: bool) -> list[Row]:
+    return [
+        Row(f"{ours}/embed/table", f"{theirs}/Embed_0/embedding"),
+        Row(f"{ours}/position_embed", f"{theirs}/pos_embedding", _ROW),
+        *_encoder_rows(ours, f"{theirs}/Encoder_0", config.depth, config.heads, scan),
+        *_pair(f"{ours}/norm", f"{theirs}/Encoder_0/encoder_norm", "scale"),
+        *_pair(f"{ours}/head", f"{theirs}/head", "kernel"),
+    ]
+
+
+def _encoder_rows(ours: str, theirs: str, depth: int, heads: int, scan: bool) -> list[Row]:
+    """The layers: of one layer's table, a row a layer, or one row for all."""
+
+    def layer(a: str, b: str) -> list[Row]:
+        return [
+            *_pair(f"{a}/norm1", f"{b}/LayerNorm_0", "scale"),
+            *_attention_rows(f"{a}/attn", f"{b}/MultiHeadDotProductAttention_0", heads),
+            *_pair(f"{a}/norm2", f"{b}/LayerNorm_1", "scale"),
+            *_pair(f"{a}/mlp/up", f"{b}/MlpBlock_0/Dense_0", "kernel"),
+            *_pair(f"{a}/mlp/down", f"{b}/MlpBlock_0/Dense_1", "kernel"),
+        ]
+
+    if not scan:
+        names = [(f"{ours}/layers/{i}", f"{theirs}/encoderblock_{i}") for i in range(depth)]
+        return [row for a, b in names for row in layer(a, b)]
+    apart = [layer(f"{ours}/layers/{i}", f"{theirs}/encoderblock") for i in range(depth)]
+    return [Row(tuple(row.ours for row in same), same[0].theirs, stacked(same[0].change)) for same in zip(*apart)]
+
+
+def _pair(ours: str, theirs: str, weight: str) -> list[Row]:
+    """A kernel or scale with its bias."""
+    return [Row(f"{ours}/{leaf}", f"{theirs}/{leaf}", SAME) for leaf in (weight, "bias")]
+
+
+def _attention_rows(ours: str, theirs: str, heads: int) -> list[Row]:
+    into = Change(lambda x: x.reshape(len(x), -1), lambda x: x.reshape(len(x), heads, -1))
+    bias = Change(lambda x: x.reshape(-1), lambda x: x.reshape(heads, -1))
+    back = Change(lambda x: x.reshape(-1, x.shape[-1]), lambda x: x.reshape(heads, -1, x.shape[-1]))
+    out = []
+    for a, b in (("q", "query"), ("k", "key"), ("v", "value")):
+        out += [Row(f"{ours}/{a}/kernel", f"{theirs}/{b}/kernel", into)]
+        out += [Row(f"{ours}/{a}/bias", f"{theirs}/{b}/bias", bias)]
+    return [*out, Row(f"{ours}/o/kernel", f"{theirs}/out/kernel", back), Row(f"{ours}/o/bias", f"{theirs}/out/bias")]
+
+
+def public_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The torch library's config.json of the SigLIP whose tensors have these shapes: such a file has none.
+
+    Args:
+      shapes: key, less ``params/``, -> shape.
+
+    Raises:
+      ValueError: a tensor that every SigLIP has is missing.
+    """
+    side, _, _, width = _shape(shapes, "img/embedding/kernel")
+    tokens = _shape(shapes, "img/pos_embedding")[1]
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"img/pos_embedding has {tokens} places, which are no square; only square pictures are read")
+    vocab, _ = _shape(shapes, "txt/Embed_0/embedding")
+    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    return {
+        "model_type": "siglip",
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "image_size": math.isqrt(tokens) * side,
+            "patch_size": side,
+            "vision_use_head": "img/MAPHead_0/probe" in shapes,
+            **_encoder(shapes, "img/Transformer", width),
+            **common,
+        },
+        "text_config": {
+            "model_type": "siglip_text_model",
+            "vocab_size": vocab,
+            "max_position_embeddings": _shape(shapes, "txt/pos_embedding")[1],
+            "projection_size": _shape(shapes, "txt/head/kernel")[1],
+            **_encoder(shapes, "txt/Encoder_0", _shape(shapes, "txt/head/kernel")[0]),
+            **common,
+        },
+    }
+
+
+def _encoder(shapes: Mapping[str, tuple[int, ...]], theirs: str, width: int) -> dict[str, int]:
+    scan = f"{theirs}/encoderblock/LayerNorm_0/scale"
+    if scan in shapes:
+        first, depth = f"{theirs}/encoderblock", shapes[scan][0]
+    else:
+        first, depth = f"{theirs}/encoderblock_0", 0
+        while f"{theirs}/encoderblock_{depth}/LayerNorm_0/scale" in shapes:
+            depth += 1
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": _shape(shapes, f"{first}/MultiHeadDotProductAttention_0/query/bias")[-2],
+        "intermediate_size": _shape(shapes, f"{first}/MlpBlock_0/Dense_0/bias")[-1],
+    }
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
+    if key not in shapes:
+        raise ValueError(f"{key} is missing; is it a whole SigLIP (img/, txt/, t, b), learned positions and all?")
+    return shapes[key]

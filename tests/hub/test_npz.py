@@ -1,0 +1,112 @@
+"""big_vision's files: SigLIP in both layouts, no pickle, the same numbers as the torch library, byte for byte back."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lvlm_jax import params as P  # noqa: E402
+from lvlm_jax.checkpoint import CheckpointError  # noqa: E402
+from lvlm_jax.hub.convert import export_folder, import_folder  # noqa: E402
+from lvlm_jax.hub.families import KINDS  # noqa: E402
+from lvlm_jax.hub.npz import NpzFile  # noqa: E402
+from lvlm_jax.hub.verify import verify  # noqa: E402
+from tests.hub import npz_tiny, tiny  # noqa: E402
+
+LAYOUTS = {"big_vision": False, "big_vision-scan": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.saved(tiny.perturbed(tiny.siglip()), tmp_path_factory.mktemp("siglip") / "hf")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prefix", ["params/", ""])
+def test_siglip_is_the_same_model_as_in_the_torch_librarys_folder(folder, tmp_path, layout, prefix):
+    arrays = npz_tiny.siglip(folder, scan=LAYOUTS[layout])
+    file = npz_tiny.save(tmp_path / "x.npz", arrays, prefix)
+    loaded, reference = import_folder(file), import_folder(folder)
+    assert (loaded.kind, loaded.layout, loaded.config) == ("dual", layout, reference.config)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, reference.params)
+    flat = P.flatten(loaded.params)
+    back = {row.theirs: np.asarray(row.save(flat)) for row in KINDS["dual"].rows(loaded.config, layout)}
+    assert back.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert (back[key].shape, back[key].dtype) == (array.shape, array.dtype), key
+        assert back[key].tobytes() == np.ascontiguousarray(array).tobytes(), key
+
+
+def test_bfloat16_scanned_and_out_again_for_the_torch_library(folder, tmp_path):
+    arrays = {key: value.astype(ml_dtypes.bfloat16) for key, value in npz_tiny.siglip(folder, scan=True).items()}
+    file = npz_tiny.save(tmp_path / "x.npz", arrays)
+    assert {NpzFile(file).dtype(key) for key in arrays} == {np.dtype(ml_dtypes.bfloat16)}
+    loaded = import_folder(file, scan=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert loaded.params["text"]["layers"]["mlp"]["up"]["kernel"].shape == (2, 32, 64)
+    export_folder(tmp_path / "out", loaded.config, loaded.params)
+    comparison = verify(file, tmp_path / "out")
+    assert comparison.passed, str(comparison)
+
+
+def test_verify_against_the_folder(folder, tmp_path):
+    file = npz_tiny.save(tmp_path / "x.npz", npz_tiny.siglip(folder))
+    comparison = verify(file, folder)
+    assert comparison.passed, str(comparison)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_picture_tower_out_of_a_file(folder, tmp_path, layout):
+    file = npz_tiny.save(tmp_path / "x.npz", npz_tiny.siglip(folder, scan=LAYOUTS[layout]))
+    tower, whole = import_folder(file, kind="vision"), import_folder(folder)
+    assert tower.config == whole.config.vision
+    jax.tree.map(np.testing.assert_array_equal, tower.params, whole.params["vision"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("img/MAPHead_0/LayerNorm_0/scale"), r"missing \(1\): img/MAPHead_0/LayerNorm_0/scale"),
+        (lambda a: a.update({"img/odd": np.zeros(3)}), r"not used \(1\): img/odd"),
+        (lambda a: a.pop("txt/pos_embedding"), "x.npz: txt/pos_embedding is missing; is it a whole SigLIP"),
+        (
+            lambda a: a.update({"t": np.zeros(2, np.float32)}),
+            r"tensor 't' has shape \[2\], but config.json asks for \[1\]",
+        ),
+        (lambda a: [a.pop(k) for k in list(a) if k.startswith("txt/")], "none of its keys begins with txt/"),
+        (lambda a: a.update({"img/pos_embedding": np.zeros((1, 15, 32))}), "has 15 places, which are no square"),
+        (
+            lambda a: a.update({"t": np.array([{}], dtype=object)}),
+            r"params/t.npy holds Python objects, a pickle, which runs code when it is read, so it is refused",
+        ),
+        (lambda a: a.clear(), "holds no array; is it a checkpoint of big_vision"),
+    ],
+)
+def test_files_that_are_refused(folder, tmp_path, change, message):
+    arrays = npz_tiny.siglip(folder)
+    change(arrays)
+    file = npz_tiny.save(tmp_path / "x.npz", arrays, optimizer=False)
+    with pytest.raises(CheckpointError, match=message):
+        import_folder(file)
+
+
+@pytest.mark.parametrize("keep", [100, -3000])
+def test_a_file_cut_short(folder, tmp_path, keep):
+    file = npz_tiny.save(tmp_path / "x.npz", npz_tiny.siglip(folder))
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"x.npz: not a whole .npz file .* fetch or copy it again"):
+        import_folder(file)
+
+
+def test_a_damaged_tensor(folder, tmp_path):
+    arrays = npz_tiny.siglip(folder)
+    file = npz_tiny.save(tmp_path / "x.npz", arrays)
+    raw = bytearray(file.read_bytes())
+    at = raw.index(arrays["txt/Embed_0/embedding"].tobytes()[:64])
+    raw[at] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"tensor 'txt/Embed_0/embedding' is damaged .*CRC"):
+        import_folder(file)
