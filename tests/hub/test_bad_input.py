@@ -103,7 +103,7 @@ BAD = {
     ),
     "model_type": (
         config(model_type="blip-2"),
-        r"model_type is 'blip-2', which is not supported; supported: llava, .* clip, siglip, .* llama, qwen2",
+        r"model_type is 'blip-2', which is not supported; supported: llava, .* clip, siglip, .* llama, mistral, qwen2",
     ),
     "text_type": (
         config(text_config__model_type="mamba"),
