@@ -347,9 +347,10 @@ def _data_check(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import assemble
     from lvlm_jax.data.check import check
 
-    source, encoder, model, _ = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
-    report = check(source, encoder, images=not args.no_images, limit=args.limit, spec=model.image)
-    print(report)
+    source, encoder, model, tokenizer = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
+    options = {"images": not args.no_images, "limit": args.limit, "spec": model.image}
+    report = check(source, encoder, unknown_id=tokenizer.unknown_id, **options)
+    print(f"as {args.config} reads it (template {model.template}, tokenizer {model.tokenizer})\n{report}")
     return 0 if report.ok else 1
 
 
@@ -358,6 +359,8 @@ def _data_show(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.data.show import show
 
     source, encoder, _, tokenizer = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
+    if not 0 <= args.index < len(source):
+        raise ValueError(f"--index {args.index}: {source!r} has records 0 to {len(source) - 1}")
     for index in range(args.index, min(args.index + args.count, len(source))):
         example = source[index]
         print(show(example, encoder(example), tokenizer, colour=sys.stdout.isatty()), end="\n\n")

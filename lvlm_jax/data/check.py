@@ -34,7 +34,8 @@ class Bad:
 class Report:
     """What `check` found; `str(report)` is the page a person reads.
 
-    lengths int[n] and pictures int[n] are those of the good records, in order.
+    lengths int[n] and pictures int[n] are those of the good records, in order. unknown is the share of the tokens that
+    stand for words the tokenizer does not know; None where nobody asked.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Report:
     lengths: Int[np.ndarray, " n"]
     pictures: Int[np.ndarray, " n"]
     decoded: bool
+    unknown: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -57,6 +59,11 @@ class Report:
             f"{self.total:,} records: {len(self.lengths):,} good, {len(self.bad):,} bad; "
             f"{int(self.pictures.sum()):,} pictures ({seen})"
         )
+        if self.unknown:
+            lines.append(
+                f"{self.unknown:.1%} of the tokens stand for words that this tokenizer does not know; is --config, or "
+                "--tokenizer, the one of the model that you will train?"
+            )
         if len(self.lengths):
             lines += ["tokens a record:", *histogram(self.lengths)]
         return "\n".join(lines)
@@ -69,19 +76,22 @@ def check(
     limit: int | None = None,
     progress: bool = True,
     spec: ImageSpec | None = None,
+    unknown_id: int | None = None,
 ) -> Report:
     """Read, encode and (with `images`) fully decode the first `limit` records, and report every bad one.
 
-    With `spec` each picture is also fitted as the run will do it, under that spec's limit of pixels.
+    With `spec` each picture is also fitted as the run will do it, under that spec's limit of pixels. `unknown_id` is
+    the token that stands for unknown words, to count them.
     """
     total = len(source) if limit is None else min(limit, len(source))
-    bad, lengths, pictures = [], [], []
+    bad, lengths, pictures, unknown = [], [], [], 0
     for found in inspect_all(source, encode, images=images, total=total, progress=progress, spec=spec):
         if isinstance(found, Bad):
             bad.append(found)
         else:
             lengths.append(len(found.tokens))
             pictures.append(len(found.images))
+            unknown += int((found.tokens == unknown_id).sum()) if unknown_id is not None else 0
     return Report(
         source=repr(source),
         total=total,
@@ -89,6 +99,7 @@ def check(
         lengths=np.asarray(lengths, np.int64),
         pictures=np.asarray(pictures, np.int64),
         decoded=images,
+        unknown=None if unknown_id is None else unknown / max(1, sum(lengths)),
     )
 
 

@@ -41,8 +41,10 @@ class RecordFile:
         return len(self._starts)
 
     def origin(self, index: int) -> str:
-        """``path:line`` of record `index`."""
-        return f"{self.path}:{self._lines[index]}"
+        """``path:line`` of record `index`, with its number in the file where a line holds several."""
+        line = self._lines[index]
+        beside = [i for i in (index - 1, index + 1) if 0 <= i < len(self._lines) and self._lines[i] == line]
+        return f"{self.path}:{line}" + (f" (record {index})" if beside else "")
 
     def read(self, index: int) -> dict[str, Any]:
         """Record `index`, a JSON object."""

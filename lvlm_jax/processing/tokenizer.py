@@ -64,6 +64,11 @@ class Tokenizer:
         return self.hf.eos_token_id
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id of a word that is not in the vocabulary; None where there is none of its own (GPT-2's ends texts)."""
+        return None if self.hf.unk_token_id in (self.bos_id, self.eos_id) else self.hf.unk_token_id
+
+    @property
     def pad_id(self) -> int:
         """The id that fills a row; without one the end token, else 0 (`Batch.segments` is what marks padding)."""
         for candidate in (self.hf.pad_token_id, self.hf.eos_token_id):

@@ -86,3 +86,19 @@ def test_histogram():
     assert histogram(np.asarray([1, 1, 1, 2]), width=6) == ["  1 to 1          3  ######", "  2 to 2          1  ##"]
     assert sum(int(line.split()[3].replace(",", "")) for line in histogram(np.arange(2000))) == 2000
     assert len(histogram(np.asarray([7]))) == 1
+
+
+def test_words_that_the_tokenizer_does_not_know_are_counted(folder, encoder):
+    source = LlavaJson(write(folder, [record()]))
+    tokens = encoder(source[0]).tokens
+    word = int(tokens[-2])
+    found = check(source, encoder, images=False, progress=False, unknown_id=word)
+    assert found.unknown == (tokens == word).mean()
+    assert f"{found.unknown:.1%} of the tokens stand for words that this tokenizer does not know" in str(found)
+    assert "does not know" not in str(check(source, encoder, images=False, progress=False, unknown_id=-1))
+
+
+def test_records_on_one_line_are_told_apart(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([record(), record()]))
+    source = LlavaJson(tmp_path / "x.json")
+    assert [source.origin(i).split("/")[-1] for i in range(2)] == ["x.json:1 (record 0)", "x.json:1 (record 1)"]
