@@ -173,6 +173,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         workers=data.workers,
         threads=data.threads,
         augment=change,
+        weigh_by=data.weigh_by,
     )
 
 

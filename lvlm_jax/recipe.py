@@ -94,6 +94,7 @@ class Data(Choice):
     length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
     data shard; pictures: vision rows of a whole batch (one a picture or tile), divided among the groups. pack: several
     examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
+    weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
     """
 
     template: str | None = None
@@ -106,6 +107,7 @@ class Data(Choice):
     threads: int = 2
     augment: Augment = Augment()
     on_bad: Literal["raise", "skip"] = "raise"
+    weigh_by: Literal["token", "sqrt", "example"] = "token"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Encoded, Image
+from lvlm_jax.processing.weighting import weighted
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -168,6 +169,7 @@ class Loader:
       workers: processes that build batches; 0 builds them in this one.
       threads: threads of each process.
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
+      weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
     """
 
@@ -186,6 +188,7 @@ class Loader:
         threads: int = 4,
         augment: Augment | None = None,
         keep_bytes: int = 128 * 2**20,
+        weigh_by: str = "token",
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -194,7 +197,7 @@ class Loader:
         if not 0 <= host < hosts:
             raise ValueError(f"host {host} of {hosts}: hosts are numbered from 0")
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
-        self.visual_tokens, self.pad_id, self.augment = visual_tokens, pad_id, augment
+        self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
@@ -266,7 +269,7 @@ class Loader:
                 f"(tiles counted), but the plan was made for {planned[0]} and {planned[1]}; data or template changed, "
                 "measure again"
             )
-        return encoded
+        return weighted(encoded, self.weigh_by)
 
     def _with_origin(self, error: Exception, index: int) -> DataError:
         origin = origin_of(self.source, index)

@@ -313,3 +313,27 @@ def test_bad_records_are_raised_or_skipped_and_counted(album, encoder, spec, tmp
     assert len(take(loader, 0, 6)) == 6
     with pytest.raises(ValueError, match="valid: 'raise', 'skip'"):
         measure_lengths(source, encoder, on_bad="ignore")
+
+
+@pytest.mark.parametrize(("by", "power"), [("sqrt", 0.5), ("example", 1.0)])
+def test_examples_are_weighed_before_they_are_packed(album, encoder, spec, by, power):
+    plain, weighed = (make(album, encoder, spec, weigh_by=name).build(2) for name in ("token", by))
+    assert weighed.segments.max() > 1  # several in a row
+    for row, segments in enumerate(plain.segments):
+        for segment in range(1, segments.max() + 1):
+            here = segments == segment
+            own = plain.weights[row, here]
+            np.testing.assert_allclose(weighed.weights[row, here], own / own.sum() ** power, rtol=1e-6)
+
+
+def test_how_examples_are_packed_does_not_change_their_weighed_loss(album, encoder, spec):
+    """sum_i sum_t w l / sum w is the same for the same examples, packed or one a row."""
+    source = LlavaJson(album)
+    losses = []
+    for rows in (1, 40):
+        plan = plan_of(source, encoder, rows=rows, length=2000, groups=1, vision_rows=60, pack=rows == 1)
+        batch = Loader(source, encoder, spec, plan=plan, visual_tokens=Q, pad_id=0, weigh_by="sqrt").build(0)
+        assert batch.segments.max() == 40 // rows
+        each = 1 + batch.tokens % 7  # any number that belongs to the token
+        losses.append(float((batch.weights * each).sum() / batch.weights.sum()))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
