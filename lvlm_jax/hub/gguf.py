@@ -119,31 +119,57 @@ class Architecture:
     """How a model of ours is written down in GGUF.
 
     model_type: the torch library's name. permuted: q and k have their rows in another order. norm_offset: what was
-    added to the scales of the norms. fields: entries of the public config that every such file implies.
+    added to the scales of the norms. fields: further entries of the public config, by what reads the metadata and the
+    entries so far.
     """
 
     model_type: str
     permuted: bool = False
     norm_offset: float = 0.0
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Callable[[Callable[..., Any], Mapping[str, Any]], Mapping[str, Any]] = lambda of, config: {}
+
+
+_TANH = {"hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _query_scalar(config: Mapping[str, Any], layers_of_27b: int) -> int:
+    """What Gemma 2 and 3 divide scores by, squared: the width of a head, but of 27B its share of the model's width."""
+    share = config["hidden_size"] // config["num_attention_heads"]
+    return share if config["num_hidden_layers"] == layers_of_27b else config["head_dim"]
+
+
+def _gemma2(of: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **_TANH,
+        "attn_logit_softcapping": of("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": of("final_logit_softcapping", 30.0),
+        "sliding_window": of("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": _query_scalar(config, 46),
+    }
+
+
+def _gemma3(of: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    window = of("attention.sliding_window", 1024)
+    return {**_TANH, "sliding_window": window, "query_pre_attn_scalar": _query_scalar(config, 62)}
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(model_type="llama", permuted=True),
     "qwen2": Architecture(model_type="qwen2"),
     "qwen3": Architecture(model_type="qwen3"),
-    "gemma": Architecture(model_type="gemma", norm_offset=1.0, fields={"hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma": Architecture(model_type="gemma", norm_offset=1.0, fields=lambda of, config: _TANH),
+    "gemma2": Architecture(model_type="gemma2", norm_offset=1.0, fields=_gemma2),
+    "gemma3": Architecture(model_type="gemma3_text", norm_offset=1.0, fields=_gemma3),
 }
 """``general.architecture`` -> what it is here."""
 
 
 def _architecture(metadata: Mapping[str, Any], path: Path) -> Architecture:
     name = metadata.get("general.architecture")
-    known = [name for name, one in ARCHITECTURES.items() if one.model_type in llm.FAMILIES]
-    if name not in known:
+    if name not in ARCHITECTURES:
         raise CheckpointError(
             f"{path}: general.architecture is {name!r}, which is not supported in a GGUF file; supported: "
-            f"{', '.join(known)}. Many models load from their folder of safetensors files instead"
+            f"{', '.join(ARCHITECTURES)}. Many models load from their folder of safetensors files instead"
         )
     if metadata.get(f"{name}.expert_count"):
         raise CheckpointError(f"{path}: {name}.expert_count: a mixture of experts, which is not supported")
@@ -174,7 +200,7 @@ def public_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its metadata lacks {', '.join(missing)}; is it a whole model?")
     heads, width = of("attention.head_count"), of("embedding_length")
     head_dim = of("attention.key_length", width // heads)
-    return {
+    out = {
         "model_type": architecture.model_type,
         "vocab_size": tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else of("vocab_size"),
         "hidden_size": width,
@@ -189,8 +215,8 @@ def public_config(path: str | Path) -> dict[str, Any]:
         "rope_scaling": _scaling(path, of),
         "partial_rotary_factor": of("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in tensors,
-        **architecture.fields,
     }
+    return {**out, **architecture.fields(of, out)}
 
 
 def _scaling(path: Path, of: Callable[..., Any]) -> dict[str, Any] | None:

