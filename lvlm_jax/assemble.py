@@ -281,6 +281,15 @@ def inspection(data: Data, config: str, tokenizer: str | None, length: int | Non
     return data.open(on_bad=data.on_bad), encoder_of(model, words, data), model, words
 
 
+def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
+    """``encode`` as a recipe's model would, without a limit of length; `tokenizer` as for `inspection`."""
+    model = recipes.load(config).model
+    if tokenizer:
+        model = dataclasses.replace(model, tokenizer=tokenizer)
+    endless = Data(source="easy_vqa", length=2**31)
+    return encoder_of(model, tokenizer_of(model), endless)
+
+
 def public_part(start: Start, part: str, like: Any, mesh: Any) -> dict:
     """One part of the model out of a public checkpoint, in the layout of `like`.
 

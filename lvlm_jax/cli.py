@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lvlm_jax import cli_data
+
 MISTAKES = (
     ValueError,
     FileNotFoundError,
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for build in (_add_train, _add_eval, _add_generate, _add_chat, _add_convert, _add_data, _add_list):
+    for build in (_add_train, _add_eval, _add_generate, _add_chat, _add_convert, cli_data.add, _add_list):
         build(add)
     return parser
 
@@ -139,7 +141,7 @@ def _add_eval(add: Any) -> None:
         "recipe's own evaluation is the default.",
     )
     _model_arguments(command)
-    _data_arguments(command, needed=False)
+    cli_data.data_arguments(command, needed=False)
     command.add_argument("--scores", default="", metavar="A,B", help="exact, vqa, caption; default exact")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="default 16")
     command.add_argument("--rows", type=int, metavar="N", help="questions a batch; default the recipe's, or 64")
@@ -155,7 +157,7 @@ def _eval(args: argparse.Namespace, _: Sequence[str]) -> int:
     result = run.evaluate_folder(
         args.model,
         _load(args),
-        data=_data(args),
+        data=cli_data.data_of(args),
         scores=tuple(filter(None, args.scores.split(","))),
         max_new_tokens=args.max_new_tokens,
         rows=args.rows,
@@ -301,70 +303,6 @@ def _verify(args: argparse.Namespace, _: Sequence[str]) -> int:
     found = verify(args.folder, args.theirs, picture=args.picture, vision=args.vision)
     print(found)
     return 0 if found.passed else 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# data
-
-
-def _data_arguments(command: argparse.ArgumentParser, needed: bool) -> None:
-    which = command.add_mutually_exclusive_group(required=needed)
-    which.add_argument("--llava", metavar="FILE", help="LLaVA conversations, .json or .jsonl")
-    which.add_argument("--messages", metavar="FILE", help="OpenAI-style messages, .jsonl")
-    which.add_argument("--easy-vqa", metavar="SPLIT", nargs="?", const="test", help="train, validation or test")
-    command.add_argument("--images", default="", metavar="DIR", help="where picture paths start; default beside FILE")
-
-
-def _data(args: argparse.Namespace) -> Any:
-    from lvlm_jax.recipe import Data
-
-    if args.llava:
-        return Data(source="llava_json", path=args.llava, images=args.images)
-    if args.messages:
-        return Data(source="messages", path=args.messages, images=args.images)
-    return Data(source="easy_vqa", split=args.easy_vqa) if args.easy_vqa else None
-
-
-def _add_data(add: Any) -> None:
-    data = add("data", _need_subcommand, "check a data set before a run, or look at what the model will see")
-    into = data.add_subparsers(dest="action", metavar="check|show")
-    checked = add("check", _data_check, "list every bad record with file, line and reason", into)
-    shown = add(
-        "show", _data_show, "print conversations, each token coloured by its loss weight, and the pictures", into
-    )
-    shown.add_argument("--index", type=int, default=0, help="the first record to show")
-    shown.add_argument("--count", type=int, default=1)
-    checked.add_argument("--limit", type=int, help="only the first N records")
-    checked.add_argument("--no-images", action="store_true", help="do not open the pictures")
-    for command in (checked, shown):
-        _data_arguments(command, needed=True)
-        command.add_argument("--config", default="quickstart", help="recipe whose template, tokenizer and sizes to use")
-        command.add_argument("--tokenizer", help="a folder or hub name, instead of the recipe's")
-        command.add_argument("--length", type=int, help="positions of a row; default the model's context")
-
-
-def _data_check(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import assemble
-    from lvlm_jax.data.check import check
-
-    source, encoder, model, tokenizer = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
-    options = {"images": not args.no_images, "limit": args.limit, "spec": model.image}
-    report = check(source, encoder, unknown_id=tokenizer.unknown_id, **options)
-    print(f"as {args.config} reads it (template {model.template}, tokenizer {model.tokenizer})\n{report}")
-    return 0 if report.ok else 1
-
-
-def _data_show(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import assemble
-    from lvlm_jax.data.show import show
-
-    source, encoder, _, tokenizer = assemble.inspection(_data(args), args.config, args.tokenizer, args.length)
-    if not 0 <= args.index < len(source):
-        raise ValueError(f"--index {args.index}: {source!r} has records 0 to {len(source) - 1}")
-    for index in range(args.index, min(args.index + args.count, len(source))):
-        example = source[index]
-        print(show(example, encoder(example), tokenizer, colour=sys.stdout.isatty()), end="\n\n")
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
