@@ -74,6 +74,7 @@ DECODERS: dict[str, DecoderConfig] = {
     "partial, interleaved, yarn": TURNED,
 }
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
+ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
 
 SYSTEMS: dict[str, LVLMConfig] = {
@@ -81,6 +82,8 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "llava15": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA),
     "llava15_prefix": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, attention="prefix"),
     "llava_next": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, newline=True),
+    "paligemma": LVLMConfig(vision=ENDING, connector=LinearConfig(), llm=GEMMA, attention="prefix"),
+    "paligemma2": LVLMConfig(vision=ENDING, connector=LinearConfig(), llm=GEMMA2, attention="prefix"),
     "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),

@@ -206,7 +206,8 @@ def _files(
         out["preprocessor_config.json"] = spec.to_hf()
     if lvlm and spec is not None:
         processor = zoo.family_of(config).processor(config)
-        out["preprocessor_config.json"]["processor_class"] = processor["processor_class"]
+        shared = {name: processor[name] for name in ("processor_class", "image_seq_length") if name in processor}
+        out["preprocessor_config.json"] |= shared
         if tokenizer is not None:
             out["processor_config.json"] = {"image_token": IMAGE_TOKEN, **processor}
     if template is not None:

@@ -290,20 +290,22 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
     inner = getattr(model, "model", model)
     pixels, tokens, tower = _tensor(inputs["pixels"]), _tensor(inputs["tokens"]), loaded.config.vision
     with torch.no_grad():
-        states = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
-        features = states[tower.feature_layer]
+        seen = inner.vision_tower(pixels, output_hidden_states=True)
+        features = seen.last_hidden_state if tower.feature_norm else seen.hidden_states[tower.feature_layer]
         if tower.class_token and not tower.class_feature:
             features = features[:, 1:]
         connected = inner.multi_modal_projector(features)
-        tiles = {}
+        more = {}
         if loaded.config.newline:
-            tiles, pixels = {"image_sizes": _tensor(inputs["picture_size"])}, pixels[None]
+            more, pixels = {"image_sizes": _tensor(inputs["picture_size"])}, pixels[None]
+        if loaded.config.attention == "prefix":
+            more["token_type_ids"] = torch.zeros_like(tokens)  # a prompt: all of it is prefix
         out = model(
             input_ids=tokens,
             pixel_values=pixels,
             attention_mask=torch.ones_like(tokens),
             output_hidden_states=True,
-            **tiles,
+            **more,
         )
     parts = {"vision features": features, "connector": connected.reshape(1, -1, connected.shape[-1])}
     return parts | {"hidden states": out.hidden_states[-1], "logits": out.logits}, keys

@@ -22,11 +22,14 @@ class Ranges:
     """Query t sees the keys start[b, t] <= s < stop[b, t].
 
     `kind` is static and says how they were made, so that a backend may take a shortcut that is right for that kind.
+    `whole` is the first key that no window cuts off: where the block begins that a query sees whole (a prefix, a
+    picture), the query itself elsewhere; None where there are no blocks.
     """
 
     start: Int[Array, "B T"]
     stop: Int[Array, "B T"]
     kind: Kind = dataclasses.field(default="general", metadata={"static": True})
+    whole: Int[Array, "B T"] | None = None
 
     def dense(self, keys: int) -> Bool[Array, "B T S"]:
         """The mask these ranges stand for."""
@@ -95,18 +98,22 @@ def packed_blocks(segments: Int[Array, "B T"], blocks: Int[Array, "B T"]) -> Ran
     """
     first, _ = _borders(segments)
     here = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)
-    _, block_stop = _borders(segments, blocks)
-    return _hide_padding(segments, first, jnp.where(blocks > 0, block_stop, here), "general")
+    block_first, block_stop = _borders(segments, blocks)
+    ranges = _hide_padding(segments, first, jnp.where(blocks > 0, block_stop, here), "general")
+    return dataclasses.replace(ranges, whole=jnp.where(blocks > 0, block_first, here - 1))
 
 
 def sliding(ranges: Ranges, window: int, first: Int[Array, ""] | int = 0) -> Ranges:
     """The same ranges cut so that no query sees further back than `window` keys, itself the last of them.
 
+    A block that sees itself whole stays whole, as in Gemma 3 and PaliGemma 2.
+
     Args:
       first: the key slot of the first query: 0 for whole rows, the cache's write index when decoding.
     """
     own = first + jnp.arange(ranges.start.shape[1], dtype=jnp.int32)
-    start = jnp.minimum(jnp.maximum(ranges.start, own - window + 1), ranges.stop)
+    near = own - window + 1 if ranges.whole is None else jnp.minimum(own - window + 1, ranges.whole)
+    start = jnp.minimum(jnp.maximum(ranges.start, near), ranges.stop)
     return Ranges(start.astype(jnp.int32), ranges.stop)
 
 

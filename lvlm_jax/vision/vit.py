@@ -27,6 +27,7 @@ class ViTConfig:
 
     `feature_layer` and `class_feature` say what a vision-language model reads: the output of that layer, counted as the
     public configs do (-1 the last block, -2 the one before, before any final norm), and whether the class token stays.
+    `feature_norm` puts the final norm behind the last block, as a tower without pooling ends (PaliGemma).
     """
 
     image_size: int
@@ -42,6 +43,7 @@ class ViTConfig:
     patch_bias: bool = False
     feature_layer: int = -2
     class_feature: bool = False
+    feature_norm: bool = False
     pool: Literal["class", "map", "none"] = "class"
 
     def __post_init__(self) -> None:
@@ -53,6 +55,10 @@ class ViTConfig:
             raise ValueError(
                 f"feature_layer={self.feature_layer}: -1 is the last of depth={self.depth} layers, {-1 - self.depth} "
                 "the embeddings before the first"
+            )
+        if self.feature_norm and self.feature_layer != -1:
+            raise ValueError(
+                f"feature_norm=True reads the end of the tower, feature_layer=-1, not {self.feature_layer}"
             )
 
     @property
@@ -241,11 +247,12 @@ class VisionTower(nn.Module):
     def features(
         self, patches: Float[Array, "N P C"], positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
     ) -> Float[Array, "N Q D"]:
-        """What a vision-language model reads: the raw output of `feature_layer`, class token dropped unless kept."""
+        """What a vision-language model reads: the output of `feature_layer`, class token dropped unless kept."""
         c = self.config
         if self.is_initializing():
             self(patches, positions, segments)
         x = self.trunk(patches, positions, segments, take=c.depth + 1 + c.feature_layer)
+        x = self.post_norm(x) if c.feature_norm else x
         return x[:, 1:] if c.class_token and not c.class_feature else x
 
 

@@ -4,10 +4,10 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import llava, llava_next
+from lvlm_jax.zoo import llava, llava_next, paligemma
 from lvlm_jax.zoo.spec import Spec
 
-FAMILIES: dict[str, ModuleType] = {llava.MODEL_TYPE: llava, llava_next.MODEL_TYPE: llava_next}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (llava, llava_next, paligemma)}
 """Public ``model_type`` -> family: a module with
 
 | name | what it is |

@@ -174,7 +174,8 @@ DEFAULTS = {
 
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
-    return isinstance(config.connector, MlpConfig) and config.attention == "causal" and not config.newline
+    plain = config.attention == "causal" and not config.newline and not config.vision.feature_norm
+    return plain and isinstance(config.connector, MlpConfig)
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
@@ -214,7 +215,9 @@ def _vision_from_hf(f: Mapping[str, Any]) -> vision.ViTConfig:
     strategies = ["default", "full"] if config.class_token else ["full"]
     strategy = one_of("vision_feature_select_strategy", f["vision_feature_select_strategy"], strategies)
     layer = from_end("vision_feature_layer", f["vision_feature_layer"], config.depth)
-    return dataclasses.replace(config, feature_layer=layer, class_feature=config.class_token and strategy == "full")
+    norm = one_of("vision_feature_norm", f.get("vision_feature_norm", False), [False, True])
+    kept = config.class_token and strategy == "full"
+    return dataclasses.replace(config, feature_layer=layer, class_feature=kept, feature_norm=norm)
 
 
 def from_end(field: str, layer: Any, depth: int) -> int:
@@ -242,7 +245,8 @@ def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = Non
     }
     if not fits(config):
         own = {"connector": connector_keys.to_dict(config.connector), "attention": config.attention}
-        return {"model_type": OWN_TYPE, **out, **own, "newline": config.newline}
+        own |= {"newline": config.newline, "vision_feature_norm": config.vision.feature_norm}
+        return {"model_type": OWN_TYPE, **out, **own}
     act = one_of("projector_hidden_act", config.connector.activation, PUBLIC_ACTIVATIONS)
     return {
         "model_type": MODEL_TYPE,

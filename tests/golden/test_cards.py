@@ -89,6 +89,8 @@ def test_no_card_without_its_preset():
         ("llava15_7b", 7_063_427_072),
         ("llava15_13b", 13_351_494_656),
         ("llavanext_7b", 7_063_431_168),
+        ("paligemma_3b_224", 2_923_466_480),
+        ("paligemma2_3b_224", 3_032_242_416),
         ("llama2_7b", 6_738_415_616),
         ("llama2_13b", 13_015_864_320),
         ("llama3_8b", 8_030_261_248),
@@ -152,6 +154,12 @@ def test_what_a_picture_costs_in_tokens():
         "llava15_7b_perceiver": 64,
         "llavanext_7b": 576,  # of each tile
         "llavanext_13b": 576,
+        "paligemma_3b_224": 256,
+        "paligemma_3b_448": 1024,
+        "paligemma_3b_896": 4096,
+        "paligemma2_3b_224": 256,
+        "paligemma2_10b_224": 256,
+        "paligemma2_28b_224": 256,
     }
     assert isinstance(zoo.spec("llava_7b").config.connector, LinearConfig)
     assert isinstance(zoo.spec("llava15_7b_perceiver").config.connector, PerceiverConfig)

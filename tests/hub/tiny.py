@@ -124,6 +124,16 @@ def llava_next():
     return hf.LlavaNextForConditionalGeneration(config)
 
 
+def paligemma(version=1):
+    text = {**DECODER, "max_position_embeddings": 256, "head_dim": 16}
+    decoder = hf.GemmaConfig(**text) if version == 1 else hf.Gemma2Config(**text, query_pre_attn_scalar=24)
+    tower = hf.SiglipVisionConfig(**TOWER, **PICTURE, vision_use_head=False, projection_dim=32)
+    config = hf.PaliGemmaConfig(
+        vision_config=tower, text_config=decoder, image_token_index=511, projection_dim=32, hidden_size=32
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
 def saved(model, path, shard=None):
     """The folder that the torch library writes."""
     model.save_pretrained(path, **({} if shard is None else {"max_shard_size": shard}))

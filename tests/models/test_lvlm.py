@@ -48,7 +48,14 @@ def split_at(batch, at):
 
 @pytest.mark.parametrize(
     ("name", "scan"),
-    [("llava15", False), ("llava15", True), ("llava_next", False), ("siglip_qwen2", False), ("clip_llama3", False)]
+    [
+        ("llava15", False),
+        ("llava15", True),
+        ("llava_next", False),
+        ("paligemma2", False),
+        ("siglip_qwen2", False),
+        ("clip_llama3", False),
+    ]
     + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
@@ -105,6 +112,7 @@ def agree(got, name, atol):
     [
         *(("llava15", preset) for preset in M.PRESETS),
         ("llava_next", "FSDP"),
+        pytest.param("paligemma", "FSDP", marks=pytest.mark.slow),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
