@@ -17,7 +17,7 @@ from lvlm_jax import checkpoint
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
 from lvlm_jax.config import ConfigError
-from lvlm_jax.data.lengths import Measured, measure_lengths
+from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.hub import beside
@@ -140,7 +140,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
     spec = model.image if data.pictures else None
     if spec and text:
         spec = dataclasses.replace(spec, tiles=None)  # towers are compared on whole pictures
-    measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec)
+    measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec, hosts=_hosts())
     for reason, count in getattr(source, "left_out", {}).items():
         print(f"{count:,} {reason} left out of {data.path}", file=sys.stderr, flush=True)
     if measured.bad:
@@ -175,6 +175,23 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         augment=change,
         weigh_by=data.weigh_by,
     )
+
+
+def _hosts() -> Hosts | None:
+    """The processes of this run, if there are several: they measure a data set together."""
+    if jax.process_count() == 1:
+        return None
+    from jax.experimental.multihost_utils import process_allgather
+
+    def exchange(data: bytes) -> list[bytes]:
+        sizes = np.asarray(process_allgather(np.int32(len(data)))).ravel().tolist()
+        if not max(sizes):
+            return [b""] * len(sizes)
+        padded = np.frombuffer(data.ljust(max(sizes), b"\0"), np.uint8)
+        gathered = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
+        return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
+
+    return Hosts(jax.process_index(), jax.process_count(), exchange)
 
 
 def _left_out(measured: Measured, most: int = 3) -> str:

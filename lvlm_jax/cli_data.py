@@ -97,9 +97,11 @@ def _inspection(args: argparse.Namespace) -> Any:
 def _check(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.data.check import check
 
-    source, encoder, model, _ = _inspection(args)
-    report = check(source, encoder, images=not args.no_images, limit=args.limit, spec=model.image)
-    print(report)
+    source, encoder, model, tokenizer = _inspection(args)
+    options = {"images": not args.no_images, "limit": args.limit, "spec": model.image}
+    report = check(source, encoder, unknown_id=tokenizer.unknown_id, **options)
+    template = args.template or model.template
+    print(f"as {args.config} reads it (template {template}, tokenizer {model.tokenizer})\n{report}")
     return 0 if report.ok else 1
 
 
@@ -107,6 +109,8 @@ def _show(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.data.show import show
 
     source, encoder, _, tokenizer = _inspection(args)
+    if not 0 <= args.index < len(source):
+        raise ValueError(f"--index {args.index}: {source!r} has records 0 to {len(source) - 1}")
     for index in range(args.index, min(args.index + args.count, len(source))):
         example = source[index]
         print(show(example, encoder(example), tokenizer, colour=sys.stdout.isatty()), end="\n\n")

@@ -30,10 +30,15 @@ def test_any_source_of_a_recipe_is_checked_and_shown(table, capsys):
     status, out, _ = lvlm(capsys, "check", *words)
     assert status == 0
     assert "200 records: 200 good, 0 bad" in out
+    assert out.startswith("as quickstart reads it (template vicuna_v1, tokenizer easy_vqa)")
     status, out, _ = lvlm(capsys, "show", *words, "--index", 3)
     assert status == 0
     assert f"{table}: row 3" in out
     assert "»" in out
+    status, _, err = lvlm(capsys, "show", *words, "--index", 200)
+    assert status == 2
+    assert "--index 200: Parquet(" in err
+    assert "has records 0 to 199" in err
 
 
 def test_how_full_rows_of_ones_own_data_are(table, capsys):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -85,7 +85,7 @@ def check(
     """
     total = len(source) if limit is None else min(limit, len(source))
     bad, lengths, pictures, unknown = [], [], [], 0
-    for found in inspect_all(source, encode, images=images, total=total, progress=progress, spec=spec):
+    for found in inspect_all(source, encode, images=images, numbers=range(total), progress=progress, spec=spec):
         if isinstance(found, Bad):
             bad.append(found)
         else:
@@ -104,23 +104,29 @@ def check(
 
 
 def inspect_all(
-    source: Source, encode: Encode, *, images: bool, total: int, progress: bool, spec: ImageSpec | None = None
+    source: Source,
+    encode: Encode,
+    *,
+    images: bool,
+    numbers: Sequence[int],
+    progress: bool,
+    spec: ImageSpec | None = None,
 ) -> Iterator[Encoded | Bad]:
-    """`inspect` of records 0, 1, ... total-1 in order, with a progress bar; pictures are decoded by threads."""
+    """`inspect` of records by number, in order, with a progress bar; pictures are decoded by threads."""
     seen: set[str] = set()  # a picture that many records share is decoded once
 
     def one(index: int) -> Encoded | Bad:
         return inspect(source, encode, index, images=images, spec=spec, seen=seen)
 
-    with progress_bar(total, "reading records", show=progress) as bar:
+    with progress_bar(len(numbers), "reading records", show=progress) as bar:
         if not images:
-            for index in range(total):
+            for index in numbers:
                 yield one(index)
                 bar.update()
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for chunk in _chunks(total):
-                for found in pool.map(one, chunk):
+            for start in range(0, len(numbers), _CHUNK):
+                for found in pool.map(one, numbers[start : start + _CHUNK]):
                     yield found
                     bar.update()
 
@@ -174,7 +180,3 @@ def histogram(values: Int[np.ndarray, " n"], bins: int = 10, width: int = 40) ->
         f"  {start:>{digits}} to {stop - 1:>{digits}}  {count:>9,}  {'#' * mark}".rstrip()
         for start, stop, count, mark in zip(edges[:-1], edges[1:], counts, marks)
     ]
-
-
-def _chunks(total: int) -> Iterator[range]:
-    return (range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK))

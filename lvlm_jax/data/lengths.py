@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.shapes import Int
+
+_BLOCK = 512  # records that one host reads in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,18 @@ class Measured:
         return iter((self.lengths, self.pictures, self.bad))
 
 
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The hosts of a run, which read the records together.
+
+    exchange: this host's bytes -> every host's, in the order of hosts; all hosts call it, and as often.
+    """
+
+    host: int
+    hosts: int
+    exchange: Callable[[bytes], list[bytes]]
+
+
 def measure_lengths(
     source: Source,
     encode: Encode,
@@ -40,12 +55,14 @@ def measure_lengths(
     on_bad: str = "raise",
     images: bool | None = None,
     spec: ImageSpec | None = None,
+    hosts: Hosts | None = None,
 ) -> Measured:
     """Tokens and pictures of every record, read once and kept in the folder `cache`: ``lengths, pictures, bad = ...``.
 
     `on_bad` is decided here, before the plan is made: "raise" stops at the first bad record, "skip" gives it length 0,
     which leaves it out of the plan. `images` decodes every picture too (with `spec`, as the run will); the default does
-    so under "skip", where a picture that turns out broken later would stop the run.
+    so under "skip", where a picture that turns out broken later would stop the run. With `hosts` each reads its share
+    of the records, or takes what another host has in its cache; all return, or raise, the same.
 
     Raises:
       DataError: a bad record under "raise"; every record bad.
@@ -56,46 +73,80 @@ def measure_lengths(
     file = None
     if cache is not None:
         file = Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
-    if file is not None and file.is_file():
-        measured = _read(file)
-    else:
-        measured = _measure(source, encode, images=images, spec=spec, progress=progress, stop=on_bad == "raise")
-        if file is not None:
-            _write(file, measured)
+    found = file.read_bytes() if file is not None and file.is_file() else b""
+    kept = found
+    if hosts is not None:
+        kept = next((other for other in hosts.exchange(found) if other), b"")
+    measured = _unpacked(kept) if kept else None
+    if measured is None:
+        blocks = _blocks(len(source), hosts)
+        stop = on_bad == "raise"
+        measured = _measure(source, encode, blocks, images=images, spec=spec, progress=progress, stop=stop)
+        if hosts is not None:
+            measured = _joined([_unpacked(part) for part in hosts.exchange(_packed(measured))])
     if measured.bad and on_bad == "raise":
         raise DataError(f"{measured.bad[0]}; mend the record, or leave such records out with on_bad='skip'")
+    if file is not None and not found:
+        _write(file, _packed(measured))
     if len(measured.bad) == len(source):
         raise DataError(f"all {len(source)} records are bad; the first: {measured.bad[0]}")
     return measured
 
 
+def _blocks(total: int, hosts: Hosts | None) -> list[int]:
+    """The records that this host reads: every so many-th block of them, since neighbours share files and pictures."""
+    if hosts is None:
+        return list(range(total))
+    mine = range(hosts.host * _BLOCK, total, hosts.hosts * _BLOCK)
+    return [index for start in mine for index in range(start, min(start + _BLOCK, total))]
+
+
 def _measure(
-    source: Source, encode: Encode, *, images: bool, spec: ImageSpec | None, progress: bool, stop: bool
+    source: Source,
+    encode: Encode,
+    numbers: list[int],
+    *,
+    images: bool,
+    spec: ImageSpec | None,
+    progress: bool,
+    stop: bool,
 ) -> Measured:
+    """Some records measured, all others 0; with `stop` the first bad one is the last."""
     lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
-    records = inspect_all(source, encode, images=images, total=len(source), progress=progress, spec=spec)
-    for index, found in enumerate(records):
+    records = inspect_all(source, encode, images=images, numbers=numbers, progress=progress, spec=spec)
+    for index, found in zip(numbers, records, strict=True):
         if isinstance(found, Bad):
             bad.append(found)
             if stop:
-                raise DataError(f"{found}; mend the record, or leave such records out with on_bad='skip'")
+                break
         else:
             lengths[index], pictures[index] = len(found.tokens), found.vision_rows
     return Measured(lengths, pictures, tuple(bad))
 
 
-def _read(file: Path) -> Measured:
-    with np.load(file, allow_pickle=False) as arrays:
+def _joined(parts: list[Measured]) -> Measured:
+    """What the hosts measured, each its own records."""
+    bad = sorted((entry for part in parts for entry in part.bad), key=lambda entry: entry.index)
+    return Measured(sum(part.lengths for part in parts), sum(part.pictures for part in parts), tuple(bad))
+
+
+def _packed(measured: Measured) -> bytes:
+    out = io.BytesIO()
+    bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
+    np.savez_compressed(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
+    return out.getvalue()
+
+
+def _unpacked(data: bytes) -> Measured:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
         return Measured(arrays["lengths"], arrays["pictures"], bad)
 
 
-def _write(file: Path, measured: Measured) -> None:
+def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may measure at the same time
-    with part.open("wb") as out:
-        bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
-        np.savez(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
+    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may write at the same time
+    part.write_bytes(data)
     part.replace(file)
 
 
