@@ -55,7 +55,6 @@ GEMMA3 = dataclasses.replace(
     rope_theta=1e6,
     rope_scaling=RopeScaling(kind="linear", factor=8.0),
     local_theta=1e4,
-    pattern=("local", "global", "local"),
 )
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)
 MISTRAL = dataclasses.replace(LLAMA, window=6, pattern=("local",), public="mistral")
@@ -86,6 +85,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "paligemma2": LVLMConfig(vision=ENDING, connector=LinearConfig(), llm=GEMMA2, attention="prefix"),
     "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
+    "siglip_gemma3": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=GEMMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
     "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),

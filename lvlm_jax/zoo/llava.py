@@ -158,8 +158,9 @@ def layout_of(keys: Iterable[str]) -> str:
 MODEL_TYPE, ARCHITECTURE = "llava", "LlavaForConditionalGeneration"
 
 OWN_TYPE = "lvlm_jax_llava"
-"""``model_type`` of what the torch library has no class for: another connector, or prefix attention. A name that it
-does not know makes it stop, where "llava" would make it run with other maths."""
+"""``model_type`` of what the torch library has no class for: another connector, prefix attention, capped logits (its
+class leaves Gemma 2's cap away). A name that it does not know makes it stop, where "llava" would make it run with other
+maths."""
 
 DEFAULTS = {
     "image_token_index": 32000,
@@ -175,7 +176,7 @@ DEFAULTS = {
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     plain = config.attention == "causal" and not config.newline and not config.vision.feature_norm
-    return plain and isinstance(config.connector, MlpConfig)
+    return plain and isinstance(config.connector, MlpConfig) and config.llm.final_softcap is None
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
@@ -196,10 +197,12 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     text = dict(config["text_config"])
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or f["tie_word_embeddings"])
     kind = one_of("text_config.model_type", text.get("model_type", "llama"), llm.FAMILIES)
+    decoder = llm.FAMILIES[kind].from_hf(text)
     whole = LVLMConfig(
         vision=_vision_from_hf(f),
         connector=connector,
-        llm=llm.FAMILIES[kind].from_hf(text),
+        # The public class puts a head of its own on the decoder, and that head caps nothing.
+        llm=decoder if own else dataclasses.replace(decoder, final_softcap=None),
         attention=one_of("attention", f.get("attention", "causal") if own else "causal", ["causal", "prefix"]),
         newline=one_of("newline", f.get("newline", False) if own else False, [False, True]),
     )

@@ -131,7 +131,15 @@ def test_bare_decoder(tmp_path, name):
     assert comparison.passed, str(comparison)
 
 
-@pytest.mark.parametrize(("tower", "decoder"), [("clip", "qwen2"), ("siglip", "llama")])
+@pytest.mark.parametrize(
+    ("tower", "decoder"),
+    [
+        ("clip", "qwen2"),
+        ("siglip", "llama"),
+        ("siglip", "gemma2"),
+        *(pytest.param("siglip", name, marks=SLOW) for name in ("gemma3", "qwen3", "mistral")),
+    ],
+)
 def test_llava_of_other_parts_in_bfloat16(tmp_path, tower, decoder):
     folder = tiny.saved(tiny.perturbed(tiny.llava(tower, decoder), tiny.torch.bfloat16), tmp_path / "in", "20KB")
     loaded = import_folder(folder)

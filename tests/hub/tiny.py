@@ -99,7 +99,15 @@ def siglip_text():
 
 def llava(tower="clip", decoder="llama", **fields):
     towers = {"clip": hf.CLIPVisionConfig, "siglip": hf.SiglipVisionConfig}
-    decoders = {"llama": hf.LlamaConfig, "qwen2": hf.Qwen2Config}
+    near = {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 7}
+    decoders = {
+        "llama": lambda **sizes: hf.LlamaConfig(**sizes),
+        "qwen2": lambda **sizes: hf.Qwen2Config(**sizes),
+        "qwen3": lambda **sizes: hf.Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=True),
+        "mistral": lambda **sizes: hf.MistralConfig(**sizes, sliding_window=None),
+        "gemma2": lambda **sizes: hf.Gemma2Config(**sizes | near),
+        "gemma3": lambda **sizes: hf.Gemma3TextConfig(**sizes | near),
+    }
     if tower == "siglip":
         fields = {"vision_feature_select_strategy": "full", **fields}
     config = hf.LlavaConfig(

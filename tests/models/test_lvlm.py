@@ -55,8 +55,10 @@ def split_at(batch, at):
         ("paligemma2", False),
         ("siglip_qwen2", False),
         ("clip_llama3", False),
+        ("siglip_gemma3", False),
     ]
-    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")],
+    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")]
+    + [pytest.param("siglip_gemma3", True, marks=pytest.mark.slow)],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)

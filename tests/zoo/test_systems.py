@@ -99,6 +99,17 @@ def test_configs_go_out_and_come_back(config):
     assert zoo.READS[public["model_type"]].from_hf(public) == (config, 7)
 
 
+def test_capped_logits_have_no_public_class():
+    """The torch library's LLaVA puts a head of its own on Gemma 2, and that head caps nothing."""
+    capped = dataclasses.replace(tiny.SYSTEMS["llava15"], llm=tiny.GEMMA2)
+    raw = llava.to_hf(capped, 98)
+    assert raw["model_type"] == llava.OWN_TYPE
+    assert llava.from_hf(raw) == (capped, 98)
+    theirs, _ = llava.from_hf({**raw, "model_type": "llava"})
+    assert (capped.llm.final_softcap, theirs.llm.final_softcap) == (3.0, None)
+    assert llava.to_hf(theirs, 98)["model_type"] == "llava"
+
+
 def test_no_two_families_hold_one_model():
     for spec in zoo.SYSTEMS.values():
         fitting = [name for name, family in zoo.FAMILIES.items() if family.fits(spec.config)]
