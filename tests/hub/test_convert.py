@@ -176,6 +176,62 @@ def test_original_files_with_the_tower_elsewhere(llavas, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, other.params["vision"], import_folder(clip, kind="vision").params)
 
 
+def test_original_shards_without_a_tower(llavas, tmp_path):
+    """As the authors' releases are: shards and their index, the tower named by config.json only."""
+    rename = tiny.llava_key("llava-original")
+    main = tiny.rekeyed(
+        llavas["hf-5"],
+        tmp_path / "main",
+        lambda key: None if key.startswith("vision_tower") else rename(key),
+        tiny.original_config(llavas["hf-5"]),
+    )
+    write_folder(tmp_path / "shards", TensorFolder(main).items(), max_shard_bytes=20_000)
+    (tmp_path / "shards" / "config.json").write_text((main / "config.json").read_text())
+    assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
+    clip = tiny.saved(tiny.perturbed(tiny.clip()), tmp_path / "clip")
+    loaded = import_folder(tmp_path / "shards", vision=clip)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, import_folder(main, vision=clip).params)
+    export_folder(tmp_path / "out", loaded.config, loaded.params, layout="llava-original", max_shard_bytes=20_000)
+    again = TensorFolder(tmp_path / "out")
+    shards = TensorFolder(tmp_path / "shards")
+    assert {key for key in again if "vision_tower" not in key} == set(shards)
+    assert all(again[key].tobytes() == shards[key].tobytes() for key in shards)
+    jax.tree.map(np.testing.assert_array_equal, import_folder(tmp_path / "out").params, loaded.params)
+
+
+def test_the_linear_projector_of_the_first_llava(llavas, tmp_path):
+    """One dense layer, whose keys the authors do not number."""
+    rename = tiny.llava_key("llava-original")
+    tower = json.loads((llavas["hf-5"] / "config.json").read_text())["vision_config"]
+    config = {**tiny.original_config(llavas["hf-5"]), "mm_projector_type": "linear", "vision_config": tower}
+
+    def key(name):
+        if name.startswith("multi_modal_projector.linear_2"):
+            return None
+        return rename(name).replace("mm_projector.0.", "mm_projector.")
+
+    folder = tiny.rekeyed(llavas["hf-5"], tmp_path / "in", key, config)
+    loaded = import_folder(folder)
+    assert loaded.layout == "llava-original"
+    assert loaded.params["connector"].keys() == {"linear_1"}
+    export_folder(tmp_path / "out", loaded.config, loaded.params, layout="llava-original")
+    same_bytes(TensorFolder(folder), TensorFolder(tmp_path / "out"))
+
+
+def test_a_state_dict_out_of_memory(tmp_path):
+    """What `state_dict()` gives has other keys than what `save_pretrained` writes of the same model."""
+    model = tiny.perturbed(tiny.llava())
+    folder = tiny.saved(model, tmp_path / "saved")
+    (tmp_path / "memory").mkdir()
+    tiny.save_file(model.state_dict(), tmp_path / "memory" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "memory" / "config.json").write_text((folder / "config.json").read_text())
+    loaded, reference = import_folder(tmp_path / "memory"), import_folder(folder)
+    assert (loaded.layout, reference.layout) == ("hf-5-memory", "hf-5")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, reference.params)
+    export_folder(tmp_path / "out", loaded.config, loaded.params, layout="hf-5-memory", image_token_id=511)
+    same_bytes(TensorFolder(tmp_path / "memory"), TensorFolder(tmp_path / "out"))
+
+
 def test_released_original_config():
     for name, vocab in (("llava15_7b", 32000), ("llava_7b", 32003)):
         config = llava.SYSTEMS[name].config
