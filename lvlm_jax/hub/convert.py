@@ -171,7 +171,8 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     decoder = {"lvlm": lambda: config.llm, "decoder": lambda: config}.get(described.kind, lambda: None)()
     if decoder is None or not decoder.tied:
         return None
-    head = zoo.LAYOUTS[layout].head if described.kind == "lvlm" else "lm_head.weight"
+    named = zoo.LAYOUTS.get(layout)  # a decoder alone, and big_vision's files, have no such part
+    head = named.head if described.kind == "lvlm" and named else "lm_head.weight"
     if head not in tensors:
         return None
     table = next(row.theirs for row in KINDS[described.kind].rows(config, layout) if row.ours.endswith("embed/table"))

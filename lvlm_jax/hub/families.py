@@ -24,7 +24,7 @@ from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
-from lvlm_jax.zoo import big_vision, dual, llava
+from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
 
 Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
 
@@ -53,17 +53,18 @@ class Kind:
           CheckpointError: none of them, with the first keys.
         """
         keys = list(keys)
+        known = {name: prefix for name, prefix in self.layouts.items() if prefix}
+        for name, prefix in known.items():
+            if any(key.startswith(prefix) for key in keys):
+                return name
         if self is KINDS["lvlm"]:
             try:
                 return llava.layout_of(keys)
             except ValueError as error:
                 raise CheckpointError(f"{source}: {error}") from error
-        for name, prefix in self.layouts.items():
-            if any(key.startswith(prefix) for key in keys):
-                return name
-        known = ", ".join(f"{name}: {prefix}..." for name, prefix in self.layouts.items())
+        prefixes = ", ".join(f"{name}: {prefix}..." for name, prefix in known.items())
         raise CheckpointError(
-            f"{source}: its keys are in no known layout ({known}); "
+            f"{source}: its keys are in no known layout ({prefixes}); "
             f"the first are {', '.join(sorted(keys)[:6])}. Is config.json that of another model?"
         )
 
@@ -81,6 +82,8 @@ _DECODER_AT = {"hf": "model.", "bare": ""}
 
 
 def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
+    if layout in big_vision_gemma.LAYOUTS:
+        return big_vision_gemma.rows(config)
     return zoo.family_of(config).rows(config, layout)
 
 
@@ -152,7 +155,9 @@ def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
 
 
 KINDS: dict[str, Kind] = {
-    "lvlm": Kind(rows=_lvlm_rows, layouts=dict.fromkeys(zoo.LAYOUTS, ""), shapes=_lvlm_shapes),
+    "lvlm": Kind(
+        rows=_lvlm_rows, layouts={**big_vision_gemma.LAYOUTS, **dict.fromkeys(zoo.LAYOUTS, "")}, shapes=_lvlm_shapes
+    ),
     "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,

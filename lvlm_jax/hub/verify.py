@@ -80,8 +80,8 @@ def verify(
 
     Args:
       folder: what we read; a folder or a hub name.
-      theirs: what the torch library reads, likewise; default the same. The LLaVA authors' layout, which it does not
-        know, is exported for it first.
+      theirs: what the torch library reads, likewise; default the same. The LLaVA authors' layout and big_vision's,
+        which it does not know, are exported for it first.
       picture: anything `load_image` takes; default a made one.
       prompt: read by the folder's tokenizer; a folder without one gets made token ids.
       vision: as `import_folder` takes it.
@@ -99,8 +99,9 @@ def verify(
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
     theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
-        if theirs is None and loaded.layout == "llava-original":
-            theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=0)
+        if theirs is None and (loaded.layout == "llava-original" or loaded.folder.suffix == ".npz"):
+            placeholder = loaded.image_token_id
+            theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=placeholder)
         inputs = _inputs(loaded, picture, prompt)
         reference, keys = _REFERENCES[loaded.kind](loaded, Path(theirs or loaded.folder), inputs)
         run = jax.jit(lambda params, inputs: _OURS[loaded.kind](dataclasses.replace(loaded, params=params), inputs))
@@ -170,7 +171,7 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
     decoder = getattr(config, "llm", config)
     # Of a folder without tokenizer files the library would make an empty tokenizer, and say nothing.
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if loaded.folder.is_file() or any((loaded.folder / name).exists() for name in names):
+    if loaded.folder.suffix == ".gguf" or any((loaded.folder / name).exists() for name in names):
         words = beside.tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
     else:
         words = [3 + (7 * i) % (decoder.vocab - 4) for i in range(12)]
@@ -289,6 +290,8 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
     model, keys = _open(family_of(loaded.config).ARCHITECTURE, folder)
     inner = getattr(model, "model", model)
     pixels, tokens, tower = _tensor(inputs["pixels"]), _tensor(inputs["tokens"]), loaded.config.vision
+    # Their folder may have another word for a picture than ours.
+    tokens = tokens.masked_fill(tokens == loaded.image_token_id, model.config.image_token_id)
     with torch.no_grad():
         seen = inner.vision_tower(pixels, output_hidden_states=True)
         features = seen.last_hidden_state if tower.feature_norm else seen.hidden_states[tower.feature_layer]

@@ -110,34 +110,37 @@ def public_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
       ValueError: a tensor that every SigLIP has is missing.
     """
-    side, _, _, width = _shape(shapes, "img/embedding/kernel")
-    tokens = _shape(shapes, "img/pos_embedding")[1]
-    if math.isqrt(tokens) ** 2 != tokens:
-        raise ValueError(f"img/pos_embedding has {tokens} places, which are no square; only square pictures are read")
-    vocab, _ = _shape(shapes, "txt/Embed_0/embedding")
-    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    vocab, _ = shape_of(shapes, "txt/Embed_0/embedding")
+    width, projection = shape_of(shapes, "txt/head/kernel")
     return {
         "model_type": "siglip",
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "image_size": math.isqrt(tokens) * side,
-            "patch_size": side,
-            "vision_use_head": "img/MAPHead_0/probe" in shapes,
-            **_encoder(shapes, "img/Transformer", width),
-            **common,
-        },
+        "vision_config": vision_config(shapes),
         "text_config": {
             "model_type": "siglip_text_model",
             "vocab_size": vocab,
-            "max_position_embeddings": _shape(shapes, "txt/pos_embedding")[1],
-            "projection_size": _shape(shapes, "txt/head/kernel")[1],
-            **_encoder(shapes, "txt/Encoder_0", _shape(shapes, "txt/head/kernel")[0]),
-            **common,
+            "max_position_embeddings": shape_of(shapes, "txt/pos_embedding")[1],
+            "projection_size": projection,
+            **_encoder(shapes, "txt/Encoder_0", width),
         },
     }
 
 
-def _encoder(shapes: Mapping[str, tuple[int, ...]], theirs: str, width: int) -> dict[str, int]:
+def vision_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The picture tower's part of it."""
+    side, _, _, width = shape_of(shapes, "img/embedding/kernel")
+    tokens = shape_of(shapes, "img/pos_embedding")[1]
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"img/pos_embedding has {tokens} places, which are no square; only square pictures are read")
+    return {
+        "model_type": "siglip_vision_model",
+        "image_size": math.isqrt(tokens) * side,
+        "patch_size": side,
+        "vision_use_head": "img/MAPHead_0/probe" in shapes,
+        **_encoder(shapes, "img/Transformer", width),
+    }
+
+
+def _encoder(shapes: Mapping[str, tuple[int, ...]], theirs: str, width: int) -> dict[str, Any]:
     scan = f"{theirs}/encoderblock/LayerNorm_0/scale"
     if scan in shapes:
         first, depth = f"{theirs}/encoderblock", shapes[scan][0]
@@ -148,12 +151,17 @@ def _encoder(shapes: Mapping[str, tuple[int, ...]], theirs: str, width: int) -> 
     return {
         "hidden_size": width,
         "num_hidden_layers": depth,
-        "num_attention_heads": _shape(shapes, f"{first}/MultiHeadDotProductAttention_0/query/bias")[-2],
-        "intermediate_size": _shape(shapes, f"{first}/MlpBlock_0/Dense_0/bias")[-1],
+        "num_attention_heads": shape_of(shapes, f"{first}/MultiHeadDotProductAttention_0/query/bias")[-2],
+        "intermediate_size": shape_of(shapes, f"{first}/MlpBlock_0/Dense_0/bias")[-1],
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
     }
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
+def shape_of(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, ...]:
+    """The shape of a tensor that must be there; ValueError names it."""
     if key not in shapes:
-        raise ValueError(f"{key} is missing; is it a whole SigLIP (img/, txt/, t, b), learned positions and all?")
+        raise ValueError(
+            f"{key} is missing; is it a whole checkpoint (of SigLIP img/, txt/, t, b; of PaliGemma img/, llm/)?"
+        )
     return shapes[key]

@@ -92,6 +92,52 @@ def siglip(folder, heads=4, scan=False, head=True):
     return _flat({"img": img, "txt": txt, "t": tensors["logit_scale"], "b": tensors["logit_bias"]})
 
 
+def paligemma(folder, heads, kv_heads):
+    """The arrays of a PaliGemma by their flat keys, less ``params/``, out of the torch library's folder (layout hf-5).
+
+    Tower heads are 4. Every decoder tensor stands for all layers: einsum kernels with the heads on an axis.
+    """
+    raw = TensorFolder(folder)
+    tower = {key.removeprefix("vision_tower."): raw[key] for key in raw if key.startswith("vision_tower.")}
+    text = {
+        key.removeprefix("language_model.model."): raw[key] for key in raw if key.startswith("language_model.model.")
+    }
+    depth = 1 + max(int(key.split(".")[1]) for key in text if key.startswith("layers."))
+
+    def every(name):
+        return [text[f"layers.{i}.{name}.weight"] for i in range(depth)]
+
+    def split(weight, n):  # [heads x width of a head, in] -> [heads, in, width of a head]
+        return weight.reshape(n, -1, weight.shape[1]).swapaxes(1, 2)
+
+    keys, values = every("self_attn.k_proj"), every("self_attn.v_proj")
+    gates, ups = every("mlp.gate_proj"), every("mlp.up_proj")
+    layers = {
+        "pre_attention_norm/scale": every("input_layernorm"),
+        "pre_ffw_norm/scale": every("post_attention_layernorm"),
+        "attn/q_einsum/w": [split(w, heads) for w in every("self_attn.q_proj")],
+        "attn/kv_einsum/w": [np.stack([split(k, kv_heads), split(v, kv_heads)]) for k, v in zip(keys, values)],
+        "attn/attn_vec_einsum/w": [w.T.reshape(heads, -1, len(w)) for w in every("self_attn.o_proj")],
+        "mlp/gating_einsum": [np.stack([gate.T, up.T]) for gate, up in zip(gates, ups)],
+        "mlp/linear": [w.T for w in every("mlp.down_proj")],
+    }
+    img = {
+        "embedding": {
+            "kernel": tower["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0),
+            "bias": tower["embeddings.patch_embedding.bias"],
+        },
+        "pos_embedding": tower["embeddings.position_embedding.weight"][None],
+        "Transformer": _encoder(tower, "", 4, "post_layernorm", True),
+        "head": _dense(raw, "multi_modal_projector.linear"),
+    }
+    llm = {
+        "embedder": {"input_embedding": text["embed_tokens.weight"]},
+        "final_norm": {"scale": text["norm.weight"]},
+        "layers": {key: np.stack(parts) for key, parts in layers.items()},
+    }
+    return _flat({"img": img, "llm": llm})
+
+
 def _flat(tree, prefix=""):
     out = {}
     for key, value in tree.items():

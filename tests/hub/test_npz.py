@@ -1,5 +1,7 @@
 """big_vision's files: SigLIP in both layouts, no pickle, the same numbers as the torch library, byte for byte back."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -56,6 +58,7 @@ def test_verify_against_the_folder(folder, tmp_path):
     file = npz_tiny.save(tmp_path / "x.npz", npz_tiny.siglip(folder))
     comparison = verify(file, folder)
     assert comparison.passed, str(comparison)
+    assert verify(file).passed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -66,12 +69,53 @@ def test_the_picture_tower_out_of_a_file(folder, tmp_path, layout):
     jax.tree.map(np.testing.assert_array_equal, tower.params, whole.params["vision"])
 
 
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory):
+    """(the torch library's folder, the same as a flat file)"""
+    root = tmp_path_factory.mktemp("paligemma")
+    folder = tiny.saved(tiny.perturbed(tiny.paligemma()), root / "hf")
+    return folder, npz_tiny.save(root / "x.npz", npz_tiny.paligemma(folder, heads=4, kv_heads=2))
+
+
+def test_paligemma_is_the_same_model_as_in_the_torch_librarys_folder(paligemma):
+    folder, file = paligemma
+    loaded, reference = import_folder(file), import_folder(folder)
+    assert (loaded.kind, loaded.layout, loaded.image_token_id) == ("lvlm", "big_vision-paligemma", 0)
+    context = reference.config.llm.context  # no tensor tells it; every release has 8192
+    llm = dataclasses.replace(loaded.config.llm, context=context, norm_eps=reference.config.llm.norm_eps)
+    assert dataclasses.replace(loaded.config, llm=llm) == reference.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, reference.params)
+    arrays, flat = NpzFile(file), P.flatten(loaded.params)
+    back = {row.theirs: np.asarray(row.save(flat)) for row in KINDS["lvlm"].rows(loaded.config, loaded.layout)}
+    assert back.keys() == set(arrays)
+    for key in arrays:
+        assert back[key].tobytes() == np.ascontiguousarray(arrays[key]).tobytes(), key
+    scanned = import_folder(file, scan=True)
+    jax.tree.map(np.testing.assert_array_equal, P.unstack_layers(scanned.params), reference.params)
+
+
+def test_paligemma_gives_the_torch_librarys_numbers(paligemma):
+    """Held against the folder that the file was made of, and against the one that we make of it."""
+    folder, file = paligemma
+    for theirs in (folder, None):
+        comparison = verify(file, theirs)
+        assert comparison.passed, str(comparison)
+        assert [part.name for part in comparison.parts] == ["vision features", "connector", "hidden states", "logits"]
+
+
+def test_paligemma_2_is_refused(paligemma, tmp_path):
+    arrays = dict(NpzFile(paligemma[1])) | {"llm/layers/post_attention_norm/scale": np.zeros((2, 32), np.float32)}
+    file = npz_tiny.save(tmp_path / "x.npz", arrays)
+    with pytest.raises(CheckpointError, match=r"x.npz: .* a PaliGemma 2, whose soft-caps no tensor tells, is not read"):
+        import_folder(file)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda a: a.pop("img/MAPHead_0/LayerNorm_0/scale"), r"missing \(1\): img/MAPHead_0/LayerNorm_0/scale"),
         (lambda a: a.update({"img/odd": np.zeros(3)}), r"not used \(1\): img/odd"),
-        (lambda a: a.pop("txt/pos_embedding"), "x.npz: txt/pos_embedding is missing; is it a whole SigLIP"),
+        (lambda a: a.pop("txt/pos_embedding"), "x.npz: txt/pos_embedding is missing; is it a whole checkpoint"),
         (
             lambda a: a.update({"t": np.zeros(2, np.float32)}),
             r"tensor 't' has shape \[2\], but config.json asks for \[1\]",
