@@ -54,7 +54,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 def add(add: Any) -> None:
     """Adds ``lvlm data`` and its subcommands by the parser's own `add`."""
     data = add("data", _nothing, "check a data set before a run, or look at what the model will see")
-    into = data.add_subparsers(dest="action", metavar="check|show|packing|prepare")
+    into = data.add_subparsers(dest="action", metavar="check|show|packing|prepare|convert-tfrecord")
     checked = add("check", _check, "list every bad record with file, line and reason", into)
     shown = add("show", _show, "print conversations, each token coloured by its loss weight, and the pictures", into)
     shown.add_argument("--index", type=int, default=0, help="the first record to show")
@@ -79,6 +79,10 @@ def add(add: Any) -> None:
     prepared.add_argument("--config", help="recipe whose template and tokenizer give lengths in tokens, not words")
     prepared.add_argument("--tokenizer", help="a folder or hub name, instead of the recipe's")
     prepared.add_argument("--svg", metavar="FILE", help="write the lengths' histogram there")
+
+    converted = add("convert-tfrecord", _convert_tfrecord, "a TFDS set of TFRecord files as array_record, once", into)
+    converted.add_argument("path", help="the folder that holds its dataset_info.json")
+    converted.add_argument("out", help="folder to write; a recipe's data.path reads it with source tfds")
 
 
 def _nothing(args: argparse.Namespace, _: Sequence[str]) -> int:
@@ -154,3 +158,10 @@ def _prepare(args: argparse.Namespace, _: Sequence[str]) -> int:
     if args.svg and len(found.lengths):
         Path(args.svg).write_text(svg(found.lengths, found.unit, found.file), encoding="utf-8")
     return 0 if found.ok else 1
+
+
+def _convert_tfrecord(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax.data.tfds import convert_tfrecord
+
+    print(f"{convert_tfrecord(args.path, args.out):,} records written to {args.out}")
+    return 0

@@ -7,7 +7,7 @@ the record stands.
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -121,6 +121,12 @@ LAYOUTS: dict[str, Callable[[dict[str, Any], Find, str], tuple[Turn, ...]]] = {
     "caption": caption_turns,
 }
 """Field that holds the talk -> how it is read; the first that a record has decides."""
+
+
+def table_fields(rename: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of a table that make a record; a talk that is named in `rename` is the one that is read."""
+    talks = [field for field in LAYOUTS if field in rename] or [*LAYOUTS]
+    return ("id", "image", "images", *talks, "answer", "answers")
 
 
 def picture_under(root: epath.Path) -> Find:

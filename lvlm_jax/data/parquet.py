@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from lvlm_jax.data.conversations import LAYOUTS, picture_inside, turns_of
+from lvlm_jax.data.conversations import LAYOUTS, picture_inside, table_fields, turns_of
 from lvlm_jax.data.files import expand
 from lvlm_jax.data.sources import Numbered, Source
 from lvlm_jax.processing.encode import DataError
@@ -141,8 +141,7 @@ class Parquet(Numbered):
         images: str | os.PathLike | None = None,
         rename: dict[str, str] | None = None,
     ):
-        columns = ("id", "image", "images", *LAYOUTS, "answer", "answers")
-        self._table = Table(path, columns, rename)
+        self._table = Table(path, table_fields(rename or {}), rename)
         self._images = epath.Path(images) if images is not None else self._table.files[0].parent
         if not self._table.types.keys() & LAYOUTS.keys():
             raise DataError(
@@ -207,6 +206,14 @@ def check_column(table: Table, name: str, type_: "pyarrow.DataType", wanted: str
         )
 
 
+def renames(pairs: Sequence[str]) -> dict[str, str]:
+    """``our_name=their_name`` words as a dict."""
+    for pair in pairs:
+        if pair.count("=") != 1 or "" in pair.split("="):
+            raise DataError(f"rename: {pair!r} must read our_name=their_name, like 'caption=TEXT'")
+    return dict(pair.split("=") for pair in pairs)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParquetFiles:
     """The recipe's fields of `Parquet`. rename: ``our_name=their_name``, for columns called otherwise."""
@@ -216,10 +223,8 @@ class ParquetFiles:
     rename: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pair in self.rename:
-            if pair.count("=") != 1 or "" in pair.split("="):
-                raise DataError(f"rename: {pair!r} must read our_name=their_name, like 'caption=TEXT'")
+        renames(self.rename)
 
     def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
         """The source."""
-        return Parquet(self.path, images=self.images or None, rename=dict(pair.split("=") for pair in self.rename))
+        return Parquet(self.path, images=self.images or None, rename=renames(self.rename))

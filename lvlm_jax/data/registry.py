@@ -19,6 +19,7 @@ from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
 from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
 from lvlm_jax.data.tars import TarFiles
+from lvlm_jax.data.tfds import TfdsSplit
 from lvlm_jax.processing.encode import DataError
 
 FILES: dict[str, type] = {
@@ -31,6 +32,7 @@ FILES: dict[str, type] = {
     "obelics": ObelicsFiles,
     "mmc4": Mmc4Files,
     "mmc4_tar": Mmc4TarFiles,
+    "tfds": TfdsSplit,
 }
 """Sources of one kind of file."""
 
