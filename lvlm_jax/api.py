@@ -5,16 +5,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, download
+from lvlm_jax.hub import beside, download, peft
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.infer.system import System
+from lvlm_jax.mesh import compute_dtype
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
@@ -35,6 +34,7 @@ def load(
     template: str | Template | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     vision: str | Path | None = None,
+    adapter: str | Path | None = None,
     token: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
@@ -53,11 +53,12 @@ def load(
       name_or_folder: a folder in the torch library's or the LLaVA authors' layout, the workdir of an ``lvlm train``
         that has exported, a name out of `zoo.SYSTEMS`, or a hub name.
       mesh: devices to run on (`mesh.make_mesh`); default the first one.
-      dtype: of weights and compute; default bfloat16 where the accelerator has it, float32 else.
+      dtype: of weights and compute; default by device: bfloat16, float16 on GPUs without it, float32 on a CPU.
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder.
       vision: the vision tower's folder or hub name, for the LLaVA authors' files.
+      adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       rows: the most prompts of one batch.
 
     Raises:
@@ -68,15 +69,18 @@ def load(
     folder = _folder(name_or_folder, revision, hub)
     if isinstance(template, str) and template not in TEMPLATES:
         raise ValueError(f"template={template!r}: choose one of {', '.join(TEMPLATES)}")
-    dtype = default_dtype() if dtype is None else dtype
+    dtype = compute_dtype()[0] if dtype is None else dtype
     loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, **hub)
+    params = loaded.params
+    if adapter is not None:
+        params = peft.apply(params, loaded.config, download.resolve(adapter, **hub))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = beside.tokenizer(folder if tokenizer is None else tokenizer)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(
         model=LVLM(loaded.config, dtype=dtype),
-        params=loaded.params,
+        params=params,
         tokenizer=tokenizer,
         spec=_image_spec(folder, loaded),
         template=template,
@@ -86,15 +90,6 @@ def load(
         mesh=mesh,
         name=str(name_or_folder),
     )
-
-
-def default_dtype() -> Any:
-    """bfloat16 where the default device computes in it: TPUs, and GPUs since compute capability 8.0 (a T4 has 7.5)."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return jnp.float32
-    capability = str(getattr(device, "compute_capability", "") or "99")
-    return jnp.bfloat16 if device.platform != "gpu" or float(capability) >= 8 else jnp.float32
 
 
 def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:

@@ -14,16 +14,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lvlm_jax import checkpoint
+from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
-from lvlm_jax.hub import beside
+from lvlm_jax.hub import beside, download, formats
+from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.models.contrastive import DualEncoder
-from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.nn import lora
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode
 from lvlm_jax.processing.image import augment
@@ -35,10 +39,14 @@ from lvlm_jax.vision.text_tower import TextTowerConfig
 
 
 def dtype_of(recipe: Recipe) -> Any:
-    """Compute dtype: "auto" is float32 on a CPU, bfloat16 on an accelerator."""
-    if recipe.dtype != "auto":
-        return jnp.dtype(recipe.dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    """Compute dtype; "auto" chooses by device (`mesh.compute_dtype`)."""
+    return jnp.dtype(meshes.compute_dtype()[0] if recipe.dtype == "auto" else recipe.dtype)
+
+
+def dtype_line(recipe: Recipe) -> str:
+    """What is computed in, and why: a line for the log."""
+    why = "as the recipe says" if recipe.dtype != "auto" else meshes.compute_dtype()[1]
+    return f"computes in {dtype_of(recipe).name} ({why}); trained weights are float32"
 
 
 def stage_model(recipe: Recipe, stage: StageRecipe) -> tuple[Any, Any]:
@@ -49,6 +57,16 @@ def stage_model(recipe: Recipe, stage: StageRecipe) -> tuple[Any, Any]:
     if stage.loss == "contrastive":
         return DualEncoder(recipe.dual_encoder, **options), dummy_batch(lvlm, length=recipe.contrastive.text.context)
     return LVLM(lvlm, **options), dummy_batch(lvlm)
+
+
+def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
+    """(shapes, logical axes) of a stage's parameters, adapters among them.
+
+    Raises:
+      ValueError: a pattern of adapters that takes no dense layer.
+    """
+    shapes, axes = abstract(*stage_model(recipe, stage))
+    return (shapes, axes) if stage.lora is None else lora.add_shapes(shapes, axes, stage.lora)
 
 
 def head_path(recipe: Recipe) -> str:
@@ -96,11 +114,9 @@ def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
     """Model FLOPs of one step; None for a contrastive stage, whose text tower is not counted here."""
     if stage.loss != "language":
         return None
-    mask = stage.stage("x").mask(params)
-    trained = {part: any(trees.flatten(mask[part]).values()) for part in flops.ORDER}
-    data = stage.data
+    data, mask = stage.data, stage.stage("x").mask(params)
     sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures}
-    return flops.step_flops(recipe.model.lvlm, params, trained, **sizes)
+    return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
 
 
 def tokenizer_of(model: Model) -> Tokenizer:
@@ -282,6 +298,36 @@ def last_stage(workdir: str | Path) -> Path:
     return last
 
 
+def saved_parts(folder: Path, like: dict) -> dict:
+    """Parts of what a stage (or an import) left, in the layout of `like`; adapters are merged into their kernels."""
+    tree, saved = checkpoint.load_params(folder, like=like, partial=True), checkpoint.saved_shapes(folder)
+    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.split("/")[0] in like}
+    if not low:
+        return tree
+    return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))
+
+
+def trained_adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
+    """(model, adapters with the leaves that the last stage trained whole, hub name of the base) of a finished run.
+
+    Raises:
+      ConfigError: no run, or one whose last stage trained no adapters.
+    """
+    folder = last_stage(workdir)
+    if not (Path(workdir) / "recipe.json").exists():
+        raise ConfigError(f"{workdir}: no workdir of lvlm train (recipe.json), so what its adapters are is not known")
+    found = recipes.resolve(json.loads((Path(workdir) / "recipe.json").read_text()))
+    stage = found.stages[folder.name]
+    if stage.lora is None:
+        raise ConfigError(f"{workdir}: its last stage, {folder.name}, trained no adapters (stages.{folder.name}.lora)")
+    saved = checkpoint.saved_shapes(folder / "params")
+    moved = trees.flatten(stage.stage(folder.name).mask(trees.unflatten(saved)))
+    like = {path: leaf for path, leaf in saved.items() if moved[path] or lora.is_adapter(path)}
+    params = checkpoint.load_params(folder / "params", like=trees.unflatten(like), partial=True)
+    hubs = [start.hub for part, start in sorted(stage.start.items()) if start.hub and part in ("all", "llm")]
+    return found.model.lvlm, params, hubs[0] if hubs else ""
+
+
 def inspection(data: Data, config: str, tokenizer: str | None, length: int | None) -> tuple[Any, Callable, Model, Any]:
     """(source, encode, model, tokenizer) to look at data with, before any run.
 
@@ -307,23 +353,29 @@ def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
     return encoder_of(model, tokenizer_of(model), endless)
 
 
-def public_part(start: Start, part: str, like: Any, mesh: Any) -> dict:
-    """One part of the model out of a public checkpoint, in the layout of `like`.
+def public_parts(start: Start, like: dict, mesh: Any) -> dict:
+    """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them.
     """
-    kind = "vision" if part == "vision" else None
-    loaded = import_folder(start.hub, kind=kind, mesh=mesh, revision=start.revision, scan=trees.is_stacked(like))
-    tree = loaded.params[part] if loaded.kind == "lvlm" else loaded.params
-    wanted, got = trees.flatten(like), trees.flatten(tree)
+    path = download.resolve(start.hub, revision=start.revision)
+    whole = describe(formats.public_config(path), path).kind == "lvlm"
+    kind = "vision" if [*like] == ["vision"] and not whole else None
+    loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))
+    if not whole and len(like) > 1:
+        raise ConfigError(
+            f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(like)}; name one part"
+        )
+    found = loaded.params if whole else dict.fromkeys(like, loaded.params)
+    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
     if different := sorted(wanted.keys() ^ got.keys()):
-        raise ConfigError(f"{start.hub} does not hold the recipe's {part}: {different[:5]} are on one side only")
+        raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:
     """A leaf in the wanted shape and place: vocabulary rows are added, anything else must be equal."""
-    axis = {"embed/table": 0, "head/kernel": 1}.get(path)
+    axis = {"llm/embed/table": 0, "llm/head/kernel": 1}.get(path)
     short = like.shape[axis] - leaf.shape[axis] if axis is not None else 0
     if short > 0:
         leaf = trees.add_rows(leaf, short, axis)

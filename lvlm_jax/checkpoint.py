@@ -186,6 +186,12 @@ def saved_fingerprints(folder: str | os.PathLike) -> dict[str, str]:
     return {path: card["fingerprint"] for path, card in _manifest(_path(folder))["leaves"].items()}
 
 
+def saved_shapes(folder: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and number type of what `save_params` wrote, layers apart."""
+    cards = _manifest(_path(folder))["leaves"]
+    return {path: jax.ShapeDtypeStruct(tuple(c["shape"]), jnp.dtype(c["dtype"])) for path, c in cards.items()}
+
+
 def fingerprints(flat: dict[str, Any]) -> dict[str, str]:
     """Path -> 64-bit hash of a leaf's bits; the same however the leaf is sharded."""
     # One after the other: small programs with a sum over devices each, none waiting for another, starve one another of

@@ -177,7 +177,8 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="branch, tag or commit of a hub name")
     command.add_argument("--template", help="chat template, instead of the folder's")
     command.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default by device")
+    command.add_argument("--adapter", help="a LoRA adapter of the peft package for this model: folder or hub name")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
 
 
 def _sampling_arguments(command: argparse.ArgumentParser) -> None:
@@ -198,7 +199,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> Any:
     from lvlm_jax import api
 
-    return api.load(args.model, dtype=args.dtype, revision=args.revision, template=args.template, vision=args.vision)
+    names = ("dtype", "revision", "template", "vision", "adapter")
+    return api.load(args.model, **{name: getattr(args, name) for name in names})
 
 
 def _add_generate(add: Any) -> None:
@@ -249,6 +251,7 @@ def _add_convert(add: Any) -> None:
     imported.add_argument("out", help="folder to write; a recipe's stages.X.start.all.workdir reads it")
     imported.add_argument("--revision")
     imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
+    imported.add_argument("--adapter", help="an adapter of the peft package for this checkpoint, to be merged")
     imported.add_argument("--overwrite", action="store_true")
 
     exported = add("export", _export, "write a folder that the torch library loads", into)
@@ -256,6 +259,7 @@ def _add_convert(add: Any) -> None:
     exported.add_argument("out", help="folder to write")
     exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
     exported.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default as they are")
+    exported.add_argument("--adapter", action="store_true", help="a workdir's adapters alone, as the peft package's")
     exported.add_argument("--overwrite", action="store_true")
 
     verified = add("verify", _verify, "compare logits with the torch library on a picture, part by part", into)
@@ -272,15 +276,20 @@ def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import run
 
-    options = {"revision": args.revision, "vision": args.vision, "overwrite": args.overwrite}
+    options = {name: getattr(args, name) for name in ("revision", "vision", "adapter", "overwrite")}
     print(run.import_weights(args.source, args.out, **options))
     return 0
 
 
 def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import api
+    from lvlm_jax import api, assemble
+    from lvlm_jax.hub import peft
     from lvlm_jax.hub.export import export_folder
 
+    if args.adapter:
+        config, params, base = assemble.trained_adapter(args.source)
+        print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
+        return 0
     model = api.load(args.source)
     out = export_folder(
         args.out,

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -45,6 +46,22 @@ PRESETS: dict[str, Rules] = {
 }
 
 _RULES: dict[Mesh, Rules] = {}
+
+
+def compute_dtype() -> tuple[Any, str]:
+    """(dtype to compute in, why): what the default device is fast at.
+
+    bfloat16 on TPUs and on GPUs since NVIDIA's compute capability 8.0; float16 on the older ones (a T4 has 7.5), which
+    have no fast bfloat16; float32 on a CPU.
+    """
+    device = jax.devices()[0]
+    kind = getattr(device, "device_kind", device.platform)
+    if device.platform == "cpu":
+        return jnp.float32, f"{kind} is a CPU, slower in any shorter one"
+    capability = str(getattr(device, "compute_capability", None) or "")
+    if device.platform == "gpu" and capability.replace(".", "").isdigit() and float(capability) < 8:
+        return jnp.float16, f"{kind}, compute capability {capability}, has no fast bfloat16"
+    return jnp.bfloat16, f"{kind} is fastest in it"
 
 
 def check_names(names: Sequence[str | None]) -> None:
@@ -131,8 +148,9 @@ def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     """
     if axes is None:
         return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), shapes)
+    lay = lambda names: lambda part: NamedSharding(mesh, spec(mesh, names, part.shape))  # noqa: E731
     return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, spec(mesh, names, leaf.shape)),
+        lambda leaf, names: jax.tree.map(lay(names), leaf),  # a quantised leaf has parts of its own shapes
         shapes,
         axes,
         is_leaf=lambda leaf: hasattr(leaf, "shape"),

@@ -43,7 +43,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 
 @functools.cache
 def _pattern(glob: str) -> re.Pattern:
-    """``*`` matches within one path element, ``**`` any number of elements."""
+    """``*`` matches within one path element, ``**`` any number of elements, ``{q,k}`` either of the words."""
     *before, last = glob.split("/")
     parts = []
     for element in before:
@@ -53,7 +53,8 @@ def _pattern(glob: str) -> re.Pattern:
 
 
 def _element(glob: str) -> str:
-    return re.escape(glob).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    plain = re.escape(glob).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return re.sub(r"\\\{(.*?)\\\}", lambda words: f"(?:{words[1].replace(',', '|')})", plain)
 
 
 def match(paths: Iterable[str], patterns: Iterable[str]) -> dict[str, bool]:

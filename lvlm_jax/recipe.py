@@ -1,21 +1,26 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_jax import config as configs
+from lvlm_jax.api import EXPORT
 from lvlm_jax.config import ConfigError, build
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
+from lvlm_jax.hub import beside
+from lvlm_jax.hub.configs import describe, read_json
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.mesh import PRESETS
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
-from lvlm_jax.train.stages import SpikePolicy, Stage
+from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo.spec import Spec
@@ -142,6 +147,8 @@ class Start:
 class StageRecipe:
     """One stage: what trains, on what, for how long, from where.
 
+    lora: low-rank adapters that train beside what `trains` takes (then `trains` may be empty). average: a moving
+    average of the trained leaves.
     start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
     random. evaluate: when the evaluation runs, any of "before", "after".
     """
@@ -152,6 +159,8 @@ class StageRecipe:
     data: Data
     loss: Literal["language", "contrastive"] = "language"
     start: dict[str, Start] = dataclasses.field(default_factory=dict)
+    lora: Lora | None = None
+    average: Average | None = None
     accumulate: int = 1
     log_every: int = 10
     save_every: int = 0
@@ -190,7 +199,7 @@ class Recipe:
     seed: int = 0
     mesh: str = "DP"
     tensor: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     scan: Literal["auto", "yes", "no"] = "auto"
     remat: str = "none"
     log_to: tuple[str, ...] = ()
@@ -258,4 +267,28 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
+    return out
+
+
+def model_of_folder(folder: str) -> Any:
+    """The ``config.model`` of a vision-language model's folder, or of a finished run's workdir.
+
+    Raises:
+      ConfigError: another kind of model, or a folder that does not say how pictures are prepared.
+    """
+    path = Path(folder)
+    path = path / EXPORT if (path / EXPORT / "config.json").is_file() else path
+    described = describe(read_json(path / "config.json"), path)
+    if described.kind != "lvlm":
+        raise ConfigError(f"{path}: holds a model of kind {described.kind!r}, not a vision-language model")
+    image = beside.image_spec(path, described.config.vision.patch_size)
+    if image is None:
+        raise ConfigError(f"{path}: no preprocessor_config.json, so how its pictures were prepared is not known")
+    template = beside.chat_template(path) or TEMPLATES["vicuna_v1"]
+    name = next(name for name, known in TEMPLATES.items() if known.source == template.source)
+    source = str(path)
+    token = described.image_token_id
+    spec = Spec(name=source, config=described.config, image=image, template=name, source=source, image_token_id=token)
+    out = model_of(spec)
+    out.system = template.system
     return out

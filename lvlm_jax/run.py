@@ -25,9 +25,11 @@ from lvlm_jax.api import EXPORT
 from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
+from lvlm_jax.hub import download, peft
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
@@ -97,12 +99,12 @@ def spread_over_cores(recipe: Recipe) -> None:
 def describe(recipe: Recipe) -> str:
     """What a run will do, with the share of the weights that each stage trains: what ``--dry-run`` prints."""
     lines = [
-        f"recipe {recipe.name}: mesh {recipe.mesh} on {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+        f"recipe {recipe.name}: mesh {recipe.mesh} on {jax.device_count()} {jax.devices()[0].device_kind} device(s)",
+        assemble.dtype_line(recipe),
     ]
     for name in recipe.run:
         stage = recipe.stages[name]
-        model, batch = assemble.stage_model(recipe, stage)
-        shapes, _ = abstract(model, batch)
+        shapes, _ = assemble.stage_shapes(recipe, stage)
         sources = ", ".join(f"{part} from {_origin(start)}" for part, start in stage.start.items())
         begins = f"; {sources}" if sources else ""
         lines.append(f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}{begins}")
@@ -194,8 +196,11 @@ class Run:
         """Runs one stage (or takes up its result) with the evaluations around it."""
         recipe, stage = self.recipe, self.recipe.stages[name]
         model, batch = assemble.stage_model(recipe, stage)
-        _, axes = abstract(model, batch)
+        shapes, axes = assemble.stage_shapes(recipe, stage)
         params = self.start(name, stage, model, batch)
+        if stage.lora:
+            where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
+            params = lora.add(params, lora.split(axes)[0], stage.lora, self.key(name, 1), where)
         share = trained_share(params, stage.stage(name).mask(params))[-1]
         print(f"\nstage {name}: trains {share.trained:,} of {share.total:,} weights, {share.percent:.2f}%", flush=True)
         if "before" in stage.evaluate:
@@ -223,13 +228,14 @@ class Run:
         """The parameters a stage begins with: random, then each part from where the recipe says."""
         shapes, axes = abstract(model, batch)
         where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
-        key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
+        key = self.key(name)
         whole = set(shapes) if "all" in stage.start else set()
         given = {part: start for part, start in stage.start.items() if part != "all"}
         if unknown := sorted(set(given) - set(shapes)):
             raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
-        parts = {part: self.part(stage.start["all"], part, shapes, where) for part in whole - set(given)}
-        parts |= {part: self.part(start, part, shapes, where) for part, start in given.items()}
+        parts = self.parts(stage.start["all"], whole - set(given), shapes, where) if whole - set(given) else {}
+        for part, start in given.items():
+            parts |= self.parts(start, {part}, shapes, where)
         if missing := set(shapes) - set(parts):
             fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
             cut = None if where is None else {part: where[part] for part in missing}
@@ -237,15 +243,21 @@ class Run:
                 parts |= jax.jit(fresh, out_shardings=cut)(key)
         return {part: parts[part] for part in shapes}
 
-    def part(self, start: Start, part: str, shapes: dict, where: dict | None) -> dict:
-        """One part of the model from an earlier stage, another run, or a public checkpoint."""
-        like = shapes[part]
+    def key(self, name: str, more: int | None = None) -> jax.Array:
+        """The random key of a stage's fresh weights, or of what else is drawn for it."""
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
+        return key if more is None else jax.random.fold_in(key, more)
+
+    def parts(self, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
+        """Parts of the model from an earlier stage, another run, or a public checkpoint."""
+        like = {part: shapes[part] for part in sorted(names)}
         if where is not None:
-            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, where[part])
+            lay = {part: where[part] for part in like}
+            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, lay)
         if start.hub:
-            return assemble.public_part(start, part, like, self.mesh)
+            return assemble.public_parts(start, like, self.mesh)
         folder = self.folder / start.stage if start.stage else assemble.last_stage(start.workdir)
-        return checkpoint.load_params(folder / "params", like={part: like}, partial=True)[part]
+        return assemble.saved_parts(folder / "params", like)
 
     def loader(self, name: str) -> Loader:
         """The batches of a stage; its records are read and measured here, or were before."""
@@ -257,7 +269,7 @@ class Run:
         scan = trees.is_stacked(params)
         return System(
             model=LVLM(m.lvlm, dtype=assemble.dtype_of(self.recipe), scan=scan),
-            params=params,
+            params=lora.merge(params),
             tokenizer=self.tokenizer,
             spec=m.image,
             template=assemble.template_of(m),
@@ -295,7 +307,8 @@ class Run:
             return
         if recipe.export and not (out / "config.json").exists():
             m = recipe.model
-            export_folder(out, m.lvlm, params, self.tokenizer, m.image, assemble.template_of(m), overwrite=out.exists())
+            whole, template = lora.merge(params), assemble.template_of(m)
+            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, overwrite=out.exists())
         if recipe.report:
             page = self.folder / "report.html"
             stages = [stage_rows(recipe, self.folder, name) for name in recipe.run]
@@ -355,9 +368,16 @@ def _score_line(when: str, result: Any) -> str:
 
 
 def import_weights(
-    source: str, out: str, revision: str | None = None, vision: str | None = None, overwrite: bool = False
+    source: str,
+    out: str,
+    revision: str | None = None,
+    vision: str | None = None,
+    adapter: str | None = None,
+    overwrite: bool = False,
 ) -> str:
     """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``).
+
+    adapter: one of the peft package for this checkpoint, which is merged into it.
 
     Raises:
       FileExistsError: weights stand there already, and `overwrite` was not said.
@@ -365,7 +385,8 @@ def import_weights(
     if checkpoint.is_saved(Path(out) / "params") and not overwrite:
         raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
     loaded = import_folder(source, revision=revision, vision=vision)
-    checkpoint.save_params(Path(out) / "params", loaded.params)
+    params = loaded.params if adapter is None else peft.apply(loaded.params, loaded.config, download.resolve(adapter))
+    checkpoint.save_params(Path(out) / "params", params)
     count = trees.size(loaded.params)
     return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"
 
@@ -388,7 +409,7 @@ def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
     """What the report draws of a stage, from its metrics.jsonl."""
     rows = read_rows(folder / name / "metrics.jsonl")
     stage = recipe.stages[name]
-    shapes, _ = abstract(*assemble.stage_model(recipe, stage))
+    shapes, _ = assemble.stage_shapes(recipe, stage)
     share = trained_share(shapes, stage.stage(name).mask(shapes))[-1]
     rows = [row for row in rows if "loss" in row]
     return {"name": name, "trained_params": share.trained, "total_params": share.total, "rows": rows}

@@ -1,4 +1,3 @@
-import dataclasses
 import doctest
 import json
 import shutil
@@ -122,25 +121,6 @@ def test_a_folder_that_does_not_say_how_pictures_are_prepared(run, tmp_path):
         (tmp_path / "export" / name).unlink()
     with pytest.raises(CheckpointError, match="no preprocessor_config"):
         lvlm_jax.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("platform", "capability", "expected"),
-    [
-        ("cpu", None, jnp.float32),
-        ("tpu", None, jnp.bfloat16),
-        ("gpu", "7.5", jnp.float32),
-        ("gpu", "9.0", jnp.bfloat16),
-    ],
-)
-def test_the_default_dtype_is_what_the_device_is_good_at(monkeypatch, platform, capability, expected):
-    @dataclasses.dataclass
-    class Device:
-        platform: str
-        compute_capability: str | None
-
-    monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
-    assert api.default_dtype() == expected
 
 
 def test_a_run_that_has_not_finished_and_imported_weights_say_what_they_are(tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -126,3 +128,25 @@ def test_shardings_of_a_module(preset):
     np.testing.assert_allclose(got, Mlp().apply({"params": params}, x), rtol=1e-5, atol=1e-6)
     whole = M.shardings(mesh, None, shapes)
     assert {leaf.spec for leaf in jax.tree.leaves(whole)} == {PartitionSpec()}
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("cpu", None, jnp.float32),
+        ("tpu", None, jnp.bfloat16),
+        ("gpu", "7.5", jnp.float16),
+        ("gpu", "9.0", jnp.bfloat16),
+        ("gpu", "gfx942", jnp.bfloat16),
+    ],
+)
+def test_the_default_dtype_is_what_the_device_is_good_at(monkeypatch, platform, capability, expected):
+    @dataclasses.dataclass
+    class Device:
+        platform: str
+        compute_capability: str | None
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device(platform, capability)])
+    dtype, why = M.compute_dtype()
+    assert dtype == expected
+    assert why.startswith(platform)

@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
 class TensorFolder(Mapping):
     """The tensors of a checkpoint folder by key; only headers are read until `read` is called.
 
-    Takes one ``model.safetensors``, shards with an index, or shards without one.
+    Takes one ``model.safetensors``, shards with an index, shards without one, or the file named by `only`.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -67,11 +67,11 @@ class TensorFolder(Mapping):
         disagree.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, only: str | None = None):
         self.path = Path(path)
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder; a checkpoint is a folder of safetensors files")
-        files, indexed = _files(self.path)
+        files, indexed = _files(self.path) if only is None else ([self.path / only], {})
         self._entries: dict[str, _Entry] = {}
         for file in files:
             for key, entry in _header(file).items():
@@ -278,7 +278,7 @@ def write_tensors(
     for key, value in tensors:
         array = np.asarray(value() if callable(value) else value)
         if waiting and size + array.nbytes > max_shard_bytes:
-            _write_file(part(len(shards)), waiting)
+            write_file(part(len(shards)), waiting)
             shards.append(list(waiting))
             waiting, size = {}, 0
         if key in seen:
@@ -287,7 +287,7 @@ def write_tensors(
         waiting[key] = array
         size += array.nbytes
         total += array.nbytes
-    _write_file(part(len(shards)), waiting)
+    write_file(part(len(shards)), waiting)
     shards.append(list(waiting))
     if len(shards) == 1:
         part(0).rename(folder / SINGLE)
@@ -301,7 +301,7 @@ def write_tensors(
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """One safetensors file. Wide number types come first, so that each tensor begins at a multiple of its width."""
     order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lvlm_jax import mesh
-from lvlm_jax.shapes import DTypeLike, Params
+from lvlm_jax.nn import lora, quant
+from lvlm_jax.shapes import Array, DTypeLike, Float, Params
 
 Axes = tuple[str | None, ...]
 
@@ -23,6 +24,31 @@ def named(init: Callable, axes: Axes) -> Callable:
     return nn.with_logical_partitioning(init, axes)
 
 
+class Linear(nn.Module):
+    """A dense layer with a kernel [in, out]; low-rank adapters that stand beside the kernel are added (`nn.lora`)."""
+
+    features: int
+    axes: Axes
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+    std: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+        draw = nn.initializers.lecun_normal() if self.std is None else nn.initializers.normal(self.std)
+        kernel = self.param("kernel", named(draw, self.axes), (x.shape[-1], self.features))
+        x = x.astype(self.dtype)
+        if quant.is_quantized(kernel):
+            kernel = quant.dequantize(kernel, self.dtype)
+        out = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", lora.A):
+            out = out + lora.delta(x, *(self.get_variable("params", name) for name in lora.NAMES))
+        if self.use_bias:
+            bias = self.param("bias", named(nn.initializers.zeros, self.axes[-1:]), (self.features,))
+            out = out + bias.astype(self.dtype)
+        return out
+
+
 def linear(
     features: int,
     axes: Axes,
@@ -31,21 +57,14 @@ def linear(
     dtype: DTypeLike = jnp.float32,
     std: float | None = None,
     name: str | None = None,
-) -> nn.Dense:
+) -> Linear:
     """A dense layer with a kernel [in, out] named by `axes`, e.g. ``("embed", "mlp")``.
 
     Args:
       std: standard deviation of the initial kernel; default 1/sqrt(in).
     """
-    init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=named(init, axes),
-        bias_init=named(nn.initializers.zeros, axes[-1:]),
-        name=name,
-    )
+    mesh.check_names(axes)
+    return Linear(features, axes, use_bias, dtype, std, name=name)
 
 
 def init(module: nn.Module, key: jax.Array, *args: Any, **kwargs: Any) -> Params:

@@ -1,8 +1,9 @@
 """Model FLOPs of a training step, defined once: what MFU divides by the chips' peak.
 
-A matrix product costs 2 FLOPs a weight and token forward. A trained part costs 6 (forward, and gradients of inputs and
-weights), a frozen part that the gradient passes through 4, a frozen part before every trained one 2. Attention adds its
-two products over the keys that a query may see, once, twice or three times its forward cost.
+A matrix product costs 2 FLOPs a weight and token forward, 2 for the gradient of its inputs and 2 for that of its
+weights: 6 where it is trained, 4 where it is frozen in or behind a part with a trained leaf (the kernels under
+adapters), 2 in a part before every trained one. Attention adds its two products over the keys that a query may see,
+once, twice or three times its forward cost.
 Recomputation (remat) does not count.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 from lvlm_jax import params as trees
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.nn import lora
 from lvlm_jax.shapes import Params
 
 ORDER = ("vision", "connector", "llm")
@@ -25,27 +27,27 @@ def factors(trained: Mapping[str, bool]) -> dict[str, int]:
     return out
 
 
-def step_flops(
-    config: LVLMConfig, shapes: Params, trained: Mapping[str, bool], *, rows: int, length: int, pictures: int
-) -> float:
+def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, length: int, pictures: int) -> float:
     """Model FLOPs of one step of `rows` text rows of `length` positions and `pictures` pictures, all full.
 
     Args:
-      shapes: parameter shapes of the whole model (any layout).
-      trained: part -> whether any of its leaves is trained.
+      shapes: parameter shapes of the whole model (any layout), adapters among them.
+      mask: boolean tree of the same structure, True where a leaf is trained.
     """
-    factor = factors(trained)
-    flat = trees.flatten(shapes)
+    flat, chosen = trees.flatten(shapes), trees.flatten(mask)
+    factor = factors({part: any(hit for p, hit in chosen.items() if p.startswith(f"{part}/")) for part in ORDER})
     # A table is looked up, not multiplied; a tied one is multiplied once, as the head.
-    products = {path: leaf for path, leaf in flat.items() if path.endswith("kernel")}
+    products = {path: leaf for path, leaf in flat.items() if path.endswith(("/kernel", lora.A, lora.B))}
     if config.llm.tied:
         products["llm/embed/table"] = flat["llm/embed/table"]
     vision, llm = config.vision, config.llm
     tokens = {"vision": pictures * vision.patches, "connector": pictures * config.visual_tokens, "llm": rows * length}
     total = 0.0
     for part in ORDER:
-        weights = trees.size([leaf for path, leaf in products.items() if path.startswith(f"{part}/")])
-        total += factor[part] * tokens[part] * weights
+        here = [path for path in products if path.startswith(f"{part}/")]
+        still = trees.size([products[path] for path in here if not chosen[path]])
+        moved = trees.size([products[path] for path in here if chosen[path]])
+        total += tokens[part] * (6 * moved + min(4, factor[part]) * still)
     total += factor["vision"] / 2 * vision.depth * 4 * tokens["vision"] * vision.patches * vision.width
     seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
     total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width

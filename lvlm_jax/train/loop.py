@@ -17,6 +17,7 @@ from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import Checkpoints, by_path, fingerprints, is_saved, load_params, save_params, to_disk
 from lvlm_jax.checkpoint import saved_fingerprints as saved_prints
+from lvlm_jax.nn import lora
 from lvlm_jax.shapes import DTypeLike
 from lvlm_jax.train.log import Log
 from lvlm_jax.train.optim import make_optimizer, make_schedule
@@ -85,7 +86,7 @@ def fit(
       mesh, axes: where to run (`lvlm_jax.mesh`) and the logical axis names of each leaf; None for one device.
       evaluate: called every `stage.eval_every` steps with (params, step); its numbers go to the log.
       earlier: folders of stages that ran before: frozen leaves that stand there are not stored again.
-      frozen_dtype: dtype in which frozen leaves run; default bfloat16 on an accelerator, float32 on a CPU.
+      frozen_dtype: dtype in which frozen leaves run; default by device (`mesh.compute_dtype`).
       flops: model FLOPs of one step, for MFU. writers: "tensorboard", "wandb".
 
     Raises:
@@ -118,7 +119,7 @@ def fit(
                     if stop or step == stage.steps or (stage.save_every and step % stage.save_every == 0):
                         saved.save(step, state)
                     if evaluate and stage.eval_every and step % stage.eval_every == 0:
-                        log.row(step, evaluate(trees.merge(state.trained, run.frozen), step))
+                        log.row(step, evaluate(trees.merge(run.result(state), run.frozen), step))
                 if stop and step < stage.steps:
                     saved.wait()
                     raise Preempted(
@@ -144,10 +145,14 @@ class _Run:
         trained, self.originals = trees.split(params, mask)
         self.originals = self._stored(self.originals, resumed)
         if frozen_dtype is None:
-            frozen_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            frozen_dtype = meshes.compute_dtype()[0]
         trained, frozen = trees.split(in_stage_dtype(trees.merge(trained, self.originals), mask, frozen_dtype), mask)
         self.trained = trained
-        self.tx = make_optimizer(stage.optimizer, stage.steps, trained)
+        if stage.lora and stage.lora.base:
+            frozen = lora.quantized(frozen, lora.split(trained)[1], stage.lora.base)
+            # Memory is saved only if the full weights leave the device; they wait on the host for the stage's end.
+            self.originals = self.originals if jax.process_count() > 1 else jax.device_get(self.originals)
+        self.tx, self.average = make_optimizer(stage.optimizer, stage.steps, trained), stage.average
         if mesh is None:
             one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             where, apart, self.rows = jax.tree.map(lambda x: one, trained), one, one
@@ -159,7 +164,7 @@ class _Run:
             apart = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.rows = meshes.batch_sharding(mesh)
         self.frozen = jax.device_put(frozen, frozen_where)
-        shapes = jax.eval_shape(lambda t: init_state(t, self.tx), trained)
+        shapes = jax.eval_shape(self.init, trained)
         self.shardings = _like_trained(shapes, trees.flatten(trained), trees.flatten(where), apart)
         self.like = jax.tree.map(
             lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, self.shardings
@@ -171,7 +176,12 @@ class _Run:
             spike=stage.spike,
             schedule=make_schedule(stage.optimizer, stage.steps),
             shardings=self.shardings,
+            decay=stage.average.decay if stage.average else 0.0,
         )
+
+    def init(self, trained: dict) -> TrainState:
+        """The state before the first step."""
+        return init_state(trained, self.tx, smooth=self.average is not None)
 
     def _stored(self, frozen: dict, resumed: bool) -> dict:
         """The frozen leaves, saved once; on resume those that were saved, should the given ones differ."""
@@ -192,7 +202,7 @@ class _Run:
     def fresh(self) -> TrainState:
         """The first state; the trained leaves are copies, since the step donates them."""
         copies = jax.device_put(self.trained, self.shardings.trained, may_alias=False)
-        return jax.jit(lambda t: init_state(t, self.tx), out_shardings=self.shardings)(copies)
+        return jax.jit(self.init, out_shardings=self.shardings)(copies)
 
     def place(self, batch: Any) -> Any:
         """A host batch on the devices, its leading axis over the data axes of the mesh."""
@@ -207,15 +217,22 @@ class _Run:
                 )
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.rows, leaf), batch)
 
+    def result(self, state: TrainState) -> dict:
+        """The trained leaves that the stage hands on: the last ones, or their average."""
+        return state.smooth if self.average and self.average.use else state.trained
+
     def whole(self, state: TrainState) -> dict:
         """All parameters after the stage: trained leaves from the state, frozen ones as they were given."""
-        return trees.merge(state.trained, self.originals)
+        return trees.merge(self.result(state), self.originals)
 
     def finish(self, state: TrainState) -> dict:
         """Writes and returns all parameters."""
         params = self.whole(state)
         known = [os.path.join(self.folder, "frozen"), *self._known()]
         save_params(os.path.join(self.folder, "params"), params, elsewhere=known)
+        if self.average and not self.average.use:
+            average = trees.merge(state.smooth, self.originals)
+            save_params(os.path.join(self.folder, "average"), average, elsewhere=known)
         return params
 
 

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW with a schedule, per-part learning rates, a decay mask and a clip that reads trained leaves only.
+"""Optimizers: AdamW or Adafactor, a schedule, rates and decay by part, and a clip that reads trained leaves only.
 
 The trap this file avoids (measured on the real alignment step): masking the updates *after* a global-norm clip over all
 gradients makes the compiler compute every gradient, 1.44 times the FLOPs and 12 times the memory. So either hand the
@@ -16,35 +16,55 @@ import jax.numpy as jnp
 import optax
 
 from lvlm_jax import params as trees
+from lvlm_jax.nn import lora
 
 SCHEDULES = ("cosine", "linear", "constant")
-DECAYED = ("kernel", "table")
+KINDS = ("adamw", "adafactor")
+DECAYED = ("kernel", "table", lora.A, lora.B)
 Schedule = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule.
+    """An optimizer and its learning-rate schedule.
 
+    kind: "adamw", or "adafactor" (Shazeer and Stern, arXiv 1804.04235), whose second moments of a matrix with both axes
+    of at least `factor_from` are one row and one column, and which has no first moments: b1, b2 and eps are Adam's
+    alone. Its updates are clipped leaf by leaf to a root mean square of 1 (a scanned stack is one leaf), and the
+    learning rate is absolute, as in big_vision.
     learning_rate: the peak. warmup: steps (an int) or a share of the stage's steps (a float below 1), linear from 0.
     end_factor: the last learning rate as a share of the peak. decay: patterns of the leaves that weight decay touches;
-    None means kernels and tables, never biases, norms or gates. clip: global norm over the trained leaves, None for no
-    clipping. lr_of: (pattern, peak learning rate) pairs for parts of the model; the first that matches a leaf decides.
+    None means kernels, tables and adapters, never biases, norms or gates. clip: global norm over the trained leaves,
+    None for no clipping. lr_of: (pattern, peak learning rate) pairs for parts of the model; the first that matches a
+    leaf decides.
     """
 
     learning_rate: float
+    kind: str = "adamw"
     schedule: str = "cosine"
     warmup: int | float = 0
     end_factor: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    factor_from: int = 128
     weight_decay: float = 0.0
     decay: tuple[str, ...] | None = None
     clip: float | None = 1.0
     lr_of: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"optimizer.kind={self.kind!r}: choose one of {list(KINDS)}")
+        if self.factor_from < 1:
+            raise ValueError(f"optimizer.factor_from={self.factor_from}: must be at least 1")
+        if self.kind == "adafactor":
+            for field in dataclasses.fields(self):
+                if field.name in ("b1", "b2", "eps") and getattr(self, field.name) != field.default:
+                    raise ValueError(
+                        f"optimizer.{field.name}={getattr(self, field.name)} is not read by kind='adafactor', which "
+                        "has factored second moments and no first ones; leave it out"
+                    )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optimizer.schedule={self.schedule!r}: choose one of {list(SCHEDULES)}")
         if isinstance(self.warmup, float) and not 0 <= self.warmup < 1:
@@ -85,7 +105,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> optax.GradientTransformation:
-    """AdamW for exactly the leaves of `params` (the trained tree, arrays or shapes).
+    """The optimizer for exactly the leaves of `params` (the trained tree, arrays or shapes).
 
     One tree of moments whatever `lr_of` says: only the learning rate is partitioned, so the checkpoint keeps its shape
     when a part gets a rate of its own.
@@ -94,7 +114,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> opta
       ValueError: a pattern of `decay` or `lr_of` that matches none of the trained leaves.
     """
     chain = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    chain.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    chain += _moments(config)
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask(config, params)))
     base = make_schedule(config, steps)
@@ -108,6 +128,14 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> opta
         rates[f"part{number}"] = make_schedule(dataclasses.replace(config, learning_rate=rate, lr_of=()), steps)
     scales = {name: optax.scale_by_learning_rate(rate) for name, rate in rates.items()}
     return optax.chain(*chain, optax.partition(scales, trees.unflatten(labels)))
+
+
+def _moments(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    """What divides a gradient by its size."""
+    if config.kind == "adafactor":
+        factored = optax.scale_by_factored_rms(min_dim_size_to_factor=config.factor_from)
+        return [factored, optax.clip_by_block_rms(1.0)]
+    return [optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)]
 
 
 def masked(tx: optax.GradientTransformation, mask: Mapping) -> optax.GradientTransformation:

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from lvlm_jax import params as trees
+from lvlm_jax.nn import lora
+from lvlm_jax.nn.lora import Lora
 from lvlm_jax.shapes import DTypeLike
 from lvlm_jax.train.optim import OptimizerConfig
 
@@ -37,10 +39,27 @@ class SpikePolicy:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Average:
+    """An exponential moving average of the trained leaves (EMA), kept in the checkpoints beside them.
+
+    decay: weight of the past; 0.999 looks back over about the last 1,000 updates. use: whether evaluations, what the
+    stage hands on and the export take the average; else the last weights, and the average lies in ``average/``.
+    """
+
+    decay: float = 0.999
+    use: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"average.decay={self.decay}: must lie between 0 and 1, such as 0.999")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a run.
 
-    trains: path patterns (``("connector/**",)``) of the leaves that move. accumulate: microbatches a step.
+    trains: path patterns (``("connector/**",)``) of the leaves that move. lora: adapters, which move besides.
+    accumulate: microbatches a step. average: whether and how a moving average of the trained leaves is kept.
     log_every, save_every, eval_every: in steps; 0 means never (the last step is always saved). keep: checkpoints kept.
     """
 
@@ -48,6 +67,8 @@ class Stage:
     trains: Sequence[str]
     steps: int
     optimizer: OptimizerConfig
+    lora: Lora | None = None
+    average: Average | None = None
     loss: str = "language"
     accumulate: int = 1
     log_every: int = 10
@@ -59,7 +80,7 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"stage.name={self.name!r}: a folder name, such as 'align' or 'instruct'")
-        if isinstance(self.trains, str) or not self.trains:
+        if isinstance(self.trains, str) or not (self.trains or self.lora):
             raise ValueError(
                 f"stage.trains={self.trains!r} of {self.name!r}: a tuple of path patterns, ('connector/**',)"
             )
@@ -77,21 +98,33 @@ class Stage:
             )
 
     def mask(self, params: Mapping) -> dict:
-        """Boolean tree in the layout of `params`, True where this stage trains.
+        """Boolean tree in the layout of `params` (adapters and all), True where this stage trains.
 
         Raises:
-          ValueError: a pattern that matches nothing, or that takes some layers of a scanned stack only.
+          ValueError: a pattern that matches nothing, that takes some layers of a scanned stack only, or that takes
+            weights under an adapter; a tree without the stage's adapters.
         """
-        return trees.mask(params, self.trains)
+        base, adapters = map(trees.flatten, lora.split(params))
+        if bool(adapters) != bool(self.lora):
+            have = "has adapters" if adapters else "has no adapters (nn.lora.add)"
+            raise ValueError(f"stage.lora of {self.name!r} is {self.lora}, but the tree {have}")
+        hit = trees.flatten(trees.mask(trees.unflatten(base), self.trains))
+        if both := sorted(p for p in hit if hit[p] and lora.beside(p, lora.A) in adapters and p.endswith("/kernel")):
+            raise ValueError(
+                f"stage.trains={tuple(self.trains)} of {self.name!r} takes {both[0]} ({len(both)} in all), which "
+                "stage.lora holds frozen under an adapter: name parts without adapters, such as ('connector/**',)"
+            )
+        return trees.unflatten(hit | {path: not path.endswith(lora.SCALE) for path in adapters})
 
 
 def in_stage_dtype(params: Mapping, mask: Mapping, frozen: DTypeLike) -> dict:
-    """The parameters as a stage runs them: trained leaves float32, frozen leaves in `frozen`.
+    """The parameters as a stage runs them: trained leaves and adapters float32, frozen leaves in `frozen`.
 
     Keep the originals: thawing must start from them, not from a rounded copy.
     """
     trained, rest = trees.split(params, mask)
-    return trees.merge(trees.cast(trained, "float32"), trees.cast(rest, frozen))
+    rest, scales = lora.split(rest)
+    return trees.merge(trees.cast(trained, "float32"), trees.cast(rest, frozen), scales)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ class TrainState:
     """Everything that changes from step to step, and all that a checkpoint holds.
 
     step: batches consumed, int32; the index of the next batch. skipped: updates thrown away so far; streak: in a row.
-    average: moving average of the loss (0 before the first update), float32.
+    average: moving average of the loss (0 before the first update), float32. smooth: moving average of the trained
+    leaves, None where the stage keeps none.
     """
 
     step: Any
@@ -36,12 +37,14 @@ class TrainState:
     skipped: Any
     streak: Any
     average: Any
+    smooth: Any = None
 
 
-def init_state(trained: Mapping, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; works under `jax.eval_shape`."""
+def init_state(trained: Mapping, tx: optax.GradientTransformation, smooth: bool = False) -> TrainState:
+    """The state before the first step; works under `jax.eval_shape`. smooth: with an average of the trained leaves."""
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers: donating one twice is an error
-    return TrainState(zero[0], dict(trained), tx.init(trained), zero[1], zero[2], jnp.zeros((), jnp.float32))
+    copies = jax.tree.map(jnp.copy, dict(trained)) if smooth else None
+    return TrainState(zero[0], dict(trained), tx.init(trained), zero[1], zero[2], jnp.zeros((), jnp.float32), copies)
 
 
 def make_train_step(
@@ -52,13 +55,15 @@ def make_train_step(
     spike: SpikePolicy = SpikePolicy(),  # noqa: B008 (a frozen value)
     schedule: Schedule | None = None,
     shardings: Any = None,
+    decay: float = 0.0,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """step(state, frozen, batch) -> (state, metrics), compiled, the state donated.
 
     The loss is the sum of losses over the sum of weights of the whole batch, also with `accumulate` microbatches. An
     update whose loss or gradient norm is not finite, or whose loss is a spike, is computed and thrown away: parameters,
     moments and the schedule's count stay as they were. `tx` is for the trained tree alone.
-    shardings: those of the state, which comes out as it went in; None on one device.
+    shardings: those of the state, which comes out as it went in; None on one device. decay: of the moving average of
+    the trained leaves, where the state has one; an update that is thrown away does not enter it.
 
     metrics: loss, grad_norm (over trained leaves), weight (trained tokens), skip (bool, this update), skipped, streak,
     lr where `schedule` is given, tokens and images where the batch is a `Batch`, and the sums that `loss_fn` returns.
@@ -76,14 +81,16 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         average = jnp.where(first, loss, spike.memory * state.average + (1 - spike.memory) * loss)
-        fresh = (trained, opt_state, average)
+        blend = lambda past, new: decay * past + (1 - decay) * new  # noqa: E731
+        smooth = None if state.smooth is None else jax.tree.map(blend, state.smooth, trained)
+        fresh = (trained, opt_state, average, smooth)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, _movable(state))
         skip = (~good).astype(jnp.int32)
         metrics = dict(sums, **_counts(batch), loss=loss, grad_norm=norm, weight=weight, skip=~good)
         metrics |= {"skipped": state.skipped + skip, "streak": jnp.where(good, 0, state.streak + 1)}
         if schedule is not None:
             metrics["lr"] = schedule(state.step - state.skipped)
-        new = TrainState(state.step + 1, *kept[:2], metrics["skipped"], metrics["streak"], kept[2])
+        new = TrainState(state.step + 1, *kept[:2], metrics["skipped"], metrics["streak"], *kept[2:])
         return new, metrics
 
     if shardings is None:
@@ -96,7 +103,7 @@ def _norm(grads: dict) -> Any:
 
 
 def _movable(state: TrainState) -> tuple:
-    return state.trained, state.opt_state, state.average
+    return state.trained, state.opt_state, state.average, state.smooth
 
 
 def _gradients(loss_fn: LossFn, trained: dict, frozen: dict, batch: Any, accumulate: int) -> tuple:

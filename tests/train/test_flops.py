@@ -1,13 +1,20 @@
 """Model FLOPs against the counts that everyone quotes."""
 
 import dataclasses
+import math
 
+import jax
 import pytest
 
 from lvlm_jax import llm
+from lvlm_jax import params as trees
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.nn.lora import Lora
 from lvlm_jax.train.flops import factors, step_flops
+from lvlm_jax.train.optim import OptimizerConfig
+from lvlm_jax.train.stages import Stage
 from lvlm_jax.zoo import SYSTEMS
 
 
@@ -17,10 +24,14 @@ def test_frozen_parts_cost_two_before_and_four_after_a_trained_one():
     assert factors({"vision": False, "connector": False, "llm": True}) == {"vision": 2, "connector": 2, "llm": 6}
 
 
+def mask(shapes, *parts):
+    return {part: jax.tree.map(lambda _, on=part in parts: on, tree) for part, tree in shapes.items()}
+
+
 def test_llama_7b_is_six_times_its_weights_plus_attention():
     config = SYSTEMS["llava15_7b"].config
     shapes, _ = abstract(LVLM(config), dummy_batch(config))
-    full = {"vision": True, "connector": True, "llm": True}
+    full = mask(shapes, "vision", "connector", "llm")
     got = step_flops(config, shapes, full, rows=1, length=4096, pictures=0)
     # One LLaMA-7B layer at 4,096 tokens: 5.39 TF (6N and causal attention); 32 of them, and the head of 32,064 words.
     head = 6 * 4096 * 4096 * 32064
@@ -31,17 +42,33 @@ def test_alignment_costs_four_sixths_of_the_full_step_in_the_language_model():
     config = SYSTEMS["llava15_7b"].config
     shapes, _ = abstract(LVLM(config), dummy_batch(config))
     sizes = {"rows": 2, "length": 2048, "pictures": 0}
-    full = step_flops(config, shapes, {"vision": True, "connector": True, "llm": True}, **sizes)
-    align = step_flops(config, shapes, {"vision": False, "connector": True, "llm": False}, **sizes)
+    full = step_flops(config, shapes, mask(shapes, "vision", "connector", "llm"), **sizes)
+    align = step_flops(config, shapes, mask(shapes, "connector"), **sizes)
     assert align / full == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("length", [2048, 8192])
 def test_attention_costs_what_a_window_lets_it_see(length):
-    whole, near = ({"llm": True, "vision": True, "connector": True}, 4096)
+    near = 4096
     wide = dataclasses.replace(SYSTEMS["llava15_7b"].config, llm=llm.PRESETS["mistral_7b_v02"])
     narrow = dataclasses.replace(wide, llm=dataclasses.replace(wide.llm, window=near, pattern=("local", "global")))
     shapes, _ = abstract(LVLM(wide), dummy_batch(wide))
+    whole = mask(shapes, "vision", "connector", "llm")
     saved = [step_flops(c, shapes, whole, rows=1, length=length, pictures=0) for c in (wide, narrow)]
     hidden = sum(max(0, t + 1 - near) for t in range(length))  # pairs beyond the window, in one of its 16 layers
     assert saved[0] - saved[1] == pytest.approx(3 * 16 * 4 * 4096 * hidden, rel=1e-3)
+
+
+def test_adapters_cost_six_and_the_kernels_under_them_four():
+    config = SYSTEMS["llava15_7b"].config
+    shapes, axes = abstract(LVLM(config), dummy_batch(config))
+    sizes = {"rows": 2, "length": 2048, "pictures": 0}
+    stage = Stage(
+        name="x", trains=(), steps=1, optimizer=OptimizerConfig(learning_rate=1e-4), lora=Lora(targets=("llm/**",))
+    )
+    grown, _ = lora.add_shapes(shapes, axes, stage.lora)
+    got = step_flops(config, grown, stage.mask(grown), **sizes)
+    full = step_flops(config, shapes, mask(shapes, "llm"), **sizes)
+    kernels = sum(math.prod(x.shape) for p, x in trees.flatten(shapes["llm"]).items() if p.endswith("kernel"))
+    extra = sum(math.prod(x.shape) for p, x in trees.flatten(grown).items() if p.endswith((lora.A, lora.B)))
+    assert got == pytest.approx(full + 2 * 2048 * (6 * extra - 2 * kernels))

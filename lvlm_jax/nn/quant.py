@@ -1,0 +1,48 @@
+"""Frozen dense kernels in few bits, by qwix: what QLoRA (Dettmers et al., arXiv 2305.14314) trains adapters over."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lvlm_jax.shapes import Array, DTypeLike, Float
+
+BLOCK = 64
+"""Inputs that share a scale in NF4, as QLoRA has it (of a kernel whose inputs do not divide: the largest power of 2
+that they have in common). The second quantisation, of the scales, is left out: scales stay float32."""
+
+KINDS: dict[str, Callable[[int], dict]] = {
+    "int8": lambda inputs: {"qtype": "int8", "channelwise_axes": (1,)},
+    "nf4": lambda inputs: {"qtype": "nf4", "channelwise_axes": (1,), "tiled_axes": {0: math.gcd(inputs, BLOCK)}},
+}
+"""How a kernel [in, out] is held, by name: the settings that qwix takes. int8 has a scale for each output, NF4's 16
+levels (the quantiles of a normal distribution) one for each block of inputs of an output. XLA packs two 4-bit numbers
+in a byte on accelerators; on a CPU each takes a byte."""
+
+
+def quantize(kernel: Float[Array, "D F"], kind: str) -> Any:
+    """A kernel as qwix's `QArray`, a pytree of few-bit numbers and float32 scales, made where the kernel lies.
+
+    Raises:
+      ImportError: qwix is not installed.
+    """
+    try:
+        import qwix
+    except ImportError as error:
+        raise ImportError(f"lora.base={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
+    how = KINDS[kind](kernel.shape[0])
+    return jax.jit(lambda x: qwix.quantize(x.astype(jnp.float32), **how))(kernel)
+
+
+def is_quantized(kernel: Any) -> bool:
+    """Whether it is what `quantize` returns."""
+    return hasattr(kernel, "qvalue")
+
+
+def dequantize(kernel: Any, dtype: DTypeLike = jnp.float32) -> Float[Array, "D F"]:
+    """The kernel that a quantised one stands for."""
+    import qwix
+
+    return qwix.dequantize(kernel).astype(dtype)
