@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lvlm_jax import llm
+from lvlm_jax import llm, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import beside, download, peft
 from lvlm_jax.hub.configs import read_json
@@ -132,11 +132,31 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
     )
 
 
+HOST_TEMPLATES = {
+    "mistral": "mistral_instruct",
+    "qwen2": "qwen_chatml",
+    "qwen3": "qwen_chatml",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+}
+"""Family of the language model -> template of a folder that has none, where no system of the zoo tells."""
+
+
+def _default_template(config: LVLMConfig) -> str:
+    """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
+    host = llm.family_of(config.llm)
+    for spec in zoo.family_of(config).SYSTEMS.values():
+        if llm.family_of(spec.config.llm) == host:
+            return spec.template
+    return HOST_TEMPLATES.get(host, "vicuna_v1")
+
+
 def _template(folder: Path, config: LVLMConfig) -> Template:
-    """The template that the folder's own stands for, else the one of the language model's family."""
+    """The template that the folder's own stands for, else the one of the model's family."""
     found = beside.chat_template(folder)
     if found is None:
-        name = "qwen_chatml" if llm.family_of(config.llm) == "qwen2" else "vicuna_v1"
+        name = _default_template(config)
         warnings.warn(
             f"{folder}: no chat template that is known here, so {name!r} is used; if the model was trained with "
             f"another, give template= (--template): one of {', '.join(TEMPLATES)}",

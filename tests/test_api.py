@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 import lvlm_jax
-from lvlm_jax import api
+from lvlm_jax import api, llm, zoo
 from lvlm_jax import mesh as M
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.convert import export_folder
@@ -91,6 +91,25 @@ def test_a_folder_without_template_or_with_a_strange_one_gets_the_familys(system
     (tmp_path / "export" / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.warns(UserWarning, match="no chat template that is known here, so 'vicuna_v1' is used"):
         assert lvlm_jax.load(tmp_path).template.name == "vicuna_v1"
+
+
+@pytest.mark.parametrize(
+    ("like", "host", "name"),
+    [
+        ("llava15_7b", None, "vicuna_v1"),
+        ("llava15_7b", "qwen25_0.5b", "qwen_chatml"),
+        ("llava15_7b", "qwen3_0.6b", "qwen_chatml"),
+        ("llava15_7b", "gemma2_2b", "gemma"),
+        ("llava15_7b", "mistral_7b_v02", "mistral_instruct"),
+        ("paligemma_3b_224", None, "paligemma"),
+        ("paligemma2_3b_224", None, "paligemma"),
+    ],
+)
+def test_the_template_of_a_family(like, host, name):
+    config = zoo.SYSTEMS[like].config
+    if host:
+        config = dataclasses.replace(config, llm=llm.PRESETS[host])
+    assert api._default_template(config) == name
 
 
 def test_end_tokens_of_the_folder_end_an_answer(run, tmp_path):
