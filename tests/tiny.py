@@ -30,6 +30,18 @@ SIGLIP = dataclasses.replace(
     patch_bias=True,
     pool="none",
 )
+SIGLIP2 = dataclasses.replace(SIGLIP, pool="map", resize="linear_antialias", max_patches=20)
+VIT = dataclasses.replace(CLIP, activation="gelu", pre_norm=False, patch_bias=True, pool="token", classes=5)
+DINOV2 = dataclasses.replace(
+    VIT,
+    activation="silu",
+    classes=0,
+    layer_scale=True,
+    gated=True,
+    registers=3,
+    mask_token=True,
+    resize="cubic_antialias",
+)
 LLAMA = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, head_dim=16, context=128)
 QWEN2 = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, qkv_bias=True, rope_theta=1e6)
 LLAMA3 = dataclasses.replace(
@@ -88,6 +100,9 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "siglip_gemma3": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=GEMMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
     "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
+    "dinov2": LVLMConfig(
+        vision=dataclasses.replace(DINOV2, mlp_dim=88, max_patches=16), connector=MlpConfig(), llm=LLAMA
+    ),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
 }
 """One system a kind of part."""

@@ -79,18 +79,15 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
 def vision_config(raw: Mapping[str, Any]) -> ViTConfig:
     """The vision tower of a config.json: a tower's own, or part of a dual encoder's."""
     kind = raw.get("model_type")
-    if kind in ("clip", "siglip"):
+    if kind in dual.TYPES:
         return dual.from_hf(raw).vision
-    return vision.FAMILIES[one_of("model_type", kind, [*vision.FAMILIES, "clip", "siglip"])].from_hf(raw)
+    return vision.FAMILIES[one_of("model_type", kind, [*vision.FAMILIES, *dual.TYPES])].from_hf(raw)
 
 
 READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
-    "clip": ("dual", dual.from_hf),
-    "siglip": ("dual", dual.from_hf),
-    "clip_vision_model": ("vision", vision.clip.from_hf),
-    "siglip_vision_model": ("vision", vision.siglip.from_hf),
-    "clip_text_model": ("text", vision.clip.text_from_hf),
-    "siglip_text_model": ("text", vision.siglip.text_from_hf),
+    **{name: ("dual", dual.from_hf) for name in dual.TYPES},
+    **{name: ("vision", family.from_hf) for name, family in vision.FAMILIES.items()},
+    **{name: ("text", family.text_from_hf) for name, family in vision.TEXT_FAMILIES.items()},
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
@@ -108,6 +105,14 @@ def kind_of(config: Config) -> str:
     return kinds[type(config)]
 
 
+_TOWERS = {
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+}
+"""The class of each family of vision towers that has but one; the others' configs name theirs."""
+
+
 def public_config(config: Config, image_token_id: int | None = None, image: ImageSpec | None = None) -> dict[str, Any]:
     """The config.json that the torch library reads; `describe` reads it back.
 
@@ -120,8 +125,7 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return zoo.family_of(config).to_hf(config, image_token_id, image)
         case ViTConfig():
             name = vision.family_of(config)
-            architecture = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}[name]
-            return {**vision.FAMILIES[name].to_hf(config), "architectures": [architecture]}
+            return {"architectures": [_TOWERS.get(name)], **vision.FAMILIES[name].to_hf(config)}
         case TextTowerConfig():
             name = vision.text_family_of(config)
             architecture = {"clip_text_model": "CLIPTextModel", "siglip_text_model": "SiglipTextModel"}[name]

@@ -60,7 +60,7 @@ def export_folder(
       FileExistsError: the folder is there and `overwrite` is False.
     """
     kind = configs.kind_of(config)
-    layout = _layout(kind, layout)
+    layout = _layout(kind, layout, config)
     template = _template(template)
     vocab = _vocab(config)
     if tokenizer is not None and vocab is not None and tokenizer.vocab_size > vocab:
@@ -87,10 +87,10 @@ def export_folder(
     return Path(folder)
 
 
-def _layout(kind: str, layout: str) -> str:
+def _layout(kind: str, layout: str, config: Config) -> str:
     names = KINDS[kind].layouts
     if layout == "hf" and "hf" not in names:
-        return "hf-4"
+        return KINDS[kind].default(config)
     if layout not in names:
         known = ", ".join(dict.fromkeys(["hf", *names]))
         raise ValueError(f"unknown layout {layout!r}; for kind {kind!r} there are {known}")

@@ -38,13 +38,14 @@ class Kind:
 
     rows(config, layout) is its key table, layouts the names of the layouts with the prefix that each is known by (the
     first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the patterns of keys
-    that a folder may hold beside its own.
+    that a folder may hold beside its own, default(config) the layout that every version of the torch library loads.
     """
 
     rows: Callable[[Any, str], list[Row]]
     layouts: Mapping[str, str]
     shapes: Callable[[Any, bool], tuple[Params, Params]]
     unused: tuple[str, ...] = UNUSED
+    default: Callable[[Any], str] = lambda config: "hf-4"
 
     def layout_of(self, keys: Iterable[str], source: Any) -> str:
         """The layout of a folder's keys.
@@ -76,7 +77,7 @@ class Kind:
 # ---------------------------------------------------------------------------------------------------------------------
 # Key tables
 
-_VISION_AT = {"hf-4": "vision_model.", "hf-5": ""}
+_VISION_AT = {"hf-4": "vision_model.", "hf-5": "", "hf-vit": "", "hf-vit-classifier": "vit."}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODER_AT = {"hf": "model.", "bare": ""}
 
@@ -91,6 +92,12 @@ def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
     if layout in big_vision.LAYOUTS:
         return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
     return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
+
+
+def _vision_default(config: ViTConfig) -> str:
+    if vision.family_of(config) not in ("vit", "dinov2"):
+        return "hf-4"
+    return "hf-vit-classifier" if config.classes else "hf-vit"
 
 
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
@@ -161,8 +168,16 @@ KINDS: dict[str, Kind] = {
     "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,
-        layouts={"hf-4": "vision_model.", "hf-5": "encoder.layers.", **big_vision.LAYOUTS},
+        # ViT and DINOv2 number their layers under "layer", with a prefix before it where a classifier stands beside.
+        layouts={
+            "hf-4": "vision_model.",
+            "hf-5": "encoder.layers.",
+            "hf-vit": "encoder.layer.",
+            "hf-vit-classifier": "vit.encoder.layer.",
+            **big_vision.LAYOUTS,
+        },
         shapes=_vision_shapes,
+        default=_vision_default,
         # A tower is also read out of a dual encoder's folder or file.
         unused=(*UNUSED, r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)", r"txt/.*|[tb]"),
     ),

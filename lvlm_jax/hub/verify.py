@@ -19,6 +19,7 @@ from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
+from lvlm_jax.vision import family_of as tower_family_of
 from lvlm_jax.vision.text_tower import TextTower
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import family_of, llava
@@ -126,10 +127,8 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     tower: ViTConfig | None = getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
     out: dict[str, np.ndarray] = {}
     if tower is not None:
-        spec = beside.image_spec(loaded.folder, tower.patch_size) or ImageSpec(
-            size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD
-        )
-        if spec.size != tower.image_size:
+        spec = beside.image_spec(loaded.folder, tower.patch_size) or _made_spec(tower)
+        if spec.size != tower.image_size and tower.resize == "none":
             raise CheckpointError(
                 f"{loaded.folder}: pictures are prepared at {spec.size} pixels, but the tower reads "
                 f"{tower.image_size}; see preprocessor_config.json"
@@ -139,7 +138,9 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         image = load_image(_made_picture() if picture is None else picture)
         patches, positions = to_rows(image, spec)
         out |= {"patches": patches, "positions": positions, "segments": np.ones(patches.shape[:2], np.int32)}
-        out["pixels"] = preprocess_rows(image, spec).transpose(0, 3, 1, 2)
+        # A tower of theirs for pictures of any shape takes patches, too.
+        if spec.fit != "naflex":
+            out["pixels"] = preprocess_rows(image, spec).transpose(0, 3, 1, 2)
         out["picture_size"] = np.asarray([[image.height, image.width]], np.int32)
     if loaded.kind == "lvlm":
         q = loaded.config.visual_tokens
@@ -152,6 +153,14 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     elif loaded.kind != "vision":
         out["tokens"] = np.asarray([_tokens(loaded, prompt)], np.int32)
     return out
+
+
+def _made_spec(tower: ViTConfig) -> ImageSpec:
+    """How pictures come to a tower whose folder does not say."""
+    spec = ImageSpec(size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD)
+    if tower_family_of(tower) != "siglip2_vision_model":
+        return spec
+    return dataclasses.replace(spec, fit="naflex", max_patches=tower.patches)
 
 
 def _made_picture() -> np.ndarray:
@@ -224,8 +233,10 @@ def _ours_dual(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
 
 def _ours_vision(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     picture = [inputs[name] for name in ("patches", "positions", "segments")]
-    hidden, pooled = VisionTower(loaded.config).apply({"params": loaded.params}, *picture)
-    return {"hidden states": hidden, "pooled vector": pooled}
+    tower, variables = VisionTower(loaded.config), {"params": loaded.params}
+    hidden, pooled = tower.apply(variables, *picture)
+    parts = {"hidden states": hidden, "pooled vector": pooled}
+    return parts | ({"logits": tower.apply(variables, pooled, method="logits")} if loaded.config.classes else {})
 
 
 def _ours_text(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
@@ -254,6 +265,9 @@ _CLASSES = {
     "siglip_vision_model": "SiglipVisionModel",
     "clip_text_model": "CLIPTextModel",
     "siglip_text_model": "SiglipTextModel",
+    "siglip2": "Siglip2Model",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "siglip2_text_model": "Siglip2TextModel",
 }
 """Their class of each ``model_type``; their automatic choice does not know all."""
 
@@ -263,8 +277,9 @@ def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
     import torch
     import transformers
 
-    kind = formats.public_config(folder).get("model_type")
-    name = name or _CLASSES[kind]
+    raw = formats.public_config(folder)
+    kind = raw.get("model_type")
+    name = name or _CLASSES.get(kind) or raw["architectures"][0]
     if kind == llava.OWN_TYPE:
         raise CheckpointError(
             f"{folder}: the torch library has no class for this model (another connector, or prefix attention), so "
@@ -329,19 +344,32 @@ def _their_dual(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
 
     model, keys = _open(None, folder)
     with torch.no_grad():
-        out = model(input_ids=_tensor(inputs["tokens"]), pixel_values=_tensor(inputs["pixels"]))
+        out = model(input_ids=_tensor(inputs["tokens"]), **_their_picture(inputs))
     vectors = {"picture vector": out.image_embeds, "text vector": out.text_embeds}
     return vectors | {"logits": out.logits_per_image}, keys
+
+
+def _their_picture(inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A picture as their towers take it: pixels, or patches with the grid that they fill."""
+    if "pixels" in inputs:
+        return {"pixel_values": _tensor(inputs["pixels"])}
+    return {
+        "pixel_values": _tensor(inputs["patches"]),
+        "pixel_attention_mask": _tensor(inputs["segments"]),
+        "spatial_shapes": _tensor(inputs["positions"].max(1) + 1),
+    }
 
 
 def _their_tower(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
     model, keys = _open(None, folder)
-    given = inputs["pixels"] if loaded.kind == "vision" else inputs["tokens"]
+    given = _their_picture(inputs) if loaded.kind == "vision" else {"input_ids": _tensor(inputs["tokens"])}
     with torch.no_grad():
-        out = model(_tensor(given))
-    parts = {"hidden states": out.last_hidden_state}
+        whole = model(**given)
+        # Behind a classifier stands the tower that it reads.
+        out = whole if "last_hidden_state" in whole else model.base_model(**given)
+    parts = {"hidden states": out.last_hidden_state} | ({"logits": whole.logits} if "logits" in whole else {})
     return parts if out.pooler_output is None else parts | {"pooled vector": out.pooler_output}, keys
 
 

@@ -41,9 +41,10 @@ class GatedMlp(nn.Module):
     hidden: int
     activation: str = "silu"
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        wide = functools.partial(linear, self.hidden, ("embed", "mlp"), dtype=self.dtype)
+        wide = functools.partial(linear, self.hidden, ("embed", "mlp"), use_bias=self.use_bias, dtype=self.dtype)
         hidden = ACTIVATIONS[self.activation](wide(name="gate")(x)) * wide(name="up")(x)
-        return linear(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="down")(hidden)
+        return linear(x.shape[-1], ("mlp", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="down")(hidden)

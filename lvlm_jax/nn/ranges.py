@@ -47,6 +47,19 @@ def full(batch: int, queries: int, keys: int) -> Ranges:
     return Ranges(zeros, zeros + keys, kind="full")
 
 
+def shown(segments: Int[Array, "B S"]) -> Ranges:
+    """One query a row sees the keys from the first to the last that is no padding (0), all of them where all is.
+
+    A row of padding alone is in no loss, but its numbers must stay finite: an empty range would leave nothing to scale.
+    """
+    keys = segments.shape[1]
+    real = segments > 0
+    first, last = jnp.argmax(real, axis=1), keys - jnp.argmax(real[:, ::-1], axis=1)
+    some = real.any(axis=1)
+    start, stop = jnp.where(some, first, 0), jnp.where(some, last, keys)
+    return Ranges(start[:, None].astype(jnp.int32), stop[:, None].astype(jnp.int32))
+
+
 def causal(batch: int, length: int) -> Ranges:
     """Every query sees itself and all before."""
     stop = jnp.broadcast_to(jnp.arange(1, length + 1, dtype=jnp.int32), (batch, length))

@@ -5,11 +5,13 @@ torchvision processors differ from the Pillow ones by up to 0.03). `picture.py` 
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
+from lvlm_jax.processing import naflex
 from lvlm_jax.processing.picture import MAX_PIXELS, ImageError, load_image
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.shapes import Float, Int
@@ -35,7 +37,12 @@ FILTERS = {
     "box": PIL.Image.Resampling.BOX,
     "hamming": PIL.Image.Resampling.HAMMING,
 }
-_PROCESSORS = {"crop": "CLIPImageProcessor", "pad": "LlavaImageProcessor", "squash": "SiglipImageProcessor"}
+_PROCESSORS = {
+    "crop": "CLIPImageProcessor",
+    "pad": "LlavaImageProcessor",
+    "squash": "SiglipImageProcessor",
+    "naflex": "Siglip2ImageProcessor",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,8 @@ class ImageSpec:
     """How a picture becomes `size` x `size` pixels in `patch` x `patch` patches.
 
     fit: "crop" resizes the shortest side to `shortest` (default `size`) and cuts the centre out (CLIP); "pad" fills up
-    to a square with the mean colour, then resizes (LLaVA-1.5); "squash" resizes to the square (SigLIP). Pixels are
+    to a square with the mean colour, then resizes (LLaVA-1.5); "squash" resizes to the square (SigLIP); "naflex" keeps
+    the picture's shape, in at most `max_patches` patches (SigLIP 2; `size` is then the side of the square). Pixels are
     (x * rescale - mean) / std. A `size` that is no multiple of `patch` loses the last rows and columns, as a
     convolution with that stride does. `max_pixels` is the most that a file may claim before it is decoded.
     tiles: also cut each picture into tiles of `size` x `size` at a finer resolution (LLaVA-NeXT).
@@ -54,14 +62,20 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: str = "bicubic"
-    fit: Literal["crop", "pad", "squash"] = "crop"
+    fit: Literal["crop", "pad", "squash", "naflex"] = "crop"
     rescale: float = 1 / 255
     max_pixels: int = MAX_PIXELS
     shortest: int | None = None
     tiles: Tiles | None = None
+    max_patches: int | None = None
 
     def __post_init__(self):
         self._check_tiles()
+        if (self.fit == "naflex") != (self.max_patches is not None):
+            raise ValueError(
+                f"fit {self.fit!r} with max_patches {self.max_patches}: fit='naflex' needs max_patches, and nothing "
+                "else reads it"
+            )
         if not 0 < self.patch <= self.size:
             raise ValueError(f"patch {self.patch} does not fit size {self.size}; the patch is the smaller of the two")
         if self.resample not in FILTERS:
@@ -84,8 +98,8 @@ class ImageSpec:
 
     @property
     def patches(self) -> int:
-        """Patches of one vision row (P)."""
-        return (self.size // self.patch) ** 2
+        """Patches of one vision row (P), the most that any has where pictures keep their shape."""
+        return (self.size // self.patch) ** 2 if self.max_patches is None else self.max_patches
 
     @property
     def values(self) -> int:
@@ -94,7 +108,17 @@ class ImageSpec:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], patch: int) -> "ImageSpec":
-        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP); ValueError names what is not known."""
+        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP 1 and 2).
+
+        Raises:
+          ValueError: what is not known, by name.
+        """
+        most = config.get("max_num_patches")
+        if most is not None:
+            # What they leave out is their class's default; the square of so many patches stands for a size.
+            patch = config.get("patch_size") or patch
+            halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+            config = {**halves, **config, "size": patch * math.isqrt(most), "do_center_crop": False, "do_pad": False}
         size, crop = config.get("size", 224), config.get("crop_size")
         cropped = config.get("do_center_crop", crop is not None)
         tiles = _tiles_from_hf(config)
@@ -111,7 +135,7 @@ class ImageSpec:
                     f"preprocessor_config.json: do_pad with size {edge} but crop_size {side}; make them equal"
                 )
         else:
-            fit, side = "squash", _edge(size, "size")
+            fit, side = "squash" if most is None else "naflex", _edge(size, "size")
         if tiles is not None:
             if shortest is not None:
                 raise ValueError(
@@ -139,6 +163,7 @@ class ImageSpec:
             rescale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
             shortest=shortest,
             tiles=tiles,
+            max_patches=most,
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -162,6 +187,8 @@ class ImageSpec:
             return config if self.tiles.unpad == "round" else {**config, "unpad": self.tiles.unpad}
         if self.fit == "squash":
             return {**config, "size": square}
+        if self.fit == "naflex":
+            return {**config, "patch_size": self.patch, "max_num_patches": self.max_patches}
         config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
         return {**config, "do_pad": True} if self.fit == "pad" else config
 
@@ -190,7 +217,7 @@ def _edge(size: Any, key: str) -> int:
         return size
     raise ValueError(
         f"preprocessor_config.json: {key} {size!r} is not one side of a square; only processors with one fixed size "
-        "(CLIP, LLaVA-1.5, SigLIP) are read here"
+        "(CLIP, LLaVA-1.5, SigLIP) or NaFlex (SigLIP 2) are read here"
     )
 
 
@@ -202,7 +229,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def preprocess(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "rows cols 3"]:
-    """A whole picture at `spec.size`, normalised; equal to the Pillow processors of the torch library bit for bit."""
+    """A whole picture at its size by `spec`, normalised; equal to the torch library's Pillow processors bit for bit."""
     return _normalise(_fit(image if image.mode == "RGB" else load_image(image), spec), spec)
 
 
@@ -235,7 +262,10 @@ def _normalise(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "ro
 
 
 def to_patches(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "P C"], Int[np.ndarray, "P 2"]]:
-    """(patches, positions): patches row by row with values in (row, column, channel) order; (row, column) of each."""
+    """(patches, positions): patches row by row with values in (row, column, channel) order; (row, column) of each.
+
+    With fit "naflex" as many as the picture has, `spec.max_patches` at most.
+    """
     return _cut(preprocess(image, spec), spec)
 
 
@@ -246,16 +276,20 @@ def to_rows(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, 
 
 
 def _cut(pixels: Float[np.ndarray, "rows cols 3"], spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    n, p = spec.size // spec.patch, spec.patch
-    patches = pixels[: n * p, : n * p].reshape(n, p, n, p, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, p * p * 3)
-    positions = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), axis=-1).reshape(n * n, 2)
+    p = spec.patch
+    rows, cols = pixels.shape[0] // p, pixels.shape[1] // p
+    patches = pixels[: rows * p, : cols * p].reshape(rows, p, cols, p, 3).swapaxes(1, 2).reshape(rows * cols, -1)
+    positions = np.stack(np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"), axis=-1).reshape(-1, 2)
     return np.ascontiguousarray(patches), positions.astype(np.int32)
 
 
 def _fit(image: PIL.Image.Image, spec: ImageSpec) -> PIL.Image.Image:
-    """The picture at `size` x `size`, still 8 bits a channel."""
+    """The picture at `size` x `size` (or its own size, for "naflex"), still 8 bits a channel."""
     method = FILTERS[spec.resample]
     width, height = image.size
+    if spec.fit == "naflex":
+        rows, cols = naflex.fitted(width, height, spec.patch, spec.max_patches)
+        return image.resize((cols * spec.patch, rows * spec.patch), method)
     if spec.fit == "pad" and width != height:
         side = max(width, height)
         _check_room(side, side, image, spec)

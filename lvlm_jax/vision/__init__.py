@@ -2,11 +2,18 @@
 
 from types import ModuleType
 
-from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
-FAMILIES: dict[str, ModuleType] = {"clip_vision_model": clip, "siglip_vision_model": siglip}
+FAMILIES: dict[str, ModuleType] = {
+    "clip_vision_model": clip,
+    "siglip_vision_model": siglip,
+    "siglip2_vision_model": siglip2,
+    "vit": plain_vit,
+    "dinov2": dinov2,
+    "dinov2_with_registers": dinov2,
+}
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
 
 
@@ -21,13 +28,20 @@ def family_of(config: ViTConfig) -> str:
             return name
     raise ValueError(
         f"no public family ({', '.join(FAMILIES)}) holds a vision tower with class_token={config.class_token}, "
-        f"pre_norm={config.pre_norm}, patch_bias={config.patch_bias}, pool={config.pool!r}; "
-        "CLIP's has the first two and no patch bias, SigLIP's the reverse"
+        f"pre_norm={config.pre_norm}, patch_bias={config.patch_bias}, pool={config.pool!r}, "
+        f"layer_scale={config.layer_scale}, resize={config.resize!r} and classes={config.classes}; "
+        "CLIP's has the first two and no patch bias, SigLIP's the reverse, ViT's and DINOv2's have the first and a bias"
     )
 
 
-TEXT_FAMILIES: dict[str, ModuleType] = {"clip_text_model": clip, "siglip_text_model": siglip}
-"""Public ``model_type`` -> module with TEXT_PRESETS, text_rows, text_from_hf, text_to_hf, text_fits."""
+TEXT_FAMILIES: dict[str, ModuleType] = {
+    "clip_text_model": clip,
+    "siglip_text_model": siglip,
+    "siglip2_text_model": siglip2,
+}
+"""Public ``model_type`` -> module with TEXT_PRESETS, text_rows, text_from_hf, text_to_hf, text_fits.
+
+SigLIP 2's text tower is SigLIP's, value by value: it is read under its own name and found under the first."""
 
 
 def text_family_of(config: TextTowerConfig) -> str:

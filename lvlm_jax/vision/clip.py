@@ -83,7 +83,8 @@ TEXT_DEFAULTS = {
 
 def fits(config: ViTConfig) -> bool:
     """Whether CLIP's public class can hold this tower."""
-    return config.class_token and config.pre_norm and not config.patch_bias and config.pool == "class"
+    plain = config.is_basic and not config.classes
+    return plain and config.class_token and config.pre_norm and not config.patch_bias and config.pool == "class"
 
 
 def rows(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model.") -> list[Row]:

@@ -1,7 +1,7 @@
-"""SigLIP's vision and text towers: sizes, checkpoint keys, config.json.
+"""SigLIP's vision and text towers, and SigLIP 2's of one fixed size: sizes, checkpoint keys, config.json.
 
-Source: SigLIP (arXiv 2303.15343). Keys are those of the torch library's `SiglipModel`, `SiglipVisionModel` and
-`SiglipTextModel`.
+Source: SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786): the same towers with Gemma's vocabulary. Keys are those
+of the torch library's `SiglipModel`, `SiglipVisionModel` and `SiglipTextModel`.
 """
 
 from collections.abc import Mapping
@@ -29,6 +29,12 @@ _TRUNK = {
 _B = {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
 _L = {"width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096}
 _SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_dim": 4304}
+_GIANT = {"width": 1536, "depth": 40, "heads": 16, "mlp_dim": 6144}
+
+
+def _tower(image_size: int, patch_size: int, sizes: Mapping[str, int]) -> ViTConfig:
+    return ViTConfig(image_size=image_size, patch_size=patch_size, **sizes, **_TRUNK)
+
 
 PRESETS: dict[str, ViTConfig] = {
     "siglip_b16_224": ViTConfig(image_size=224, patch_size=16, **_B, **_TRUNK),  # google/siglip-base-patch16-224
@@ -37,6 +43,21 @@ PRESETS: dict[str, ViTConfig] = {
     "siglip_l16_384": ViTConfig(image_size=384, patch_size=16, **_L, **_TRUNK),  # google/siglip-large-patch16-384
     # google/siglip-so400m-patch14-384: a grid of 27, the last 6 rows and columns of pixels are not read
     "siglip_so400m_14_384": ViTConfig(image_size=384, patch_size=14, **_SO400M, **_TRUNK),
+    "siglip2_b16_224": _tower(224, 16, _B),  # google/siglip2-base-patch16-224
+    "siglip2_b16_256": _tower(256, 16, _B),  # google/siglip2-base-patch16-256
+    "siglip2_b16_384": _tower(384, 16, _B),  # google/siglip2-base-patch16-384
+    "siglip2_b16_512": _tower(512, 16, _B),  # google/siglip2-base-patch16-512
+    "siglip2_b32_256": _tower(256, 32, _B),  # google/siglip2-base-patch32-256
+    "siglip2_l16_256": _tower(256, 16, _L),  # google/siglip2-large-patch16-256
+    "siglip2_l16_384": _tower(384, 16, _L),  # google/siglip2-large-patch16-384
+    "siglip2_l16_512": _tower(512, 16, _L),  # google/siglip2-large-patch16-512
+    "siglip2_so400m_14_224": _tower(224, 14, _SO400M),  # google/siglip2-so400m-patch14-224
+    "siglip2_so400m_14_384": _tower(384, 14, _SO400M),  # google/siglip2-so400m-patch14-384
+    "siglip2_so400m_16_256": _tower(256, 16, _SO400M),  # google/siglip2-so400m-patch16-256
+    "siglip2_so400m_16_384": _tower(384, 16, _SO400M),  # google/siglip2-so400m-patch16-384
+    "siglip2_so400m_16_512": _tower(512, 16, _SO400M),  # google/siglip2-so400m-patch16-512
+    "siglip2_g16_256": _tower(256, 16, _GIANT),  # google/siglip2-giant-opt-patch16-256
+    "siglip2_g16_384": _tower(384, 16, _GIANT),  # google/siglip2-giant-opt-patch16-384
 }
 """Vision towers, each from the config.json of the release named beside it."""
 
@@ -51,13 +72,22 @@ _TEXT = {
 _TEXT_B = TextTowerConfig(**_B, **_TEXT, head=768)
 _TEXT_L = TextTowerConfig(**_L, **_TEXT, head=1024)
 
+# SigLIP 2 reads Gemma's vocabulary; its giant has the text tower of the So400m, as wide at the end as its own pictures.
+_WORDS_2 = _TEXT | {"vocab": 256000}
+_TEXT_2 = {
+    "b": TextTowerConfig(**_B, **_WORDS_2, head=768),
+    "l": TextTowerConfig(**_L, **_WORDS_2, head=1024),
+    "s": TextTowerConfig(**_SO400M, **_WORDS_2, head=1152),
+    "g": TextTowerConfig(**_SO400M, **_WORDS_2, head=1536),
+}
+
 TEXT_PRESETS: dict[str, TextTowerConfig] = {
     "siglip_b16_224": _TEXT_B,
     "siglip_b16_384": _TEXT_B,
     "siglip_l16_256": _TEXT_L,
     "siglip_l16_384": _TEXT_L,
     "siglip_so400m_14_384": TextTowerConfig(**_SO400M, **_TEXT, head=1152),
-}
+} | {name: _TEXT_2[name.split("_")[1][0]] for name in PRESETS if name.startswith("siglip2_")}
 """The text tower of each release."""
 
 HUB_NAMES = {
@@ -66,6 +96,21 @@ HUB_NAMES = {
     "google/siglip-large-patch16-256": "siglip_l16_256",
     "google/siglip-large-patch16-384": "siglip_l16_384",
     "google/siglip-so400m-patch14-384": "siglip_so400m_14_384",
+    "google/siglip2-base-patch16-224": "siglip2_b16_224",
+    "google/siglip2-base-patch16-256": "siglip2_b16_256",
+    "google/siglip2-base-patch16-384": "siglip2_b16_384",
+    "google/siglip2-base-patch16-512": "siglip2_b16_512",
+    "google/siglip2-base-patch32-256": "siglip2_b32_256",
+    "google/siglip2-large-patch16-256": "siglip2_l16_256",
+    "google/siglip2-large-patch16-384": "siglip2_l16_384",
+    "google/siglip2-large-patch16-512": "siglip2_l16_512",
+    "google/siglip2-so400m-patch14-224": "siglip2_so400m_14_224",
+    "google/siglip2-so400m-patch14-384": "siglip2_so400m_14_384",
+    "google/siglip2-so400m-patch16-256": "siglip2_so400m_16_256",
+    "google/siglip2-so400m-patch16-384": "siglip2_so400m_16_384",
+    "google/siglip2-so400m-patch16-512": "siglip2_so400m_16_512",
+    "google/siglip2-giant-opt-patch16-256": "siglip2_g16_256",
+    "google/siglip2-giant-opt-patch16-384": "siglip2_g16_384",
 }
 """Hub name of a release -> preset."""
 
@@ -104,7 +149,8 @@ _PROBE = Change(lambda x: x.reshape(1, -1), lambda x: x.reshape(1, 1, -1))
 
 def fits(config: ViTConfig) -> bool:
     """Whether SigLIP's public class can hold this tower."""
-    return not config.class_token and not config.pre_norm and config.patch_bias and config.pool in ("map", "none")
+    plain = config.is_basic and not config.classes and not config.class_token
+    return plain and not config.pre_norm and config.patch_bias and config.pool in ("map", "none")
 
 
 def rows(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model.") -> list[Row]:

@@ -1,7 +1,8 @@
 """The pre-norm vision transformer trunk, fed with patches.
 
-One trunk serves CLIP (class token, norm before block 1, quick-GELU) and SigLIP (neither; tanh-GELU): they differ in
-field values only. Source: ViT (arXiv 2010.11929).
+One trunk serves them all: CLIP (class token, norm before block 1, quick-GELU), SigLIP (neither; tanh-GELU), SigLIP 2
+(pictures of any shape), plain ViT and DINOv2 (layer scale, registers). They differ in field values only.
+Source: ViT (arXiv 2010.11929).
 """
 
 import dataclasses
@@ -11,14 +12,18 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lvlm_jax.nn import grids
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.attention import Attention
 from lvlm_jax.nn.linear import linear, named
-from lvlm_jax.nn.mlp import Mlp
+from lvlm_jax.nn.mlp import GatedMlp, Mlp
 from lvlm_jax.nn.norms import LayerNorm
 from lvlm_jax.nn.positions import resize_positions
 from lvlm_jax.nn.stack import make_stack, run_stack
-from lvlm_jax.shapes import Array, DTypeLike, Float, Int
+from lvlm_jax.shapes import Array, Bool, DTypeLike, Float, Int
+
+Pool = Literal["class", "token", "tanh", "map", "mean", "none"]
+Resize = Literal["none", "linear_antialias", "cubic", "cubic_antialias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,14 @@ class ViTConfig:
     `feature_layer` and `class_feature` say what a vision-language model reads: the output of that layer, counted as the
     public configs do (-1 the last block, -2 the one before, before any final norm), and whether the class token stays.
     `feature_norm` puts the final norm behind the last block, as a tower without pooling ends (PaliGemma).
+
+    `pool` is how a picture becomes one vector: "class" the class token, which alone meets the final norm (CLIP);
+    "token" the class token of the normed whole (ViT, DINOv2), "tanh" through a dense layer and tanh besides; "map" a
+    learned probe (SigLIP); "mean" and "none" the mean of the patches, meant as such or for want of a head.
+
+    `resize` is how the position table comes to pictures of other grids than its own, each picture of a row to its own
+    (a key of `grids.RESIZES`, with `resize_offset`); "none" reads the table as it is. `max_patches` are the patches of
+    a vision row where that is not the table's grid. `classes` is the width of a classifier behind the pooled vector.
     """
 
     image_size: int
@@ -44,9 +57,24 @@ class ViTConfig:
     feature_layer: int = -2
     class_feature: bool = False
     feature_norm: bool = False
-    pool: Literal["class", "map", "none"] = "class"
+    pool: Pool = "class"
+    layer_scale: bool = False
+    gated: bool = False
+    registers: int = 0
+    mask_token: bool = False
+    resize: Resize = "none"
+    resize_offset: float = 0.0
+    max_patches: int | None = None
+    classes: int = 0
 
     def __post_init__(self) -> None:
+        if not self.class_token and self.pool in ("class", "token", "tanh"):
+            raise ValueError(f"pool={self.pool!r} reads the class token, but class_token is False")
+        if self.max_patches is not None and self.resize == "none":
+            raise ValueError(
+                f"max_patches={self.max_patches} is for pictures of other grids than the table's, but resize='none' "
+                f"reads the table of {self.grid} x {self.grid} as it is; leave it out, or choose a resize"
+            )
         if self.width % self.heads:
             raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
         if not 0 < self.patch_size <= self.image_size:
@@ -68,8 +96,13 @@ class ViTConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of a picture (P)."""
-        return self.grid**2
+        """Patches of a vision row (P): a picture of the table's grid, or as many as any may have."""
+        return self.grid**2 if self.max_patches is None else self.max_patches
+
+    @property
+    def is_basic(self) -> bool:
+        """Whether the trunk is that of ViT, CLIP and SigLIP: no layer scale, gate, register, mask token or resize."""
+        return not (self.layer_scale or self.gated or self.registers or self.mask_token or self.resize != "none")
 
     @property
     def values(self) -> int:
@@ -83,12 +116,14 @@ class ViTConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block."""
+    """Pre-norm encoder block; `layer_scale` weighs each value of both branches by a parameter."""
 
     heads: int
     mlp_dim: int
     activation: str
     norm_eps: float
+    layer_scale: bool = False
+    gated: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -96,8 +131,17 @@ class Block(nn.Module):
         norm = functools.partial(LayerNorm, self.norm_eps, self.dtype)
         attention = functools.partial(Attention, qkv_bias=True, out_bias=True, dtype=self.dtype, name="attn")
         attention = attention(self.heads, self.heads, x.shape[-1] // self.heads)
-        x = x + attention(norm(name="norm1")(x), ranges)[0]
-        return x + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(norm(name="norm2")(x)), None
+        x = x + self._weighed("scale1", attention(norm(name="norm1")(x), ranges)[0])
+        if self.gated:
+            mlp = GatedMlp(self.mlp_dim, self.activation, use_bias=True, dtype=self.dtype, name="mlp")
+        else:
+            mlp = Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")
+        return x + self._weighed("scale2", mlp(norm(name="norm2")(x))), None
+
+    def _weighed(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if not self.layer_scale:
+            return x
+        return x * self.param(name, named(nn.initializers.ones, ("embed",)), (x.shape[-1],)).astype(self.dtype)
 
 
 class ViT(nn.Module):
@@ -116,7 +160,8 @@ class ViT(nn.Module):
 
     Attributes:
       grid: side of the learned position table; pictures whose grid is `run_grid` read it resized.
-      final_norm: whether a "post_norm" exists (it normalises what the pooled output reads).
+      registers: how many learned tokens stand between the class token and the patches, without a position.
+      resize: how each picture reads the table at its own grid, see `ViTConfig`; not with `run_grid`.
     """
 
     grid: int
@@ -130,6 +175,12 @@ class ViT(nn.Module):
     pre_norm: bool = False
     patch_bias: bool = True
     run_grid: int | None = None
+    layer_scale: bool = False
+    gated: bool = False
+    registers: int = 0
+    mask_token: bool = False
+    resize: Resize = "none"
+    resize_offset: float = 0.0
     dtype: DTypeLike = jnp.float32
     scan: bool = False
     remat: str = "none"
@@ -141,29 +192,23 @@ class ViT(nn.Module):
         positions: Int[Array, "N P 2"],
         segments: Int[Array, "N P"],
         take: int | None = None,
+        masked: Bool[Array, "N P"] | None = None,
     ) -> Float[Array, "N Q D"]:
-        """Raw output of the first `take` blocks (default all), the class token first where there is one.
+        """Raw output of the first `take` blocks (default all): class token, registers, patches.
 
         Args:
           patches: normalised pixels in (row, column, channel) order.
           positions: (row, column) of each patch.
           segments: 0 padding, 1.. the pictures that share the row.
+          masked: patches to hide behind the mask token, for training by what is hidden.
         """
-        init = nn.initializers.normal(0.02)
         x = linear(self.width, ("patch", "embed"), use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")(
             patches
         )
-        table = self.param(
-            "position_embed", named(init, ("positions", "embed")), (self.grid**2 + self.class_token, self.width)
-        )
-        grid = self.run_grid or self.grid
-        places = resize_positions(table[int(self.class_token) :], grid, self.grid)
-        x = x + places[positions[..., 0] * grid + positions[..., 1]].astype(self.dtype)
-        if self.class_token:
-            token = self.param("class_embed", named(init, ("embed",)), (self.width,)) + table[0]
-            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([token, x], axis=1)
-            segments = jnp.concatenate([segments[:, :1], segments], axis=1)
+        if self.mask_token:
+            token = self.param("mask_embed", named(nn.initializers.zeros, ("embed",)), (self.width,))
+            x = x if masked is None else jnp.where(masked[..., None], token.astype(self.dtype), x)
+        x, segments = self._placed(x, positions, segments)
         if self.pre_norm:
             x = LayerNorm(self.norm_eps, self.dtype, name="pre_norm")(x)
         block = functools.partial(
@@ -172,10 +217,36 @@ class ViT(nn.Module):
             mlp_dim=self.mlp_dim,
             activation=self.activation,
             norm_eps=self.norm_eps,
+            layer_scale=self.layer_scale,
+            gated=self.gated,
             dtype=self.dtype,
         )
         stack = make_stack(block, self.depth, self.scan, self.remat, name="layers")
         return run_stack(stack, self.depth, x, None, R.packed_full(segments), take=take)[0]
+
+    def _placed(
+        self, x: Float[Array, "N P D"], positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
+    ) -> tuple[Float[Array, "N Q D"], Int[Array, "N Q"]]:
+        """Patches with their positions behind class token and registers, and the segments of all."""
+        init = nn.initializers.normal(0.02)
+        table = self.param(
+            "position_embed", named(init, ("positions", "embed")), (self.grid**2 + self.class_token, self.width)
+        )
+        own = table[int(self.class_token) :]
+        if self.resize == "none":
+            grid = self.run_grid or self.grid
+            places = resize_positions(own, grid, self.grid)[positions[..., 0] * grid + positions[..., 1]]
+        else:
+            places = grids.resized(own, positions, segments, self.grid, self.resize, self.resize_offset)
+        parts = [x + places.astype(self.dtype)]
+        if self.registers:
+            parts.insert(0, self.param("register_embed", named(init, (None, "embed")), (self.registers, self.width)))
+        if self.class_token:
+            token = self.param("class_embed", named(init, ("embed",)), (self.width,)) + table[0]
+            parts.insert(0, token[None])
+        spread = [jnp.broadcast_to(part.astype(self.dtype), (len(x), *part.shape[-2:])) for part in parts]
+        ids = [jnp.broadcast_to(segments[:, :1], (len(x), part.shape[-2])) for part in parts[:-1]]
+        return jnp.concatenate(spread, axis=1), jnp.concatenate([*ids, segments], axis=1)
 
 
 class MapHead(nn.Module):
@@ -188,14 +259,15 @@ class MapHead(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N D"]:
+    def __call__(self, x: Float[Array, "N P D"], segments: Int[Array, "N P"]) -> Float[Array, "N D"]:
+        """One vector a row; padding (segment 0) is not read."""
         width = x.shape[-1]
         probe = self.param("probe", named(nn.initializers.xavier_uniform(), (None, "embed")), (1, width))
         q = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, width))
         attention = Attention(
             self.heads, self.heads, width // self.heads, qkv_bias=True, out_bias=True, dtype=self.dtype, name="attn"
         )
-        pooled = attention(q, R.full(x.shape[0], 1, x.shape[1]), context=x)[0]
+        pooled = attention(q, R.shown(segments), context=x)[0]
         normed = LayerNorm(self.norm_eps, self.dtype, name="norm")(pooled)
         return (pooled + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(normed))[:, 0]
 
@@ -203,7 +275,8 @@ class MapHead(nn.Module):
 class VisionTower(nn.Module):
     """A ViT with what pools it: features for a language model, or one vector a picture.
 
-    Parameters beyond the trunk's: ``post_norm`` and, for SigLIP, ``head``.
+    Parameters beyond the trunk's: ``post_norm``, and where the config asks for them ``head`` (SigLIP), ``pooler`` and
+    ``classifier`` (ViT).
     """
 
     config: ViTConfig
@@ -225,6 +298,12 @@ class VisionTower(nn.Module):
             class_token=c.class_token,
             pre_norm=c.pre_norm,
             patch_bias=c.patch_bias,
+            layer_scale=c.layer_scale,
+            gated=c.gated,
+            registers=c.registers,
+            mask_token=c.mask_token,
+            resize=c.resize,
+            resize_offset=c.resize_offset,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,
@@ -232,28 +311,60 @@ class VisionTower(nn.Module):
         self.post_norm = LayerNorm(c.norm_eps, self.dtype)
         if c.pool == "map":
             self.head = MapHead(c.heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype)
+        if c.pool == "tanh":
+            self.pooler = linear(c.width, ("embed", None), use_bias=True, dtype=self.dtype)
+        if c.classes:
+            self.classifier = linear(c.classes, ("embed", None), use_bias=True, dtype=self.dtype)
 
     def __call__(
-        self, patches: Float[Array, "N P C"], positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
+        self,
+        patches: Float[Array, "N P C"],
+        positions: Int[Array, "N P 2"],
+        segments: Int[Array, "N P"],
+        masked: Bool[Array, "N P"] | None = None,
     ) -> tuple[Float[Array, "N T D"], Float[Array, "N D"]]:
-        """(last hidden state, pooled vector), with the final norm where the public model has it."""
-        c = self.config
-        x = self.trunk(patches, positions, segments)
-        if c.pool == "class":
+        """(last hidden state, pooled vector), with the final norm where the public model has it.
+
+        The vector is that of a row's one picture; `masked` as `ViT` takes it.
+        """
+        x, pooled = self._pooled(self.trunk(patches, positions, segments, masked=masked), segments)
+        if self.config.classes and self.is_initializing():
+            self.classifier(pooled)
+        return x, pooled
+
+    def _pooled(self, x: Float[Array, "N T D"], segments: Int[Array, "N P"]) -> tuple[Array, Array]:
+        pool = self.config.pool
+        if pool == "class":
             return x, self.post_norm(x[:, 0])
         x = self.post_norm(x)
-        return x, (self.head(x) if c.pool == "map" else x.mean(1))
+        if pool == "token":
+            return x, x[:, 0]
+        if pool == "tanh":
+            return x, jnp.tanh(self.pooler(x[:, 0]))
+        patches = x[:, x.shape[1] - segments.shape[1] :]
+        if pool == "map":
+            return x, self.head(patches, segments)
+        shown = (segments > 0)[..., None]
+        return x, jnp.where(shown, patches, 0).sum(1) / jnp.maximum(shown.sum(1), 1)
+
+    def logits(self, pooled: Float[Array, "N D"]) -> Float[Array, "N V"]:
+        """Pooled vectors -> scores of the classes, for a tower that has some."""
+        return self.classifier(pooled)
 
     def features(
         self, patches: Float[Array, "N P C"], positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
     ) -> Float[Array, "N Q D"]:
-        """What a vision-language model reads: the output of `feature_layer`, class token dropped unless kept."""
+        """What a vision-language model reads: the output of `feature_layer`.
+
+        Registers are dropped, the class token too unless it is kept.
+        """
         c = self.config
         if self.is_initializing():
             self(patches, positions, segments)
         x = self.trunk(patches, positions, segments, take=c.depth + 1 + c.feature_layer)
         x = self.post_norm(x) if c.feature_norm else x
-        return x[:, 1:] if c.class_token and not c.class_feature else x
+        first = x.shape[1] - patches.shape[1]
+        return jnp.concatenate([x[:, :1], x[:, first:]], 1) if c.class_token and c.class_feature else x[:, first:]
 
 
 def patchify(

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP, whole: sizes by name, key table, config.json both ways."""
+"""CLIP, SigLIP and SigLIP 2, whole: sizes by name, key table, config.json both ways."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from lvlm_jax import vision
 from lvlm_jax.keymap import SCALAR, Row, dense, one_of
 from lvlm_jax.models.contrastive import DualEncoderConfig
-from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision import clip, siglip, siglip2
 
 PRESETS: dict[str, DualEncoderConfig] = {
     # The joint width of each release: its config.json's projection_dim.
@@ -17,10 +17,11 @@ PRESETS: dict[str, DualEncoderConfig] = {
         vision=clip.PRESETS["clip_l14_336"], text=clip.TEXT_PRESETS["clip_l14_336"], projection=768
     ),
 } | {
-    name: DualEncoderConfig(vision=tower, text=siglip.TEXT_PRESETS[name], bias=True)
-    for name, tower in siglip.PRESETS.items()
+    name: DualEncoderConfig(vision=tower, text=family.TEXT_PRESETS[name], bias=True)
+    for family in (siglip, siglip2)
+    for name, tower in family.PRESETS.items()
 }
-"""Dual encoders by name; the releases are named in `vision.clip` and `vision.siglip`."""
+"""Dual encoders by name; the releases are named in `vision.clip`, `vision.siglip` and `vision.siglip2`."""
 
 UNUSED = clip.UNUSED
 """Patterns of checkpoint keys that hold no weights."""
@@ -63,14 +64,18 @@ def _clip_from_hf(config: Mapping[str, Any]) -> DualEncoderConfig:
 
 
 def _siglip_from_hf(config: Mapping[str, Any]) -> DualEncoderConfig:
+    family = {"siglip": siglip, "siglip2": siglip2}[config["model_type"]]
     return DualEncoderConfig(
-        vision=siglip.from_hf(_part(config, "vision_config")),
-        text=siglip.text_from_hf(_part(config, "text_config")),
+        vision=family.from_hf(_part(config, "vision_config")),
+        text=family.text_from_hf(_part(config, "text_config")),
         bias=True,
     )
 
 
-_READERS = {"clip": _clip_from_hf, "siglip": _siglip_from_hf}
+_READERS = {"clip": _clip_from_hf, "siglip": _siglip_from_hf, "siglip2": _siglip_from_hf}
+
+TYPES = tuple(_READERS)
+"""Every public ``model_type`` of a dual encoder."""
 
 
 def to_hf(config: DualEncoderConfig) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def to_hf(config: DualEncoderConfig) -> dict[str, Any]:
     kinds = {
         ("clip_vision_model", "clip_text_model", True, False): _clip_to_hf,
         ("siglip_vision_model", "siglip_text_model", False, True): _siglip_to_hf,
+        ("siglip2_vision_model", "siglip_text_model", False, True): _siglip2_to_hf,
     }
     if pair not in kinds:
         raise ValueError(
@@ -109,4 +115,13 @@ def _siglip_to_hf(config: DualEncoderConfig) -> dict[str, Any]:
         "architectures": ["SiglipModel"],
         "vision_config": siglip.to_hf(config.vision),
         "text_config": siglip.text_to_hf(config.text),
+    }
+
+
+def _siglip2_to_hf(config: DualEncoderConfig) -> dict[str, Any]:
+    return {
+        "model_type": "siglip2",
+        "architectures": ["Siglip2Model"],
+        "vision_config": siglip2.to_hf(config.vision),
+        "text_config": siglip2.text_to_hf(config.text),
     }

@@ -162,6 +162,9 @@ OWN_TYPE = "lvlm_jax_llava"
 class leaves Gemma 2's cap away). A name that it does not know makes it stop, where "llava" would make it run with other
 maths."""
 
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""The families of towers of the releases. With another the torch library would read registers as features, say."""
+
 DEFAULTS = {
     "image_token_index": 32000,
     "projector_hidden_act": "gelu",
@@ -176,7 +179,8 @@ DEFAULTS = {
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     plain = config.attention == "causal" and not config.newline and not config.vision.feature_norm
-    return plain and isinstance(config.connector, MlpConfig) and config.llm.final_softcap is None
+    plain &= isinstance(config.connector, MlpConfig) and config.llm.final_softcap is None
+    return plain and vision.family_of(config.vision) in TOWERS
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
@@ -199,7 +203,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     kind = one_of("text_config.model_type", text.get("model_type", "llama"), llm.FAMILIES)
     decoder = llm.FAMILIES[kind].from_hf(text)
     whole = LVLMConfig(
-        vision=_vision_from_hf(f),
+        vision=_vision_from_hf(f, own),
         connector=connector,
         # The public class puts a head of its own on the decoder, and that head caps nothing.
         llm=decoder if own else dataclasses.replace(decoder, final_softcap=None),
@@ -209,11 +213,14 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     return whole, int(f["image_token_index"])
 
 
-def _vision_from_hf(f: Mapping[str, Any]) -> vision.ViTConfig:
+def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.ViTConfig:
     """The tower, and what is read of it."""
     tower = f["vision_config"]
-    kind = one_of("vision_config.model_type", tower.get("model_type", "clip_vision_model"), vision.FAMILIES)
+    kinds = vision.FAMILIES if own else TOWERS
+    kind = one_of("vision_config.model_type", tower.get("model_type", "clip_vision_model"), kinds)
     config = vision.FAMILIES[kind].from_hf(tower)
+    if own and f.get("vision_max_patches"):
+        config = dataclasses.replace(config, max_patches=f["vision_max_patches"])
     # "default" drops the first token, whatever it is: right only where it is the class token.
     strategies = ["default", "full"] if config.class_token else ["full"]
     strategy = one_of("vision_feature_select_strategy", f["vision_feature_select_strategy"], strategies)
@@ -248,7 +255,8 @@ def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = Non
     }
     if not fits(config):
         own = {"connector": connector_keys.to_dict(config.connector), "attention": config.attention}
-        own |= {"newline": config.newline, "vision_feature_norm": config.vision.feature_norm}
+        own |= {"newline": config.newline, "vision_feature_norm": tower.feature_norm}
+        own |= {"vision_max_patches": tower.max_patches}
         return {"model_type": OWN_TYPE, **out, **own}
     act = one_of("projector_hidden_act", config.connector.activation, PUBLIC_ACTIVATIONS)
     return {

@@ -9,7 +9,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from lvlm_jax import keymap, llm, zoo
+from lvlm_jax import keymap, llm, vision, zoo
 from lvlm_jax import params as P
 from lvlm_jax.connectors import LinearConfig, PerceiverConfig
 from lvlm_jax.llm.decoder import Decoder
@@ -17,6 +17,8 @@ from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.vision import dinov2, plain_vit
+from lvlm_jax.vision.vit import VisionTower
 from lvlm_jax.zoo import dual
 
 CARDS = pathlib.Path(__file__).parent / "cards"
@@ -39,6 +41,13 @@ def _dual(config):
     return shapes, axes, dual.rows(config)
 
 
+def _tower(config):
+    p = config.patches
+    picture = jnp.zeros((1, p, config.values)), jnp.zeros((1, p, 2), jnp.int32), jnp.ones((1, p), jnp.int32)
+    shapes, axes = abstract(VisionTower(config, scan=True), *picture)
+    return shapes, axes, vision.FAMILIES[vision.family_of(config)].rows(config, "", "")
+
+
 def _system(spec):
     shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
     return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
@@ -47,6 +56,7 @@ def _system(spec):
 PRESETS = (
     {name: (_system, spec) for name, spec in zoo.SYSTEMS.items()}
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
+    | {name: (_tower, config) for family in (plain_vit, dinov2) for name, config in family.PRESETS.items()}
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
 )
 
@@ -123,6 +133,15 @@ def test_no_card_without_its_preset():
         ("clip_l14_336", 427_944_193),
         ("siglip_b16_224", 203_155_970),
         ("siglip_so400m_14_384", 877_960_498),
+        ("siglip2_b16_224", 375_187_970),
+        ("siglip2_b16_naflex", 375_234_050),
+        ("siglip2_so400m_16_naflex", 1_135_670_962),
+        ("siglip2_g16_256", 1_871_393_906),
+        ("vit_b16_224", 86_567_656),
+        ("vit_h14_224_in21k", 632_404_480),
+        ("dinov2_b14", 86_580_480),
+        ("dinov2_g14", 1_136_480_768),
+        ("dinov2_l14_reg", 304_372_736),
     ],
 )
 def test_published_sizes(name, total):

@@ -21,6 +21,7 @@ from tests.hub import tiny
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
 DECODERS = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "qwen3", "mistral", "mistral_v03")
 ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
+TOWERS = ("siglip2", "siglip2_vision", "vit", "vit_classifier", "dinov2", "dinov2_registers")
 
 
 def same_bytes(one, other):
@@ -79,8 +80,12 @@ def test_parity_of_every_layout(llavas, layout):
     assert "passed at 2e-05" in str(comparison)
 
 
-@pytest.mark.parametrize("name", ALONE)
-@pytest.mark.parametrize("dtype", [tiny.torch.float32, tiny.torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for dtype in (tiny.torch.float32, tiny.torch.bfloat16) for name in ALONE]
+    + [(name, tiny.torch.float32) for name in TOWERS]
+    + [pytest.param(name, tiny.torch.bfloat16, marks=SLOW) for name in TOWERS],
+)
 def test_models_alone(tmp_path, name, dtype):
     folder = tiny.saved(tiny.perturbed(getattr(tiny, name)(), dtype), tmp_path / "in")
     loaded = import_folder(folder)
@@ -111,11 +116,20 @@ def test_towers_with_their_old_prefix(tmp_path, name):
     assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_a_tower_out_of_a_dual_encoder(tmp_path, name):
     folder = tiny.saved(tiny.perturbed(getattr(tiny, name)()), tmp_path / "in")
     tower, whole = import_folder(folder, kind="vision"), import_folder(folder)
     jax.tree.map(np.testing.assert_array_equal, tower.params, whole.params["vision"])
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_folder_of_a_tower_loads_in_the_library(tmp_path, name):
+    """Written under "hf", whatever layout it came in."""
+    loaded = import_folder(tiny.saved(tiny.perturbed(getattr(tiny, name)()), tmp_path / "in"))
+    export_folder(tmp_path / "out", loaded.config, loaded.params)
+    _, said = getattr(hf, type_of(tmp_path / "out")).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])

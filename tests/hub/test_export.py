@@ -316,9 +316,9 @@ def test_bfloat16_logits_need_no_float32_copy(tmp_path, loaded):
 
 def test_every_kind_names_its_layouts():
     assert {name: list(kind.layouts) for name, kind in KINDS.items()} == {
-        "lvlm": ["hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"],
-        "dual": ["hf"],
-        "vision": ["hf-4", "hf-5"],
+        "lvlm": ["big_vision-paligemma", "hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"],
+        "dual": ["hf", "big_vision", "big_vision-scan"],
+        "vision": ["hf-4", "hf-5", "hf-vit", "hf-vit-classifier", "big_vision", "big_vision-scan"],
         "text": ["hf-4", "hf-5"],
         "decoder": ["hf", "bare"],
     }

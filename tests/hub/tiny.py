@@ -97,6 +97,37 @@ def siglip_text():
     return hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT, max_position_embeddings=16, projection_size=32, **WORDS))
 
 
+_ANY_SHAPE = {**TOWER, "num_patches": 16, "patch_size": 7}
+
+
+def siglip2():
+    text = {**TEXT, "max_position_embeddings": 16, "projection_size": 32, **WORDS}
+    return hf.Siglip2Model(hf.Siglip2Config(vision_config=_ANY_SHAPE, text_config=text))
+
+
+def siglip2_vision():
+    return hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**_ANY_SHAPE))
+
+
+def vit():
+    return hf.ViTModel(hf.ViTConfig(**TOWER, **PICTURE))
+
+
+def vit_classifier():
+    return hf.ViTForImageClassification(hf.ViTConfig(**TOWER, **PICTURE, num_labels=5))
+
+
+_DINO = {name: value for name, value in TOWER.items() if name != "intermediate_size"} | PICTURE
+
+
+def dinov2():
+    return hf.Dinov2Model(hf.Dinov2Config(**_DINO, use_swiglu_ffn=True))
+
+
+def dinov2_registers():
+    return hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**_DINO, num_register_tokens=3))
+
+
 def llava(tower="clip", decoder="llama", **fields):
     towers = {"clip": hf.CLIPVisionConfig, "siglip": hf.SiglipVisionConfig}
     near = {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 7}

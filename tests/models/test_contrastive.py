@@ -23,11 +23,20 @@ CONFIGS = {
         bias=True,
     ),
 }
+CONFIGS["siglip2"] = dataclasses.replace(CONFIGS["siglip"], vision=tiny.SIGLIP2)
+GRIDS = [(4, 5), (2, 7), (5, 3), (1, 2), (4, 4), (20, 1), (3, 3), (1, 1)]
 
 
-def pairs():
-    """Eight pictures, eight texts, a group each."""
+def pairs(name):
+    """Eight pictures, eight texts, a group each; for SigLIP 2 each picture has a shape of its own."""
     batch, _ = tiny.batch(tiny.SYSTEMS["llava15"], [[tiny.IMAGE]] * 8, groups=8)
+    if name == "siglip2":
+        patches = np.random.default_rng(1).normal(size=(8, 1, 20, 147)).astype(np.float32)
+        positions, shown = np.zeros((8, 1, 20, 2), np.int32), np.zeros((8, 1, 20), np.int32)
+        for n, (rows, cols) in enumerate(GRIDS):
+            places = np.stack(np.meshgrid(range(rows), range(cols), indexing="ij"), -1).reshape(-1, 2)
+            positions[n, 0, : rows * cols], shown[n, 0, : rows * cols] = places, 1
+        batch = batch.replace(patches=patches, patch_positions=positions, patch_segments=shown)
     tokens = np.random.default_rng(0).integers(0, 99, batch.tokens.shape).astype(np.int32)
     return jax.tree.map(jnp.asarray, batch.replace(tokens=tokens))
 
@@ -45,6 +54,7 @@ def loss(params, model, batch):
     [
         ("clip", "FSDP_TP"),
         ("siglip", "FSDP"),
+        ("siglip2", "FSDP_TP"),
         *(
             pytest.param(name, preset, marks=pytest.mark.slow)
             for name, preset in [("clip", "DP"), ("clip", "FSDP"), ("siglip", "DP"), ("siglip", "FSDP_TP")]
@@ -52,7 +62,7 @@ def loss(params, model, batch):
     ],
 )
 def test_sharded_and_scanned_equal_neither(name, preset):
-    batch, model, mesh = pairs(), DualEncoder(CONFIGS[name]), M.make_mesh(preset)
+    batch, model, mesh = pairs(name), DualEncoder(CONFIGS[name]), M.make_mesh(preset)
     params = tiny.randomize(abstract(model, batch)[0])
     value, grads = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, batch)
     scanned = DualEncoder(CONFIGS[name], scan=True)

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from lvlm_jax.processing import naflex
 from lvlm_jax.processing.image import FILTERS, ImageError, ImageSpec, augment, preprocess, to_patches
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -44,6 +45,40 @@ def test_pixels_equal_the_library(fit, size):
 def test_every_filter_equals_the_library(resample):
     spec = dataclasses.replace(SIGLIP, resample=resample)
     np.testing.assert_array_equal(preprocess(picture(91, 130), spec), reference(spec, "squash", picture(91, 130)))
+
+
+NAFLEX = dataclasses.replace(SIGLIP, fit="naflex", max_patches=20)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 3000), (17, 15), (4000, 3001)])
+@pytest.mark.parametrize("most", [1, 20, 256])
+def test_pictures_of_their_own_shape_equal_the_library(most, size):
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    spec = dataclasses.replace(NAFLEX, resample="bilinear", max_patches=most)
+    config = {k: v for k, v in spec.to_hf().items() if k != "image_processor_type"}
+    theirs = Siglip2ImageProcessorPil(**config)(picture(*size), return_tensors="np")
+    patches, positions = to_patches(picture(*size), spec)
+    rows, cols = theirs["spatial_shapes"][0]
+    assert len(patches) == rows * cols == theirs["pixel_attention_mask"].sum() <= most
+    np.testing.assert_array_equal(patches, theirs["pixel_values"][0][: len(patches)])
+    np.testing.assert_array_equal(positions[:, 0] * cols + positions[:, 1], np.arange(rows * cols))
+    assert naflex.fitted(*size, spec.patch, most) == (rows, cols)
+
+
+def test_naflex_goes_out_and_comes_back():
+    spec = dataclasses.replace(SIGLIP, size=256, fit="naflex", max_patches=256, resample="bilinear")
+    assert ImageSpec.from_hf(spec.to_hf(), 16) == spec
+    assert spec.patches == 256
+    # The released file says no more than this.
+    released = {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256, "patch_size": 16}
+    assert ImageSpec.from_hf(released, 14) == spec
+
+
+@pytest.mark.parametrize(("fit", "most"), [("naflex", None), ("crop", 256)])
+def test_most_patches_belong_to_naflex(fit, most):
+    with pytest.raises(ValueError, match=rf"fit '{fit}' with max_patches {most}: fit='naflex' needs max_patches"):
+        dataclasses.replace(SIGLIP, fit=fit, max_patches=most)
 
 
 def test_crop_of_a_larger_picture_equals_the_library():

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax import vision
 from lvlm_jax.nn.linear import abstract, init
-from lvlm_jax.vision import clip, siglip
+from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViT, ViTConfig, patchify
 from tests import tiny
@@ -48,7 +49,7 @@ def test_two_pictures_in_one_row_do_not_see_each_other():
     np.testing.assert_allclose(together[0], np.concatenate([alone[0], alone[1]]), atol=2e-5)
 
 
-@pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP])
+@pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP, tiny.SIGLIP2, tiny.DINOV2])
 def test_patches_may_come_in_any_order_and_padding_is_not_read(config):
     module, params = tower(config)
     patches, positions, segments = patchify(jnp.asarray(PICTURES), 7)
@@ -59,6 +60,55 @@ def test_patches_may_come_in_any_order_and_padding_is_not_read(config):
     pad = lambda x, value: jnp.concatenate([x, jnp.full_like(x[:, :3], value)], axis=1)  # noqa: E731
     padded = run(module, params, pad(patches, 9.0), pad(positions, 0), pad(segments, 0))
     np.testing.assert_allclose(padded[:, :16], base, atol=2e-5)
+
+
+def test_the_pooled_vector_does_not_read_padding():
+    module, params = tower(tiny.SIGLIP2)
+    args = patchify(jnp.asarray(PICTURES), 7)
+    pooled = lambda *args: run(module, params, *args, method=lambda m, *a: m(*a)[1])  # noqa: E731
+    more = [jnp.concatenate([x, jnp.full_like(x[:, :3], value)], axis=1) for x, value in zip(args, (9.0, 0, 0))]
+    np.testing.assert_allclose(pooled(*more), pooled(*args), atol=2e-5)
+    # A row of padding alone, which fills up a batch, stays finite for a loss that weighs it with zero.
+    nothing = pooled(args[0], args[1], jnp.zeros_like(args[2]))
+    assert np.isfinite(nothing).all()
+    assert (np.linalg.norm(nothing, axis=-1) > 0).all()
+
+
+def test_registers_and_class_token_are_no_features():
+    module, params = tower(tiny.DINOV2)
+    args = patchify(jnp.asarray(PICTURES), 7)
+    kept = run(VisionTower(dataclasses.replace(tiny.DINOV2, class_feature=True)), params, *args)
+    whole = run(module, params, *args, method=lambda m, *a: m.trunk(*a, take=2))
+    assert whole.shape == (2, 1 + 3 + 16, 32)
+    np.testing.assert_array_equal(kept, np.delete(whole, [1, 2, 3], axis=1))
+    np.testing.assert_array_equal(run(module, params, *args), whole[:, 4:])
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [("DINOV2", "FSDP_TP"), pytest.param("VIT", "FSDP", marks=pytest.mark.slow)]
+)
+def test_sharded_and_scanned_equal_neither(name, preset):
+    """Loss and gradients on 8 devices; scanned, as a pod runs it."""
+    config, images = getattr(tiny, name), np.random.default_rng(0).normal(size=(8, 28, 28, 3)).astype(np.float32)
+    args, mesh = patchify(jnp.asarray(images), 7), M.make_mesh(preset)
+
+    def loss(params, module, args):
+        last, pooled = module.apply({"params": params}, *args)
+        scores = module.apply({"params": params}, pooled, method="logits") if module.config.classes else pooled
+        return jnp.square(scores).mean() + jnp.abs(last).mean()
+
+    module, params = tower(config)
+    value, grads = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, module, args)
+    scanned = VisionTower(config, scan=True)
+    shapes, axes = abstract(scanned, *args)
+    cut = M.shardings(mesh, axes, shapes)
+    step = tiny.jit(jax.value_and_grad(loss), static_argnums=1, out_shardings=(None, cut))
+    with M.use(mesh):
+        got = step(jax.device_put(P.stack_layers(params), cut), scanned, jax.device_put(args, M.batch_sharding(mesh)))
+    np.testing.assert_allclose(got[0], value, rtol=2e-6)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest)  # noqa: E731
+    jax.tree.map(close, P.unstack_layers(got[1]), grads)
 
 
 def test_feature_layer_and_class_token():
@@ -92,13 +142,23 @@ def test_text_longer_than_its_table_is_an_error():
         abstract(TextTower(config), jnp.zeros((1, 5), jnp.int32))
 
 
-@pytest.mark.parametrize(("family", "name"), [(f, n) for f in (clip, siglip) for n in f.PRESETS])
-def test_presets_go_out_and_come_back(family, name):
-    config, text = family.PRESETS[name], family.TEXT_PRESETS[name]
+@pytest.mark.parametrize("family", [clip, siglip, siglip2, plain_vit, dinov2])
+def test_presets_go_out_and_come_back(family):
+    for config in family.PRESETS.values():
+        assert family.from_hf(family.to_hf(config)) == config
+        assert vision.FAMILIES[vision.family_of(config)] is family
+    assert set(family.HUB_NAMES.values()) == set(family.PRESETS)
+    for text in getattr(family, "TEXT_PRESETS", {}).values():
+        assert family.text_from_hf(family.text_to_hf(text)) == text
+        # SigLIP 2's text tower is SigLIP's.
+        assert vision.TEXT_FAMILIES[vision.text_family_of(text)] is (siglip if family is siglip2 else family)
+
+
+@pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP, tiny.VIT, tiny.DINOV2])
+def test_a_family_of_each_kind_of_tower(config):
+    config = dataclasses.replace(config, mlp_dim=88) if config.gated else config
+    family = vision.FAMILIES[vision.family_of(config)]
     assert family.from_hf(family.to_hf(config)) == config
-    assert family.text_from_hf(family.text_to_hf(text)) == text
-    assert vision.FAMILIES[vision.family_of(config)] is family
-    assert vision.TEXT_FAMILIES[vision.text_family_of(text)] is family
 
 
 def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
@@ -126,11 +186,36 @@ def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
         (clip.from_hf, {"image_size": [224, 336]}, r"image_size is \[224, 336\].*one side of a square"),
         (clip.text_from_hf, {"eos_token_id": [1, 2]}, r"eos_token_id is \[1, 2\].*supported: one id"),
         (siglip.from_hf, {"hidden_act": "mish"}, r"hidden_act is 'mish'"),
+        (siglip2.from_hf, {"num_patches": 200}, r"num_patches is 200.*the square of a side"),
+        (plain_vit.from_hf, {"qkv_bias": False}, r"qkv_bias is False.*supported: True"),
+        (plain_vit.from_hf, {"pooler_act": "relu"}, r"pooler_act is 'relu'.*supported: 'tanh'"),
+        (
+            plain_vit.from_hf,
+            {"architectures": ["ViTForMaskedImageModeling"]},
+            r"architectures is 'ViTForMasked.*'ViTModel'",
+        ),
+        (dinov2.from_hf, {"mlp_ratio": 3}, r"mlp_ratio is 3.*supported: 4"),
+        (dinov2.from_hf, {"architectures": ["Dinov2Backbone"]}, r"architectures is 'Dinov2Backbone'.*'Dinov2Model'"),
     ],
 )
 def test_what_we_cannot_run_is_an_error(read, change, message):
     with pytest.raises(ValueError, match=message):
         read(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_token": False}, r"pool='token' reads the class token, but class_token is False"),
+        (
+            {"max_patches": 9},
+            r"max_patches=9 is for pictures of other grids than the table's, but resize='none'.*4 x 4",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny.VIT, **change)
 
 
 def test_a_tower_no_public_class_holds():
