@@ -29,7 +29,7 @@ from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
-from lvlm_jax.processing.encode import DataError, encode
+from lvlm_jax.processing.encode import DataError, encode_each
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.schema import Text
 from lvlm_jax.processing.tokenizer import Tokenizer
@@ -136,9 +136,11 @@ def template_of(model: Model, name: str | None = None) -> Template:
 
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
     """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
+    others = tuple(template_of(model, name) for name in data.member_templates)
     return functools.partial(
-        encode,
-        template=template_of(model, data.template),
+        encode_each,
+        template=template_of(model, data.template or data.own_template or None),
+        others=others,
         tokenizer=tokenizer,
         visual_tokens=0 if text else model.lvlm.visual_tokens,
         image_token_id=model.image_token_id,

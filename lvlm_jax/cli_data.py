@@ -104,7 +104,7 @@ def _check(args: argparse.Namespace, _: Sequence[str]) -> int:
     source, encoder, model, tokenizer = _inspection(args)
     options = {"images": not args.no_images, "limit": args.limit, "spec": model.image}
     report = check(source, encoder, unknown_id=tokenizer.unknown_id, **options)
-    template = args.template or model.template
+    template = encoder.keywords["template"].name
     print(f"as {args.config} reads it (template {template}, tokenizer {model.tokenizer})\n{report}")
     return 0 if report.ok else 1
 

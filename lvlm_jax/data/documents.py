@@ -7,7 +7,7 @@ of its text.
 import dataclasses
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epath
 
@@ -212,6 +212,7 @@ def _no_path(value: Any, field: str, where: str) -> Image:
 class ObelicsFiles:
     """The recipe's fields of `Obelics`."""
 
+    template: ClassVar[str] = "document"
     path: str
     images: str = ""
     max_pictures: int = 0
@@ -225,6 +226,7 @@ class ObelicsFiles:
 class Mmc4Files:
     """The recipe's fields of `Mmc4`."""
 
+    template: ClassVar[str] = "document"
     path: str
     images: str = ""
     min_similarity: float = SIMILARITY
@@ -239,6 +241,7 @@ class Mmc4Files:
 class Mmc4TarFiles:
     """The recipe's fields of `Mmc4Tar`."""
 
+    template: ClassVar[str] = "document"
     path: str
     min_similarity: float = SIMILARITY
     max_pictures: int = 0

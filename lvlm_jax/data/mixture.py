@@ -21,11 +21,12 @@ _SAMPLE = re.compile(r"(first|end|random):(\d+)(%?)")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A source of a mixture, which of its records take part (`sampled`), and its share of what is drawn."""
+    """A source of a mixture, which of its records take part (`sampled`), its share of what is drawn, its template."""
 
     source: Source
     sample: str = "all"
     weight: float | None = None
+    template: str = ""
 
 
 class Mixture(Numbered):
@@ -51,7 +52,7 @@ class Mixture(Numbered):
                 raise DataError(f"members.{name}.weight={part.weight} must be above 0; leave the member out instead")
         self.parts = dict(parts)
         self._numbers = [sampled(len(part.source), part.sample, name) for name, part in self.parts.items()]
-        self._sources = [part.source for part in self.parts.values()]
+        self._listed = [*self.parts.values()]
         self._ends = np.cumsum([len(numbers) for numbers in self._numbers]).tolist()
         sizes = tuple(len(numbers) for numbers in self._numbers)
         self.shares = None if weights[0] is None else Shares(sizes=sizes, weights=tuple(weights))
@@ -64,22 +65,23 @@ class Mixture(Numbered):
         return self._ends[-1]
 
     def __repr__(self) -> str:
-        parts = (f"{name}={part.source!r}[{part.sample}]" for name, part in self.parts.items())
+        parts = (f"{name}={part.source!r}[{part.sample}]{part.template}" for name, part in self.parts.items())
         return f"Mixture({', '.join(parts)})"
 
-    def _place(self, index: int) -> tuple[Source, int]:
-        part = bisect.bisect_right(self._ends, index)
-        numbers = self._numbers[part]
-        return self._sources[part], int(numbers[index - (self._ends[part] - len(numbers))])
+    def _place(self, index: int) -> tuple[Part, int]:
+        place = bisect.bisect_right(self._ends, index)
+        numbers = self._numbers[place]
+        return self._listed[place], int(numbers[index - (self._ends[place] - len(numbers))])
 
     def origin(self, index: int) -> str:
         """Where the record stands in its own source."""
-        source, number = self._place(index)
-        return source.origin(number)
+        part, number = self._place(index)
+        return part.source.origin(number)
 
     def _example(self, index: int) -> Example:
-        source, number = self._place(index)
-        return source[number]
+        part, number = self._place(index)
+        example = part.source[number]
+        return dataclasses.replace(example, template=part.template) if part.template else example
 
 
 def sampled(size: int, sample: str, name: str = "") -> Int[np.ndarray, " n"]:

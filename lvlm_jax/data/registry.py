@@ -20,6 +20,7 @@ from lvlm_jax.data.parquet import ParquetFiles
 from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
 from lvlm_jax.data.tars import TarFiles
 from lvlm_jax.data.tfds import TfdsSplit
+from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.encode import DataError
 
 FILES: dict[str, type] = {
@@ -86,6 +87,11 @@ class _Opens:
         """The conversations. `cache` is a folder for indices; `on_bad` "skip" leaves damaged parts of files out."""
         return self._chosen().open(cache=cache, on_bad=on_bad)
 
+    @property
+    def own_template(self) -> str:
+        """The chat template that the source's records ask for; "" leaves it to the stage."""
+        return getattr(self.kinds[self.source], "template", "")
+
     def absent(self) -> list[str]:
         """What is not there of the files that it names, one ``field=value`` a line."""
         out = []
@@ -107,13 +113,20 @@ class Member(_Opens, flat(FILES)):
     """A source of a mixture: one of `FILES` and its fields.
 
     sample: which of its records take part (`mixture.sampled`). weight: its share of what is drawn; given for every
-    member, or for none, and then an epoch holds every record once.
+    member, or for none, and then an epoch holds every record once. template: how its records are written down, where
+    that is not the stage's (documents know their own).
     """
 
     kinds: ClassVar[Mapping[str, type]] = FILES
     source: str
     sample: str = "all"
     weight: float | None = None
+    template: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.template and self.template not in TEMPLATES:
+            raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +138,12 @@ class MixtureOf:
     def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
         """The source."""
         opened = {name: (member.open(cache, on_bad), member) for name, member in self.members.items()}
-        return Mixture({name: Part(source, member.sample, member.weight) for name, (source, member) in opened.items()})
+        return Mixture(
+            {
+                name: Part(source, member.sample, member.weight, member.template or member.own_template)
+                for name, (source, member) in opened.items()
+            }
+        )
 
 
 SOURCES: dict[str, type] = {**FILES, "mixture": MixtureOf}
@@ -138,6 +156,11 @@ class Choice(_Opens, flat(SOURCES)):
 
     kinds: ClassVar[Mapping[str, type]] = SOURCES
     source: str
+
+    @property
+    def member_templates(self) -> tuple[str, ...]:
+        """The templates of members that have their own."""
+        return tuple(sorted({m.template or m.own_template for m in self.members.values()} - {""}))
 
     def absent(self) -> list[str]:
         """What is not there of the files that it names, members' too, one ``field=value`` a line."""

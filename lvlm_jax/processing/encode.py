@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,16 @@ def encode(
     if max_length is not None and len(encoded.tokens) > max_length:
         encoded = _truncate(encoded, example, max_length, generate)
     return encoded
+
+
+def encode_each(example: Example, template: Template, others: tuple[Template, ...], **options: Any) -> Encoded:
+    """`encode` by the one of `others` that the example names, or by `template` where it names none."""
+    if not example.template:
+        return encode(example, template, **options)
+    named = {other.name: other for other in (template, *others)}
+    if example.template not in named:
+        raise DataError(f"{_where(example)}: template {example.template!r} is not among {', '.join(named)}")
+    return encode(example, named[example.template], **options)
 
 
 def _where(example: Example) -> str:

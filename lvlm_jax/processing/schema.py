@@ -45,11 +45,15 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation. `origin` says where it came from (``train.json:12``) and stands in every error about it."""
+    """One conversation. `origin` says where it came from (``train.json:12``) and stands in every error about it.
+
+    `template` names the way to write it down where that is not the run's: documents among conversations.
+    """
 
     turns: tuple[Turn, ...]
     id: str = ""
     origin: str = ""
+    template: str = ""
 
     @property
     def images(self) -> tuple[Image, ...]:

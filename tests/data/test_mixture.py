@@ -171,6 +171,36 @@ def get_config(arg=""):
 """
 
 
+def test_documents_among_conversations_are_written_down_as_documents(album, tmp_path):
+    from lvlm_jax import assemble
+    from lvlm_jax.recipe import load
+
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text_list": ["red circle", "blue"], "image_info": []}) + "\n")
+    talk = {"source": "llava_json", "path": str(album), "sample": "first:1"}
+    members = {"docs": {"source": "mmc4", "path": str(tmp_path / "d.jsonl")}, "talk": talk}
+    data = build(Data, {"source": "mixture", "members": members, "length": 256}, "config.data")
+    assert data.member_templates == ("document",)
+    model = load("quickstart").model
+    tokenizer = assemble.tokenizer_of(model)
+    encoder = assemble.encoder_of(model, tokenizer, data)
+    mixed = data.open()
+    assert [mixed[i].template for i in range(2)] == ["document", ""]
+    written = [tokenizer.decode(encoder(mixed[i]).tokens, skip_special=False) for i in range(2)]
+    assert "USER:" not in written[0]
+    assert "USER:" in written[1]
+    assert encoder(mixed[0]).weights[1:].all()
+    measured = measure_lengths(mixed, encoder, tmp_path / "cache", progress=False)
+    assert measured.lengths[0] == len(encoder(mixed[0]).tokens)
+    with pytest.raises(DataError, match="template 'document' is not among vicuna_v1"):
+        assemble.encoder_of(model, tokenizer, Data(source="easy_vqa"))(mixed[0])
+    captions = build(Data, {"source": "mixture", "members": {"a": {**talk, "template": "plain"}}}, "config.data")
+    assert captions.member_templates == ("plain",)
+    with pytest.raises(ConfigError, match=r"members\.a: template='plan': choose one of"):
+        build(Data, {"source": "mixture", "members": {"a": {**talk, "template": "plan"}}}, "config.data")
+    alone = Data(source="mmc4", path=str(tmp_path / "d.jsonl"))
+    assert assemble.encoder_of(model, tokenizer, alone).keywords["template"].name == "document"
+
+
 def test_a_yaml_of_llava_next(album, tmp_path):
     listed = [{"json_path": album.name, "sampling_strategy": "first:2"}, {"json_path": str(album)}]
     (tmp_path / "mix.yaml").write_text(json.dumps({"datasets": listed}))
