@@ -22,8 +22,8 @@ class Ranges:
     """Query t sees the keys start[b, t] <= s < stop[b, t].
 
     `kind` is static and says how they were made, so that a backend may take a shortcut that is right for that kind.
-    `whole` is the first key that no window cuts off: where the block begins that a query sees whole (a prefix, a
-    picture), the query itself elsewhere; None where there are no blocks.
+    `whole` is the first key that no window cuts off: where a query's prefix begins, the query itself behind it; None
+    where windows cut all alike.
     """
 
     start: Int[Array, "B T"]
@@ -97,29 +97,35 @@ def packed_causal(segments: Int[Array, "B T"]) -> Ranges:
 def packed_prefix(segments: Int[Array, "B T"], prefix: Bool[Array, "B T"]) -> Ranges:
     """Prefix-LM within each segment: the prefix sees itself whole, what follows is causal.
 
+    No window cuts the prefix (PaliGemma 2 in the torch library).
+
     Args:
       prefix: True on the leading positions of each segment that attend to one another.
     """
-    return packed_blocks(segments, prefix.astype(jnp.int32))
+    ranges = packed_blocks(segments, prefix.astype(jnp.int32))
+    first, _ = _borders(segments)
+    own = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    return dataclasses.replace(ranges, whole=jnp.where(prefix, first, own))
 
 
 def packed_blocks(segments: Int[Array, "B T"], blocks: Int[Array, "B T"]) -> Ranges:
     """Causal within each segment, save that each block sees itself whole: Gemma 3's pictures amid text.
+
+    A window cuts blocks as it cuts all else (Gemma 3 in the torch library; its pictures are shorter than its windows).
 
     Args:
       blocks: 0 for what is causal; neighbours of one segment with the same number above 0 are a block.
     """
     first, _ = _borders(segments)
     here = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)
-    block_first, block_stop = _borders(segments, blocks)
-    ranges = _hide_padding(segments, first, jnp.where(blocks > 0, block_stop, here), "general")
-    return dataclasses.replace(ranges, whole=jnp.where(blocks > 0, block_first, here - 1))
+    _, block_stop = _borders(segments, blocks)
+    return _hide_padding(segments, first, jnp.where(blocks > 0, block_stop, here), "general")
 
 
 def sliding(ranges: Ranges, window: int, first: Int[Array, ""] | int = 0) -> Ranges:
     """The same ranges cut so that no query sees further back than `window` keys, itself the last of them.
 
-    A block that sees itself whole stays whole, as in Gemma 3 and PaliGemma 2.
+    What `Ranges.whole` keeps is not cut.
 
     Args:
       first: the key slot of the first query: 0 for whole rows, the cache's write index when decoding.

@@ -78,11 +78,23 @@ def test_sliding(window):
     near = lambda t, s: s > t - window  # noqa: E731
     mask = R.sliding(R.packed_causal(segments), window).dense(10)
     np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t and near(t, s)))
-    whole = R.packed_blocks(segments, jnp.asarray(blocks, jnp.int32))
-    mask = R.sliding(whole, window).dense(10)
+    cut = R.packed_blocks(segments, jnp.asarray(blocks, jnp.int32))
     together = lambda b, t, s: blocks[b, t] > 0 and blocks[b, t] == blocks[b, s]  # noqa: E731
-    np.testing.assert_array_equal(mask, loops(lambda b, t, s: (s <= t and near(t, s)) or together(b, t, s)))
-    assert (R.sliding(whole, window).start <= R.sliding(whole, window).stop).all()
+    mask = R.sliding(cut, window).dense(10)
+    np.testing.assert_array_equal(mask, loops(lambda b, t, s: (s <= t or together(b, t, s)) and near(t, s)))
+    assert (R.sliding(cut, window).start <= R.sliding(cut, window).stop).all()
+
+
+@pytest.mark.parametrize("window", [1, 3, 10, 50])
+def test_sliding_leaves_a_prefix_whole(window):
+    prefix = np.zeros(SEGMENTS.shape, bool)
+    for b, row in enumerate(SEGMENTS):
+        for segment in set(row) - {0}:
+            at = np.flatnonzero(row == segment)
+            prefix[b, at[: len(at) // 2 + b % 2]] = True
+    kept = R.sliding(R.packed_prefix(jnp.asarray(SEGMENTS), jnp.asarray(prefix)), window)
+    expected = loops(lambda b, t, s: (s <= t and s > t - window) or (prefix[b, t] and prefix[b, s]))
+    np.testing.assert_array_equal(kept.dense(10), expected)
 
 
 @pytest.mark.parametrize("window", [2, 4, 50])

@@ -10,7 +10,9 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
@@ -24,6 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipVisionConfig,
 )
 
 from lvlm_jax import params as P
@@ -181,6 +184,35 @@ def test_packing(case):
     ranges = R.packed_causal(jnp.asarray(segments))
     ours = decoder.apply({"params": params}, jnp.asarray(ids), jnp.asarray(positions), ranges, method=scores)
     compare.close(ours, expected, f"{case}, packed")
+
+
+@pytest.mark.parametrize("length", [5, 12])
+def test_pictures_that_see_themselves_whole(length):
+    """Gemma 3's blocks amid causal text, shorter and longer than the window of its local layers."""
+    torch.manual_seed(0)
+    text = Gemma3TextConfig(**SIZES | GEMMA3)
+    tower = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=7
+    )
+    words = {"image_token_index": 98, "boi_token_index": 97, "eoi_token_index": 96}
+    whole = Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4, **words)
+    model = compare.perturb(Gemma3ForConditionalGeneration(whole))
+    config = FAMILIES["gemma3_text"].from_hf(text.to_dict())
+    rows = FAMILIES["gemma3_text"].rows(config, "", "model.language_model.")
+    theirs = compare.tensors(model)
+    flat = {path: leaf for row in rows for path, leaf in row.load(theirs[row.theirs]).items()}
+    params = jax.tree.map(jnp.asarray, P.unflatten(flat))
+    ids = np.random.default_rng(0).integers(1, 96, (2, 24)).astype(np.int32)
+    blocks = np.zeros((2, 24), np.int32)
+    blocks[0, 3 : 3 + length] = 1
+    blocks[1, 1 : 1 + length], blocks[1, 16:20] = 1, 2
+    kinds = torch.tensor((blocks > 0).astype(np.int64))
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(ids), token_type_ids=kinds).logits
+    positions, _ = plain(2, 24)
+    ranges = R.packed_blocks(jnp.ones((2, 24), jnp.int32), jnp.asarray(blocks))
+    ours = Decoder(config).apply({"params": params}, jnp.asarray(ids), positions, ranges, method=scores)
+    compare.close(ours, expected, f"gemma3, blocks of {length}")
 
 
 def test_half_of_each_head_rotated_in_neighbouring_pairs():
