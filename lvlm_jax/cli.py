@@ -247,7 +247,7 @@ def _add_convert(add: Any) -> None:
     into = convert.add_subparsers(dest="action", metavar="import|export|verify")
 
     imported = add("import", _import, "read a public checkpoint and keep it as a run's starting weights", into)
-    imported.add_argument("source", help="a folder or hub name")
+    imported.add_argument("source", help="a folder, a GGUF or npz file, or a hub name")
     imported.add_argument("out", help="folder to write; a recipe's stages.X.start.all.workdir reads it")
     imported.add_argument("--revision")
     imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
@@ -255,7 +255,9 @@ def _add_convert(add: Any) -> None:
     imported.add_argument("--overwrite", action="store_true")
 
     exported = add("export", _export, "write a folder that the torch library loads", into)
-    exported.add_argument("source", help="a workdir of `lvlm train`, or any folder that `lvlm chat` takes")
+    exported.add_argument(
+        "source", help="a workdir of `lvlm train`, any folder that `lvlm chat` takes, or a GGUF or npz file"
+    )
     exported.add_argument("out", help="folder to write")
     exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
     exported.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default as they are")
@@ -283,12 +285,15 @@ def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import api, assemble
-    from lvlm_jax.hub import peft
+    from lvlm_jax.hub import peft, rewrite
     from lvlm_jax.hub.export import export_folder
 
     if args.adapter:
         config, params, base = assemble.trained_adapter(args.source)
         print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
+        return 0
+    if rewrite.is_file(args.source):
+        print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
         return 0
     model = api.load(args.source)
     out = export_folder(

@@ -112,6 +112,19 @@ def test_the_command_keeps_it_for_a_recipe(tmp_path, capsys):
     assert assemble.last_stage(tmp_path / "kept") == tmp_path / "kept"
 
 
+def test_the_command_makes_a_folder_of_it(tmp_path, capsys):
+    gguf_tiny.write(tmp_path / "x.gguf", gguf_tiny.weights(), kind="Q8_0")
+    out = tmp_path / "out"
+    assert cli.main(["convert", "export", str(tmp_path / "x.gguf"), str(out), "--dtype", "bfloat16"]) == 0
+    assert str(out) in capsys.readouterr().out
+    model, said = hf.LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (model.dtype, model.config.eos_token_id) == (torch.bfloat16, beside.tokenizer(out).eos_id)
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"  # not one that we know: kept as it is
+    assert cli.main(["convert", "export", str(tmp_path / "x.gguf"), str(out)]) == 2
+    assert "there is something already" in capsys.readouterr().err
+
+
 def test_llama_3s_scaling_is_read_from_its_factors(tmp_path):
     """llama.cpp's converter keeps the factors of each frequency, not the settings that they come from."""
     config = hf.LlamaConfig(

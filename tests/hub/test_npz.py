@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers as hf
 
 torch = pytest.importorskip("torch")
 
+from lvlm_jax import cli  # noqa: E402
 from lvlm_jax import params as P  # noqa: E402
 from lvlm_jax.checkpoint import CheckpointError  # noqa: E402
 from lvlm_jax.hub.convert import export_folder, import_folder  # noqa: E402
@@ -101,6 +103,14 @@ def test_paligemma_gives_the_torch_librarys_numbers(paligemma):
         comparison = verify(file, theirs)
         assert comparison.passed, str(comparison)
         assert [part.name for part in comparison.parts] == ["vision features", "connector", "hidden states", "logits"]
+
+
+def test_the_command_makes_a_folder_of_it(paligemma, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["convert", "export", str(paligemma[1]), str(out)]) == 0
+    _, said = hf.PaliGemmaForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not any(said[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    jax.tree.map(np.testing.assert_array_equal, import_folder(out).params, import_folder(paligemma[0]).params)
 
 
 def test_paligemma_2_is_refused(paligemma, tmp_path):
