@@ -22,6 +22,7 @@ from lvlm_jax.hub.verify import verify  # noqa: E402
 from lvlm_jax.llm.decoder import Decoder  # noqa: E402
 from lvlm_jax.nn import ranges  # noqa: E402
 from lvlm_jax.processing.chat_templates import TEMPLATES  # noqa: E402
+from lvlm_jax.recipe import Start  # noqa: E402
 from tests.hub import gguf_tiny  # noqa: E402
 from tests.tokenizers_tiny import llama_tiny, qwen_tiny  # noqa: E402
 
@@ -123,6 +124,18 @@ def test_the_command_makes_a_folder_of_it(tmp_path, capsys):
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"  # not one that we know: kept as it is
     assert cli.main(["convert", "export", str(tmp_path / "x.gguf"), str(out)]) == 2
     assert "there is something already" in capsys.readouterr().err
+
+
+def test_a_recipe_starts_its_language_model_from_it(tmp_path):
+    """A table of more words than the file's gains rows, the mean of the old ones: room for a picture's word."""
+    gguf_tiny.write(tmp_path / "x.gguf", gguf_tiny.weights(tied=True))
+    loaded = import_folder(tmp_path / "x.gguf")
+    table = loaded.params["embed"]["table"]
+    like = {**loaded.params, "embed": {"table": jnp.zeros((table.shape[0] + 2, table.shape[1]))}}
+    got = assemble.public_parts(Start(hub=str(tmp_path / "x.gguf")), {"llm": like}, None)["llm"]
+    np.testing.assert_array_equal(got["embed"]["table"][:-2], table)
+    np.testing.assert_allclose(got["embed"]["table"][-2:], np.tile(np.mean(table, 0), (2, 1)), rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, got["layers"], loaded.params["layers"])
 
 
 def test_llama_3s_scaling_is_read_from_its_factors(tmp_path):
