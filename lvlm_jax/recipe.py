@@ -142,6 +142,11 @@ class Start:
             clear = "; set the other to nothing, as in --config.stages.X.start.all.stage=" if given else ""
             raise ConfigError(f"give exactly one of stage, workdir, hub; here {said}{clear}")
 
+    @property
+    def origin(self) -> str:
+        """In words."""
+        return f"stage {self.stage}" if self.stage else self.workdir or self.hub
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRecipe:
@@ -292,3 +297,17 @@ def model_of_folder(folder: str) -> Any:
     out = model_of(spec)
     out.system = template.system
     return out
+
+
+WITHOUT_EFFECT = {"workers", "threads", "log_every", "log_to", "save_every", "keep", "export", "report"}
+"""Fields of a recipe that may change between a run and its resumption: they decide no weight."""
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two recipes differ in what decides the bits of a run, one line each."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        out = []
+        for key in sorted((a.keys() | b.keys()) - WITHOUT_EFFECT):
+            out += differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+        return out
+    return [] if a == b else [f"{where} was {a!r}, is now {b!r}"]

@@ -21,6 +21,7 @@ import jax
 from lvlm_jax import assemble, checkpoint
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
+from lvlm_jax import recipe as recipes
 from lvlm_jax.api import EXPORT
 from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.loader import Loader
@@ -105,15 +106,11 @@ def describe(recipe: Recipe) -> str:
     for name in recipe.run:
         stage = recipe.stages[name]
         shapes, _ = assemble.stage_shapes(recipe, stage)
-        sources = ", ".join(f"{part} from {_origin(start)}" for part, start in stage.start.items())
+        sources = ", ".join(f"{part} from {start.origin}" for part, start in stage.start.items())
         begins = f"; {sources}" if sources else ""
         lines.append(f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}{begins}")
         lines.append(share_text(trained_share(shapes, stage.stage(name).mask(shapes))))
     return "\n".join(lines)
-
-
-def _origin(start: Start) -> str:
-    return f"stage {start.stage}" if start.stage else start.workdir or start.hub
 
 
 class _WhenAsked:
@@ -180,7 +177,7 @@ class Run:
         if resume and file.exists():
             theirs = json.loads(file.read_text())
             begun = any((self.folder / name).exists() for name in (EVALUATION, *theirs["run"]))
-            if begun and (different := differences(theirs, mine)):
+            if begun and (different := recipes.differences(theirs, mine)):
                 raise ConfigError(
                     f"{self.folder} holds a run of another recipe: {'; '.join(different[:6])}. Give another --workdir, "
                     "or --restart to throw that run away"
@@ -313,7 +310,7 @@ class Run:
             page = self.folder / "report.html"
             stages = [stage_rows(recipe, self.folder, name) for name in recipe.run]
             shown = json.dumps(to_dict(recipe), indent=1)
-            training.write(page, f"lvlm_jax: {recipe.name}", shown, stages, self.results, report_samples(self.samples))
+            training.write(page, f"lvlm_jax: {recipe.name}", shown, stages, self.results, training.chosen(self.samples))
             print(f"\nreport: {page}")
         if recipe.export:
             picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
@@ -391,20 +388,6 @@ def import_weights(
     return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"
 
 
-WITHOUT_EFFECT = {"workers", "threads", "log_every", "log_to", "save_every", "keep", "export", "report"}
-"""Fields of a recipe that may change between a run and its resumption: they decide no weight."""
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two recipes differ in what decides the bits of a run, one line each."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        out = []
-        for key in sorted((a.keys() | b.keys()) - WITHOUT_EFFECT):
-            out += differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
-        return out
-    return [] if a == b else [f"{where} was {a!r}, is now {b!r}"]
-
-
 def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
     """What the report draws of a stage, from its metrics.jsonl."""
     rows = read_rows(folder / name / "metrics.jsonl")
@@ -413,22 +396,3 @@ def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
     share = trained_share(shapes, stage.stage(name).mask(shapes))[-1]
     rows = [row for row in rows if "loss" in row]
     return {"name": name, "trained_params": share.trained, "total_params": share.total, "rows": rows}
-
-
-def report_samples(samples: list[dict], most: int = 48) -> list[dict]:
-    """What the report shows of an evaluation: failures first, at most half; pictures read back by their paths."""
-    right = [next(iter(sample["scores"].values())) >= 0.5 for sample in samples]  # half of the annotators, for VQA
-    wrong = [i for i in range(len(samples)) if not right[i]][: most // 2]
-    good = [i for i in range(len(samples)) if right[i]]
-    # The right ones from all over the data set, whose neighbours are questions about one picture.
-    order = [*wrong, *good[:: max(1, len(good) // (most - len(wrong)))][: most - len(wrong)]]
-    return [
-        {
-            "image": samples[i]["images"][0] if samples[i]["images"] else None,
-            "question": samples[i]["question"],
-            "answer": ", ".join(samples[i]["references"]),
-            "prediction": samples[i]["prediction"],
-            "correct": right[i],
-        }
-        for i in order
-    ]

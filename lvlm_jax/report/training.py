@@ -214,3 +214,22 @@ def write(
     partial = target.parent / f".{target.name}.partial"
     partial.write_text(text)
     partial.replace(target)
+
+
+def chosen(samples: list[dict], most: int = 48) -> list[dict]:
+    """What the report shows of an evaluation: failures first, at most half; pictures read back by their paths."""
+    right = [next(iter(sample["scores"].values())) >= 0.5 for sample in samples]  # half of the annotators, for VQA
+    wrong = [i for i in range(len(samples)) if not right[i]][: most // 2]
+    good = [i for i in range(len(samples)) if right[i]]
+    # The right ones from all over the data set, whose neighbours are questions about one picture.
+    order = [*wrong, *good[:: max(1, len(good) // (most - len(wrong)))][: most - len(wrong)]]
+    return [
+        {
+            "image": samples[i]["images"][0] if samples[i]["images"] else None,
+            "question": samples[i]["question"],
+            "answer": ", ".join(samples[i]["references"]),
+            "prediction": samples[i]["prediction"],
+            "correct": right[i],
+        }
+        for i in order
+    ]
