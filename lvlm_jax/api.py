@@ -35,6 +35,7 @@ def load(
     tokenizer: str | Path | Tokenizer | None = None,
     vision: str | Path | None = None,
     adapter: str | Path | None = None,
+    model_base: str | Path | None = None,
     token: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
@@ -59,6 +60,8 @@ def load(
       tokenizer: where it is not in the folder.
       vision: the vision tower's folder or hub name, for the LLaVA authors' files.
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
+      model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
+        their adapters, alone.
       rows: the most prompts of one batch.
 
     Raises:
@@ -70,12 +73,12 @@ def load(
     if isinstance(template, str) and template not in TEMPLATES:
         raise ValueError(f"template={template!r}: choose one of {', '.join(TEMPLATES)}")
     dtype = compute_dtype()[0] if dtype is None else dtype
-    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, **hub)
+    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, base=model_base, **hub)
     params = loaded.params
     if adapter is not None:
         params = peft.apply(params, loaded.config, download.resolve(adapter, **hub))
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = beside.tokenizer(folder if tokenizer is None else tokenizer)
+        tokenizer = beside.tokenizer(tokenizer or model_base or folder)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(

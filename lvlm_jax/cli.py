@@ -178,6 +178,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--template", help="chat template, instead of the folder's")
     command.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
     command.add_argument("--adapter", help="a LoRA adapter of the peft package for this model: folder or hub name")
+    command.add_argument("--model-base", help="the language model under the LLaVA authors' projector or adapters")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
 
 
@@ -199,7 +200,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> Any:
     from lvlm_jax import api
 
-    names = ("dtype", "revision", "template", "vision", "adapter")
+    names = ("dtype", "revision", "template", "vision", "adapter", "model_base")
     return api.load(args.model, **{name: getattr(args, name) for name in names})
 
 
@@ -252,6 +253,7 @@ def _add_convert(add: Any) -> None:
     imported.add_argument("--revision")
     imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
     imported.add_argument("--adapter", help="an adapter of the peft package for this checkpoint, to be merged")
+    imported.add_argument("--model-base", help="the language model under the LLaVA authors' projector or adapters")
     imported.add_argument("--overwrite", action="store_true")
 
     exported = add("export", _export, "write a folder that the torch library loads", into)
@@ -278,7 +280,7 @@ def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import run
 
-    options = {name: getattr(args, name) for name in ("revision", "vision", "adapter", "overwrite")}
+    options = {name: getattr(args, name) for name in ("revision", "vision", "adapter", "model_base", "overwrite")}
     print(run.import_weights(args.source, args.out, **options))
     return 0
 

@@ -370,18 +370,20 @@ def import_weights(
     revision: str | None = None,
     vision: str | None = None,
     adapter: str | None = None,
+    model_base: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``).
 
-    adapter: one of the peft package for this checkpoint, which is merged into it.
+    adapter: one of the peft package for this checkpoint, which is merged into it. model_base: the language model under
+    the LLaVA authors' projector or adapters alone.
 
     Raises:
       FileExistsError: weights stand there already, and `overwrite` was not said.
     """
     if checkpoint.is_saved(Path(out) / "params") and not overwrite:
         raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
-    loaded = import_folder(source, revision=revision, vision=vision)
+    loaded = import_folder(source, revision=revision, vision=vision, base=model_base)
     params = loaded.params if adapter is None else peft.apply(loaded.params, loaded.config, download.resolve(adapter))
     checkpoint.save_params(Path(out) / "params", params)
     count = trees.size(loaded.params)

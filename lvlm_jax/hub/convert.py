@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lvlm_jax import keymap, zoo
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import configs, download, formats, place
+from lvlm_jax.hub import configs, download, formats, peft, place
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import TensorFolder
@@ -52,6 +52,7 @@ def import_folder(
     dtype: DTypeLike | None = None,
     scan: bool = False,
     vision: str | Path | None = None,
+    base: str | Path | None = None,
     layout: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -71,6 +72,8 @@ def import_folder(
       dtype: of the arrays; default what the file holds (bfloat16 stays bfloat16).
       scan: layers stacked for a scanned model, or one by one.
       vision: folder or hub name of the vision tower, for the LLaVA authors' files, which often hold none.
+      base: folder or hub name of the language model, where the folder holds the LLaVA authors' projector, or their
+        adapters, alone (their ``--model-base``).
       layout: how the keys are written; default found by probing.
 
     Raises:
@@ -78,8 +81,10 @@ def import_folder(
     """
     hub = {"token": token, "cache": cache, "offline": offline}
     path = download.resolve(folder, revision=revision, **hub)
-    tensors = formats.opened(path)
     raw = formats.public_config(path)
+    if base is not None and "mm_vision_tower" not in raw:
+        raise CheckpointError(f"{path}: base= completes the LLaVA authors' files, and config.json is none of theirs")
+    tensors = formats.opened(path) if base is None else peft.on_base(path, download.resolve(base, **hub))
     tower_path = None if vision is None else download.resolve(vision, **hub)
     described = _describe(raw, path, tower_path, kind)
     parts, layout = _parts(described, tensors, tower_path, layout)
@@ -94,10 +99,13 @@ def import_folder(
     for tensors, part in parts:
         flat.update(place.load(tensors, part, shapes, axes, mesh, dtype, scan))
     named = P.flatten(axes)
+    params = P.unflatten(flat)
+    if base is not None and (path / peft.CONFIG).is_file():
+        params = peft.apply(params, described.config, path)
     return Loaded(
         kind=described.kind,
         config=described.config,
-        params=P.unflatten(flat),
+        params=params,
         axes=P.unflatten({name: named[name] for name in flat}),
         image_token_id=described.image_token_id,
         layout=layout,

@@ -7,9 +7,9 @@ from lvlm_jax.hub import gguf, npz
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.gguf import GgufFile
 from lvlm_jax.hub.npz import NpzFile
-from lvlm_jax.hub.safetensors_io import TensorFolder
+from lvlm_jax.hub.safetensors_io import Overlay, TensorFolder
 
-Tensors = TensorFolder | GgufFile | NpzFile
+Tensors = TensorFolder | Overlay | GgufFile | NpzFile
 """Tensors by key, one read at a time; `path`, `shape`, `dtype` and `file` tell of them without reading."""
 
 OPEN = {".gguf": GgufFile, ".npz": NpzFile}

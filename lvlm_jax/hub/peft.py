@@ -20,7 +20,7 @@ from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import configs
 from lvlm_jax.hub.families import KINDS, Config
-from lvlm_jax.hub.safetensors_io import TensorFolder, new_folder, write_file
+from lvlm_jax.hub.safetensors_io import Overlay, TensorFolder, new_folder, write_file
 from lvlm_jax.keymap import TRANSPOSE, Row
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import Params
@@ -148,6 +148,23 @@ def _whole_modules(rows: Iterable[Row], leaves: Mapping[str, Any]) -> dict[str, 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In
+
+
+def on_base(folder: Path, base: Path) -> Overlay:
+    """The LLaVA authors' projector, or what they trained whole beside adapters, on top of their language model.
+
+    Their names are those of the language model alone, so the two folders are one LLaVA; `apply` adds the adapters.
+
+    Raises:
+      CheckpointError: a pickle, or nothing of a model in the folder.
+    """
+    names = [name for name in _files(folder) if name in ALSO]
+    if not names:
+        raise CheckpointError(
+            f"{folder}: neither {' nor '.join(ALSO)} is in it, so what lies on top of the base is not known; an "
+            "adapter for a whole LLaVA goes by adapter= (--adapter)"
+        )
+    return Overlay([*(TensorFolder(folder, only=name) for name in names), TensorFolder(base)], _plain_key)
 
 
 def apply(params: Params, config: Config, folder: str | Path) -> Params:

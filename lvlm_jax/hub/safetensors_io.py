@@ -125,6 +125,50 @@ class TensorFolder(Mapping):
         return len(self._entries)
 
 
+class Overlay(Mapping):
+    """Tensors of several folders as one: a key is read from the first that has it.
+
+    Args:
+      layers: folders by falling precedence; the first one's `path` stands for all.
+      rename: what a key is called here.
+    """
+
+    def __init__(self, layers: Iterable[TensorFolder], rename: Callable[[str], str] = str):
+        layers = list(layers)
+        self.path = layers[0].path
+        self._places = {rename(key): (layer, key) for layer in reversed(layers) for key in layer}
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        layer, name = self._places[key]
+        return layer.shape(name)
+
+    def dtype(self, key: str) -> np.dtype:
+        """Number type of one tensor."""
+        layer, name = self._places[key]
+        return layer.dtype(name)
+
+    def file(self, key: str) -> Path:
+        """The file that holds a tensor."""
+        layer, name = self._places[key]
+        return layer.file(name)
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor, as it is in its file."""
+        layer, name = self._places[key]
+        return layer.read(name)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """The same as `read`."""
+        return self.read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 def pages(size: int) -> np.ndarray:
     """Room for `size` bytes that goes back to the system when it is dropped.
 

@@ -220,6 +220,54 @@ def test_the_authors_projector_alone(llava, tmp_path):
     np.testing.assert_array_equal(params["llm"]["norm"]["scale"], loaded.params["llm"]["norm"]["scale"])
 
 
+@pytest.fixture
+def apart(llava, tmp_path):
+    """The authors' way, as folders: their LLaVA less its tower, the language model, the tower, the projector."""
+    rename, config = tiny.llava_key("llava-original"), tiny.original_config(llava[1])
+    key = lambda key: None if key.startswith("vision_tower") else rename(key)  # noqa: E731
+    main = tiny.rekeyed(llava[1], tmp_path / "main", key, config)
+    no_projector = lambda key: None if "mm_projector" in key else key  # noqa: E731
+    base = tiny.rekeyed(main, tmp_path / "base", no_projector, config | {"model_type": "llama"})
+    tower = tiny.saved(llava[0].model.vision_tower, tmp_path / "tower")
+    (tmp_path / "projector").mkdir()
+    (tmp_path / "projector" / "config.json").write_text(json.dumps(config))
+    held = {key: value for key, value in load_file(main / "model.safetensors").items() if "mm_projector" in key}
+    save_file(held, tmp_path / "projector" / "mm_projector.safetensors")
+    return main, base, tower, tmp_path / "projector"
+
+
+def test_the_authors_projector_on_a_language_model(apart):
+    main, base, tower, projector = apart
+    loaded = import_folder(projector, base=base, vision=tower)
+    assert loaded.layout == "llava-original"
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, import_folder(main, vision=tower).params)
+
+
+def test_the_authors_adapters_on_a_language_model(apart, tmp_path):
+    main, base, tower, projector = apart
+    whole = import_folder(main, vision=tower)
+    mine = adapted(whole, Lora(targets=("llm/**/{q,v}",), rank=2))
+    low = lora.split(mine)[1]
+    folder = peft.save(tmp_path / "tuned", whole.config, low, layout="llava-original")
+    (folder / "config.json").write_text((projector / "config.json").read_text())
+    held = load_file(projector / "mm_projector.safetensors")
+    save_file({peft.PREFIX + key: value for key, value in held.items()}, folder / "non_lora_trainables.safetensors")
+    loaded = import_folder(folder, base=base, vision=tower)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, lora.merge(mine))
+
+
+def test_what_cannot_lie_on_a_base(apart, llava, tmp_path):
+    _, base, tower, projector = apart
+    with pytest.raises(CheckpointError, match=r"base= completes the LLaVA authors' files, and config.json is none of"):
+        import_folder(llava[1], base=base)
+    (projector / "mm_projector.safetensors").rename(projector / "mm_projector.bin")
+    with pytest.raises(CheckpointError, match=r"mm_projector.bin: a pickle"):
+        import_folder(projector, base=base, vision=tower)
+    (projector / "mm_projector.bin").rename(projector / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"what lies on top of the base is not known"):
+        import_folder(projector, base=base, vision=tower)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad input
 
