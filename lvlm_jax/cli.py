@@ -326,11 +326,12 @@ def _verify(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _add_list(add: Any) -> None:
-    add("list", _list, "recipes, systems, templates and mesh presets by name")
+    add("list", _list, "recipes, systems, data sources, templates and mesh presets by name")
 
 
 def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import config, mesh, zoo
+    from lvlm_jax.data.registry import SOURCES
     from lvlm_jax.processing.chat_templates import TEMPLATES
 
     print("recipes (lvlm train --config NAME)")
@@ -339,6 +340,7 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
     print("systems (lvlm_jax.load(NAME); weights come from the hub name beside it)")
     for name, spec in zoo.SYSTEMS.items():
         print(f"  {name:<24} {getattr(spec, 'source', '')}")
+    print(f"data sources\n  {', '.join(SOURCES)}")
     print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
     return 0
 

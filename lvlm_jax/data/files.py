@@ -73,11 +73,14 @@ def _files(text: str, suffixes: Sequence[str]) -> list[epath.Path]:
     raise DataError(f"{path} does not exist; give the path of {wanted} files (a file, a folder, *, {{00000..00010}})")
 
 
-def read_range(path: epath.Path, start: int, size: int) -> bytes:
-    """So many bytes of a file; DataError when it has become shorter."""
+def read_ranges(path: epath.Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at each (offset, size) of a file, opened once; DataError when it has become shorter."""
+    out = []
     with path.open("rb") as file:
-        file.seek(start)
-        data = file.read(size)
-    if len(data) != size:
-        raise DataError(f"{path}: ends at byte {start + len(data)}, the index expects {start + size}; it has changed")
-    return data
+        for start, size in ranges:
+            file.seek(start)
+            out.append(file.read(size))
+            if len(out[-1]) != size:
+                end = start + len(out[-1])
+                raise DataError(f"{path}: ends at byte {end}, the index expects {start + size}; it has changed")
+    return out

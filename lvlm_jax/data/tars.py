@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from lvlm_jax.data.conversations import LAYOUTS, picture_inside, turns_of
-from lvlm_jax.data.files import expand, read_range
+from lvlm_jax.data.files import expand, read_ranges
 from lvlm_jax.data.sources import Numbered, Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image
@@ -32,11 +32,12 @@ _THREADS = 16  # shards indexed at once: most of it is waiting for a disk
 class Shard:
     """What a shard's headers say.
 
-    keys: of each record. first int64[n+1]: where its members begin. members int64[m, 3]: (extension, offset, size), the
-    extension as a place in `extensions`. scores float64[n]: the metadata field asked for, NaN where a record has none.
+    keys bytes[n]: of each record, UTF-8, in an array, since there may be a hundred million. first int64[n+1]: where its
+    members begin. members int64[m, 3]: (extension, offset, size), the extension as a place in `extensions`. scores
+    float64[n]: the metadata field asked for, NaN where a record has none.
     """
 
-    keys: tuple[str, ...]
+    keys: np.ndarray
     extensions: tuple[str, ...]
     first: np.ndarray
     members: np.ndarray
@@ -75,7 +76,7 @@ class TarRecords:
         for shard in shards:
             for reason, count in shard.left_out.items():
                 self.left_out[reason] = self.left_out.get(reason, 0) + count
-            self.crc = zlib.crc32("\n".join(shard.keys).encode() + shard.members.tobytes(), self.crc)
+            self.crc = zlib.crc32(shard.keys.tobytes() + shard.members.tobytes(), self.crc)
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -87,7 +88,7 @@ class TarRecords:
     def key(self, index: int) -> str:
         """The record's key."""
         shard, record = self._at(index)
-        return self._shards[shard].keys[record]
+        return self._shards[shard].keys[record].decode()
 
     def origin(self, index: int) -> str:
         """``path: key``."""
@@ -97,11 +98,10 @@ class TarRecords:
         """Extension -> bytes; ``txt`` as text and ``json`` as an object."""
         number, record = self._at(index)
         shard, origin = self._shards[number], self.origin(index)
-        found: dict[str, Any] = {}
-        for extension, offset, size in shard.members[shard.first[record] : shard.first[record + 1]].tolist():
-            name = shard.extensions[extension]
-            found[name] = _decoded(name, read_range(self.files[number], offset, size), origin)
-        return found
+        members = shard.members[shard.first[record] : shard.first[record + 1]].tolist()
+        contents = read_ranges(self.files[number], [(offset, size) for _, offset, size in members])
+        names = [shard.extensions[extension] for extension, _, _ in members]
+        return {name: _decoded(name, data, origin) for name, data in zip(names, contents, strict=True)}
 
 
 def _decoded(extension: str, data: bytes, origin: str) -> Any:
@@ -129,17 +129,17 @@ def _indexed(file: epath.Path, score: str, cache: str | os.PathLike | None, on_b
         with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             texts = json.loads(str(arrays["texts"]))
             return Shard(
-                keys=tuple(texts["keys"]),
                 extensions=tuple(texts["extensions"]),
                 left_out=texts["left_out"],
-                **{field: arrays[field] for field in ("first", "members", "scores")},
+                **{field: arrays[field] for field in ("keys", "first", "members", "scores")},
             )
     shard = _index(file, score, on_bad)
-    texts = {"keys": shard.keys, "extensions": shard.extensions, "left_out": shard.left_out}
+    texts = json.dumps({"extensions": shard.extensions, "left_out": shard.left_out})
+    arrays = {field: getattr(shard, field) for field in ("keys", "first", "members", "scores")}
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.parent / f"{kept.name}.{os.getpid()}.part"  # hosts that share a disk may index at the same time
     with part.open("wb") as out:
-        np.savez(out, texts=np.array(json.dumps(texts)), first=shard.first, members=shard.members, scores=shard.scores)
+        np.savez(out, texts=np.array(texts), **arrays)
     part.replace(kept)
     return shard
 
@@ -170,7 +170,7 @@ def _index(file: epath.Path, score: str, on_bad: str) -> Shard:
     extensions = sorted({name for members in found.values() for name in members})
     table = [(extensions.index(name), *place) for members in found.values() for name, place in members.items()]
     return Shard(
-        keys=tuple(found),
+        keys=np.asarray([key.encode() for key in found], bytes),
         extensions=tuple(extensions),
         first=np.cumsum([0, *map(len, found.values())]),
         members=np.asarray(table, np.int64).reshape(-1, 3),

@@ -1,6 +1,6 @@
 import pytest
 
-from lvlm_jax.data.files import braces, expand, read_range
+from lvlm_jax.data.files import braces, expand, read_ranges
 from lvlm_jax.processing.encode import DataError
 
 
@@ -44,6 +44,6 @@ def test_a_file_that_became_shorter(tmp_path):
     from etils import epath
 
     (tmp_path / "a").write_bytes(b"12345")
-    assert read_range(epath.Path(tmp_path / "a"), 1, 3) == b"234"
+    assert read_ranges(epath.Path(tmp_path / "a"), [(1, 3), (0, 1)]) == [b"234", b"1"]
     with pytest.raises(DataError, match="ends at byte 5, the index expects 7; it has changed"):
-        read_range(epath.Path(tmp_path / "a"), 4, 3)
+        read_ranges(epath.Path(tmp_path / "a"), [(4, 3)])

@@ -5,6 +5,8 @@ import itertools
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lvlm_jax import config as configs
@@ -17,7 +19,8 @@ from lvlm_jax.data.sources import LlavaJson, Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.recipe import Data
 
-from .conftest import Q
+from .conftest import Q, png
+from .test_tars import shard
 
 
 def test_which_records_take_part():
@@ -199,6 +202,37 @@ def test_documents_among_conversations_are_written_down_as_documents(album, tmp_
         build(Data, {"source": "mixture", "members": {"a": {**talk, "template": "plan"}}}, "config.data")
     alone = Data(source="mmc4", path=str(tmp_path / "d.jsonl"))
     assert assemble.encoder_of(model, tokenizer, alone).keywords["template"].name == "document"
+
+
+def test_a_stage_reads_a_table_and_shards_with_weights(tmp_path, capsys):
+    from lvlm_jax import assemble
+    from lvlm_jax.recipe import load
+
+    talk = [{"from": "human", "value": "<image>what is the shape?"}, {"from": "gpt", "value": "circle"}]
+    pq.write_table(pa.table({"image": [png()] * 30, "conversations": [talk] * 30}), tmp_path / "t.parquet")
+    members = []
+    for n in range(20):
+        score = {"similarity": 0.1 if n < 5 else 0.5}
+        members += [(f"{n:03d}.png", png()), (f"{n:03d}.txt", "red circle"), (f"{n:03d}.json", score)]
+    shard(tmp_path / "s.tar", members)
+    pairs = {"source": "webdataset", "path": str(tmp_path / "s.tar"), "score": "similarity", "min_score": 0.3}
+    parts = {
+        "table": {"source": "parquet", "path": str(tmp_path / "t.parquet"), "weight": 1.0},
+        "pairs": {**pairs, "weight": 3.0, "template": "plain"},
+    }
+    sizes = {"rows": 4, "groups": 2, "length": 128, "pictures": 24, "weigh_by": "example", "on_bad": "skip"}
+    data = build(Data, {"source": "mixture", "members": parts, **sizes}, "config.data")
+    recipe = load("quickstart")
+    stage = dataclasses.replace(recipe.stages["instruct"], data=data)
+    loader = assemble.loader_of(recipe, stage, assemble.tokenizer_of(recipe.model), cache=tmp_path / "cache")
+    assert "5 records below min_score (pairs) left out of" in capsys.readouterr().err
+    batches = [loader.build(k) for k in range(6)]
+    drawn = collections.Counter(i < 30 for k in range(60) for row in loader.plan.batch(k) for i in row)
+    assert abs(drawn[True] / drawn.total() - 0.25) < 0.02
+    for batch in batches:
+        examples = sum(len(set(row[row > 0].tolist())) for row in batch.segments)
+        assert batch.weights.sum() == pytest.approx(examples, rel=1e-5)
+        assert (batch.patch_segments.max(-1) > 0).sum() == examples
 
 
 def test_a_yaml_of_llava_next(album, tmp_path):
