@@ -24,6 +24,7 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.hub import beside, download, formats
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
+from lvlm_jax.hub.export import IMAGE_TOKEN
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn import lora
@@ -125,7 +126,11 @@ def tokenizer_of(model: Model) -> Tokenizer:
         from lvlm_jax.data.easy_vqa import word_tokenizer
 
         return Tokenizer(word_tokenizer())
-    return beside.tokenizer(model.tokenizer)
+    words = beside.tokenizer(model.tokenizer)
+    # A language model's own tokenizer has no word for a picture: it gets one as its next id.
+    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == model.image_token_id:
+        words.add_special([IMAGE_TOKEN])
+    return words
 
 
 def template_of(model: Model, name: str | None = None) -> Template:
@@ -370,6 +375,8 @@ def public_parts(start: Start, like: dict, mesh: Any) -> dict:
         )
     found = loaded.params if whole else dict.fromkeys(like, loaded.params)
     wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    # A tower that is read patch by patch has no use for the release's pooling head.
+    got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     if different := sorted(wanted.keys() ^ got.keys()):
         raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})

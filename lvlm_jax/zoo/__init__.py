@@ -4,7 +4,7 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import llava, llava_next, paligemma
+from lvlm_jax.zoo import llava, llava_next, llava_small, nanovlm, paligemma
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (llava, llava_next, paligemma)}
@@ -23,7 +23,9 @@ FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (llav
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
 
-SYSTEMS: dict[str, Spec] = {name: spec for family in FAMILIES.values() for name, spec in family.SYSTEMS.items()}
+SYSTEMS: dict[str, Spec] = {
+    name: spec for module in (*FAMILIES.values(), nanovlm, llava_small) for name, spec in module.SYSTEMS.items()
+}
 """Every system there is."""
 
 LAYOUTS = {name: layout for family in FAMILIES.values() for name, layout in family.LAYOUTS.items()}

@@ -14,6 +14,10 @@ ARGUMENTS = {
     "quickstart": ("tiny",),
     "llava15_align": ("13b", "perceiver"),
     "llava15_instruct": ("13b", "perceiver"),
+    "llavanext_instruct": ("13b",),
+    "nanovlm_222m": (),
+    "paligemma_finetune": ("448", "896", "v2"),
+    "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
 # (weights of the whole model, share in percent) of each stage that trains a vision-language model.
@@ -23,6 +27,12 @@ FULL = {
     "llava15_instruct": {"instruct": (7_063_427_072, 95.7)},
     # 32 layers of rank 128 beside seven kernels are 319,815,680 weights and 224 strengths; and the projector.
     "lora_your_data": {"tune": (7_063_427_072 + 319_815_680 + 224, 4.616)},
+    "llavanext_instruct": {"instruct": (7_063_431_168, 100)},
+    "nanovlm_222m": {"train": (222_118_464, 100)},
+    "paligemma_finetune": {"transfer": (2_923_466_480, 100)},
+    "paligemma_finetune:v2": {"transfer": (3_032_242_416, 100)},
+    "qwen3_llava_small": {"align": (1_011_267_440, 0.2205), "instruct": (1_011_267_440, 59.16)},
+    "qwen3_llava_small:4b": {"align": (4_444_963_184, 0.2139)},
 }
 
 
@@ -75,6 +85,23 @@ def test_what_a_dry_run_prints(capsys):
     assert f"stage align: 4 steps of {data.rows} rows x {data.length}; llm from stage language, vision from" in page
     assert f"all  {share[-1].total:,}  {share[-1].trained:,}  {share[-1].percent:.2f}%" in re.sub("  +", "  ", page)
     assert 1 < share[-1].percent < 5
+
+
+def test_what_the_authors_of_the_later_ones_ran():
+    tune = recipe.load("llavanext_instruct").stages["instruct"]
+    assert (tune.optimizer.learning_rate, dict(tune.optimizer.lr_of)) == (1e-5, {"vision/**": 2e-6})
+    assert (tune.steps, tune.data.length) == (-(-760_000 // 128), 4096)
+    transfer = recipe.load("paligemma_finetune").stages["transfer"]
+    assert (transfer.steps, transfer.data.rows, transfer.data.weigh_by) == (10 * 443_757 // 256, 256, "example")
+    assert recipe.load("paligemma_finetune").model.attention == "prefix"
+    caps = recipe.load("paligemma_finetune:v2").model.llm
+    assert (caps.attn_softcap, caps.final_softcap, caps.window) == (None, None, 4096)
+    nano = recipe.load("nanovlm_222m").stages["train"]
+    assert (nano.optimizer.learning_rate, dict(nano.optimizer.lr_of)) == (5e-5, {"connector/**": 5.12e-3})
+    assert nano.data.pictures == 18 * nano.data.rows
+    for name in ("align", "instruct"):
+        small, large = (recipe.load(f"{one}").stages[name] for one in ("qwen3_llava_small", f"llava15_{name}"))
+        assert (small.trains, small.steps, small.optimizer) == (large.trains, large.steps, large.optimizer)
 
 
 def test_the_authors_settings():

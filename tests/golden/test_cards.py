@@ -173,6 +173,10 @@ def test_what_a_picture_costs_in_tokens():
         "llava15_7b_perceiver": 64,
         "llavanext_7b": 576,  # of each tile
         "llavanext_13b": 576,
+        "nanovlm_222m": 49,
+        "nanovlm_450m": 64,
+        **dict.fromkeys(("llava_qwen3_0.6b", "llava_qwen3_1.7b", "llava_qwen3_4b"), 729),
+        **dict.fromkeys(("llava_gemma3_1b", "llava_gemma3_4b"), 729),
         "paligemma_3b_224": 256,
         "paligemma_3b_448": 1024,
         "paligemma_3b_896": 4096,
