@@ -258,7 +258,7 @@ def _add_convert(add: Any) -> None:
 
     exported = add("export", _export, "write a folder that the torch library loads", into)
     exported.add_argument(
-        "source", help="a workdir of `lvlm train`, any folder that `lvlm chat` takes, or a GGUF or npz file"
+        "source", help="a workdir of `lvlm train`, a folder of any kind of model, or a GGUF or npz file"
     )
     exported.add_argument("out", help="folder to write")
     exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
@@ -294,7 +294,7 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
         config, params, base = assemble.trained_adapter(args.source)
         print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
         return 0
-    if rewrite.is_file(args.source):
+    if rewrite.is_alone(args.source):
         print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
         return 0
     model = api.load(args.source)

@@ -1,17 +1,21 @@
-"""One format into another: a model in one file (GGUF, npz) as a folder that the torch library loads."""
+"""A model that cannot be asked about pictures, or one in a single file, as a folder that the torch library loads."""
 
 from pathlib import Path
 
-from lvlm_jax.hub import beside, download
+from lvlm_jax.hub import beside, configs, download
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.gguf import contents
+from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
 
 
-def is_file(source: str | Path) -> bool:
-    """Whether a name is that of a model in one file, here or in an installed package."""
-    return str(source).startswith(download.INSTALLED) or Path(source).suffix in download.FILES
+def is_alone(source: str | Path) -> bool:
+    """Whether a name is that of a model in one file, or of a folder that holds a decoder, a tower or two alone."""
+    if str(source).startswith(download.INSTALLED) or Path(source).suffix in download.FILES:
+        return True
+    config = Path(source).expanduser() / "config.json"
+    return config.is_file() and configs.describe(configs.read_json(config), config.parent).kind != "lvlm"
 
 
 def as_folder(
@@ -21,25 +25,35 @@ def as_folder(
     dtype: DTypeLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a model file's config, weights, and what it carries of tokenizer and chat template.
+    """Writes a model's config, weights, and what stands beside it, or in its file, of tokenizer and chat template.
 
     Args:
-      source: a path, or ``pip:package/file``; dtype: of the weights, default as they are read.
+      source: a folder, a file, or ``pip:package/file``; dtype: of the weights, default as they are read.
 
     Raises:
       CheckpointError: as `import_folder`. FileExistsError: `out` is there and `overwrite` is False.
     """
     loaded = import_folder(source)
     path = loaded.folder
-    speaks = path.suffix == ".gguf" and "tokenizer.ggml.tokens" in contents(path).metadata
+    tokenizer = _tokenizer(path)
     return export_folder(
         out,
         loaded.config,
         loaded.params,
-        beside.tokenizer(path) if speaks else None,
-        template=beside.chat_template(path) if speaks else None,
+        tokenizer,
+        template=None if tokenizer is None else beside.chat_template(path),
         layout=layout,
         image_token_id=loaded.image_token_id,
         dtype=dtype,
         overwrite=overwrite,
     )
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer of a folder or a file; None where it has none."""
+    if path.suffix == ".gguf" and "tokenizer.ggml.tokens" not in contents(path).metadata:
+        return None
+    try:
+        return None if path.suffix == ".npz" else beside.tokenizer(path)
+    except FileNotFoundError:
+        return None

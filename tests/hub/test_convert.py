@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import transformers as hf
 
+from lvlm_jax import cli
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
 from lvlm_jax.hub.configs import from_original, to_original
@@ -100,6 +101,16 @@ def test_models_alone(tmp_path, name, dtype):
     if dtype == tiny.torch.float32:
         comparison = verify(folder, tmp_path / "out")  # we read their folder, they read ours
         assert comparison.passed, str(comparison)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "clip_vision"])
+def test_export_of_a_part_by_command(tmp_path, name, capsys):
+    folder = tiny.saved(tiny.perturbed(getattr(tiny, name)()), tmp_path / "in")
+    out, layout = str(tmp_path / "out"), import_folder(folder).layout
+    assert cli.main(["convert", "export", str(folder), out, "--layout", layout]) == 0
+    assert out in capsys.readouterr().out
+    same_bytes(TensorFolder(folder), TensorFolder(tmp_path / "out"))
+    assert import_folder(tmp_path / "out").config == import_folder(folder).config
 
 
 @pytest.mark.parametrize("name", ["clip_vision", "siglip_vision", "clip_text", "siglip_text"])
