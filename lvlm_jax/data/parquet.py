@@ -20,7 +20,7 @@ from lvlm_jax.processing.schema import Example
 if TYPE_CHECKING:
     import pyarrow
 
-_KEPT_GROUPS = 4  # row groups in memory: shuffled reading decodes one for nearly every record
+_KEPT_BYTES = 128 * 2**20  # of row groups in a process; one that was let go is decoded again for a single record
 
 
 class Table:
@@ -99,7 +99,7 @@ class Table:
                 except (pyarrow.ArrowException, OSError) as error:
                     raise DataError(f"{file}: row group {number} is damaged ({error}); fetch the file again") from error
                 self._kept[group] = table
-                while len(self._kept) > _KEPT_GROUPS:
+                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(group)
             return self._kept[group]

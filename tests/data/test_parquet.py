@@ -93,6 +93,17 @@ def test_row_groups_are_read_when_asked_for_and_the_source_is_small_to_send(tmp_
     assert repr(Parquet(tmp_path)) != repr(source)
 
 
+def test_old_row_groups_are_let_go(tmp_path, monkeypatch):
+    from lvlm_jax.data import parquet
+
+    rows = {"image": [PNG] * 50, "caption": [str(n) for n in range(50)]}
+    source = Parquet(write(tmp_path / "a.parquet", rows, row_group_size=10))
+    monkeypatch.setattr(parquet, "_KEPT_BYTES", 25 * len(PNG))
+    for index in (0, 15, 25, 35):
+        assert source[index].turns[1].segments[0].text == str(index)
+    assert [*source._table._kept] == [2, 3]
+
+
 BAD = {
     "image of numbers": (
         {"image": [3], "caption": ["a"]},
