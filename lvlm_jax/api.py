@@ -146,7 +146,7 @@ HOST_TEMPLATES = {
 """Family of the language model -> template of a folder that has none, where no system of the zoo tells."""
 
 
-def _default_template(config: LVLMConfig) -> str:
+def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
     host = llm.family_of(config.llm)
     for spec in zoo.family_of(config).SYSTEMS.values():
@@ -159,7 +159,7 @@ def _template(folder: Path, config: LVLMConfig) -> Template:
     """The template that the folder's own stands for, else the one of the model's family."""
     found = beside.chat_template(folder)
     if found is None:
-        name = _default_template(config)
+        name = default_template(config)
         warnings.warn(
             f"{folder}: no chat template that is known here, so {name!r} is used; if the model was trained with "
             f"another, give template= (--template): one of {', '.join(TEMPLATES)}",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_jax import config as configs
-from lvlm_jax.api import EXPORT
+from lvlm_jax.api import EXPORT, default_template
 from lvlm_jax.config import ConfigError, build
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
@@ -289,11 +289,12 @@ def model_of_folder(folder: str) -> Any:
     image = beside.image_spec(path, described.config.vision.patch_size)
     if image is None:
         raise ConfigError(f"{path}: no preprocessor_config.json, so how its pictures were prepared is not known")
-    template = beside.chat_template(path) or TEMPLATES["vicuna_v1"]
-    name = next(name for name, known in TEMPLATES.items() if known.source == template.source)
+    template = beside.chat_template(path) or TEMPLATES[default_template(described.config)]
     source = str(path)
     token = described.image_token_id
-    spec = Spec(name=source, config=described.config, image=image, template=name, source=source, image_token_id=token)
+    spec = Spec(
+        name=source, config=described.config, image=image, template=template.name, source=source, image_token_id=token
+    )
     out = model_of(spec)
     out.system = template.system
     return out

@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 import json
 import shutil
@@ -109,7 +110,7 @@ def test_the_template_of_a_family(like, host, name):
     config = zoo.SYSTEMS[like].config
     if host:
         config = dataclasses.replace(config, llm=llm.PRESETS[host])
-    assert api._default_template(config) == name
+    assert api.default_template(config) == name
 
 
 def test_end_tokens_of_the_folder_end_an_answer(run, tmp_path):
