@@ -92,8 +92,9 @@ def collate(
                 slots[key] = here = list(range(taken, taken + need))
                 patches, positions = picture(image, row, len(places))
                 _check_rows(image, len(patches), need)
-                batch.patches[group, here], batch.patch_positions[group, here] = patches, positions
-                batch.patch_segments[group, here] = 1
+                # A picture that keeps its shape has fewer patches than the row: the rest is padding.
+                at = (group, here, slice(patches.shape[1]))
+                batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1
                 taken += need
             places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)

@@ -63,6 +63,8 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
             # Their token lists have -200 where a picture goes; any word will do, since the picture is laid over it.
             config = from_original(raw, None if tower is None else vision_config(tower))
             return Described(kind="lvlm", config=config, image_token_id=0, original=True)
+        if "architecture" in raw and "model_type" not in raw:
+            return Described(kind="vision", config=vision.timm.from_config(raw))
         kind = raw.get("model_type")
         if kind in zoo.READS:
             config, image_token_id = zoo.READS[kind].from_hf(raw)

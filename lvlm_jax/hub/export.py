@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax import params as P
-from lvlm_jax import zoo
+from lvlm_jax import vision, zoo
 from lvlm_jax.hub import configs
 from lvlm_jax.hub.families import KINDS, Config
 from lvlm_jax.hub.safetensors_io import SHARD_BYTES, new_folder, write_tensors
@@ -74,6 +74,8 @@ def export_folder(
     read = _leaves(params, KINDS[kind].shapes(config, False)[0], dtype)
     if layout == "llava-original":
         public = configs.to_original(config, image_spec)
+    elif layout == "timm":
+        public = vision.timm.to_config(config)
     else:
         public = configs.public_config(config, image_token_id, image_spec)
     files = _files(config, public, tokenizer, image_spec, template, _widest(params, dtype))

@@ -22,6 +22,7 @@ from lvlm_jax.nn import ranges
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
+from lvlm_jax.vision import timm, vit_jax
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
@@ -78,6 +79,7 @@ class Kind:
 # Key tables
 
 _VISION_AT = {"hf-4": "vision_model.", "hf-5": "", "hf-vit": "", "hf-vit-classifier": "vit."}
+_VISION_ROWS = {"timm": timm.rows, "vit_jax": vit_jax.rows}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODER_AT = {"hf": "model.", "bare": ""}
 
@@ -91,6 +93,8 @@ def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
 def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
     if layout in big_vision.LAYOUTS:
         return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
+    if layout in _VISION_ROWS:
+        return _VISION_ROWS[layout](config, "", "")
     return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
 
 
@@ -175,6 +179,8 @@ KINDS: dict[str, Kind] = {
             "hf-vit": "encoder.layer.",
             "hf-vit-classifier": "vit.encoder.layer.",
             **big_vision.LAYOUTS,
+            "timm": "blocks.",
+            "vit_jax": "Transformer/encoderblock_0/",
         },
         shapes=_vision_shapes,
         default=_vision_default,

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.vision import vit_jax
 from lvlm_jax.zoo import big_vision, big_vision_gemma
 
 PREFIX = "params/"
@@ -97,6 +98,7 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:
 CONFIGS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "txt/": big_vision.public_config,
     "llm/": big_vision_gemma.public_config,
+    "cls": vit_jax.public_config,
 }
 """Prefix that a kind of model is known by -> what makes a config.json of its shapes."""
 
@@ -117,5 +119,6 @@ def public_config(path: str | Path) -> dict[str, Any]:
                 raise CheckpointError(f"{path}: {error}") from error
     raise CheckpointError(
         f"{path}: none of its keys begins with {', '.join(CONFIGS)}, so which model it is is not known; the first are "
-        f"{', '.join(sorted(shapes)[:6])}. Read here: SigLIP's two towers (img/, txt/), PaliGemma (img/, llm/)"
+        f"{', '.join(sorted(shapes)[:6])}. Read here: SigLIP's two towers (img/, txt/), PaliGemma (img/, "
+        "llm/), ViT (cls)"
     )

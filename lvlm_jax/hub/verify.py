@@ -100,7 +100,7 @@ def verify(
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
     theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
-        if theirs is None and (loaded.layout == "llava-original" or loaded.folder.suffix == ".npz"):
+        if theirs is None and (loaded.layout in ("llava-original", "timm") or loaded.folder.suffix == ".npz"):
             placeholder = loaded.image_token_id
             theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=placeholder)
         inputs = _inputs(loaded, picture, prompt)

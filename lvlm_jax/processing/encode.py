@@ -68,6 +68,11 @@ def _where(example: Example) -> str:
 
 def _span(image: Image, spec: ImageSpec | None, visual_tokens: int) -> Span:
     """The positions of one picture; those of a stage that reads pictures apart from the text (0 tokens) are none."""
+    if visual_tokens and spec is not None and spec.fit == "naflex":
+        raise ValueError(
+            "image: pictures that keep their shape (fit='naflex') have no fixed number of visual tokens, which a "
+            "language model reads here; use fit='squash' with the tower's own size"
+        )
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
     return span(*picture_size(image.source, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)

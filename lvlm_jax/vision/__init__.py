@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2
+from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm, vit_jax
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
@@ -71,4 +71,6 @@ __all__ = [
     "patchify",
     "siglip",
     "text_family_of",
+    "timm",
+    "vit_jax",
 ]

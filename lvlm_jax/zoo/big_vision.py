@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import SAME, SCALAR, Change, Row, stacked
+from lvlm_jax.keymap import SCALAR, Change, Row, stacked
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
+from lvlm_jax.vision.vit_jax import attention_rows, pair
 
 LAYOUTS = {"big_vision": "img/Transformer/encoderblock_0/", "big_vision-scan": "img/Transformer/encoderblock/"}
 """Layers apart, or stacked: the name of the layout and the keys that it is known by."""
@@ -42,17 +43,17 @@ def vision_rows(config: ViTConfig, ours: str, theirs: str, scan: bool) -> list[R
         Row(f"{at}trunk/patch_embed/bias", f"{theirs}/embedding/bias"),
         Row(f"{at}trunk/position_embed", f"{theirs}/pos_embedding", _ROW),
         *_encoder_rows(f"{at}trunk", f"{theirs}/Transformer", config.depth, config.heads, scan),
-        *_pair(f"{at}post_norm", f"{theirs}/Transformer/encoder_norm", "scale"),
+        *pair(f"{at}post_norm", f"{theirs}/Transformer/encoder_norm", "scale"),
     ]
     if config.pool != "map":
         return out
     return [
         *out,
         Row(f"{at}head/probe", f"{head}/probe", _PROBE),
-        *_attention_rows(f"{at}head/attn", f"{head}/MultiHeadDotProductAttention_0", config.heads),
-        *_pair(f"{at}head/norm", f"{head}/LayerNorm_0", "scale"),
-        *_pair(f"{at}head/mlp/up", f"{head}/MlpBlock_0/Dense_0", "kernel"),
-        *_pair(f"{at}head/mlp/down", f"{head}/MlpBlock_0/Dense_1", "kernel"),
+        *attention_rows(f"{at}head/attn", f"{head}/MultiHeadDotProductAttention_0", config.heads),
+        *pair(f"{at}head/norm", f"{head}/LayerNorm_0", "scale"),
+        *pair(f"{at}head/mlp/up", f"{head}/MlpBlock_0/Dense_0", "kernel"),
+        *pair(f"{at}head/mlp/down", f"{head}/MlpBlock_0/Dense_1", "kernel"),
     ]
 
 
@@ -61,8 +62,8 @@ def _text_rows(config: TextTowerConfig, ours: str, theirs: str, scan: bool) -> l
         Row(f"{ours}/embed/table", f"{theirs}/Embed_0/embedding"),
         Row(f"{ours}/position_embed", f"{theirs}/pos_embedding", _ROW),
         *_encoder_rows(ours, f"{theirs}/Encoder_0", config.depth, config.heads, scan),
-        *_pair(f"{ours}/norm", f"{theirs}/Encoder_0/encoder_norm", "scale"),
-        *_pair(f"{ours}/head", f"{theirs}/head", "kernel"),
+        *pair(f"{ours}/norm", f"{theirs}/Encoder_0/encoder_norm", "scale"),
+        *pair(f"{ours}/head", f"{theirs}/head", "kernel"),
     ]
 
 
@@ -71,11 +72,11 @@ def _encoder_rows(ours: str, theirs: str, depth: int, heads: int, scan: bool) ->
 
     def layer(a: str, b: str) -> list[Row]:
         return [
-            *_pair(f"{a}/norm1", f"{b}/LayerNorm_0", "scale"),
-            *_attention_rows(f"{a}/attn", f"{b}/MultiHeadDotProductAttention_0", heads),
-            *_pair(f"{a}/norm2", f"{b}/LayerNorm_1", "scale"),
-            *_pair(f"{a}/mlp/up", f"{b}/MlpBlock_0/Dense_0", "kernel"),
-            *_pair(f"{a}/mlp/down", f"{b}/MlpBlock_0/Dense_1", "kernel"),
+            *pair(f"{a}/norm1", f"{b}/LayerNorm_0", "scale"),
+            *attention_rows(f"{a}/attn", f"{b}/MultiHeadDotProductAttention_0", heads),
+            *pair(f"{a}/norm2", f"{b}/LayerNorm_1", "scale"),
+            *pair(f"{a}/mlp/up", f"{b}/MlpBlock_0/Dense_0", "kernel"),
+            *pair(f"{a}/mlp/down", f"{b}/MlpBlock_0/Dense_1", "kernel"),
         ]
 
     if not scan:
@@ -83,22 +84,6 @@ def _encoder_rows(ours: str, theirs: str, depth: int, heads: int, scan: bool) ->
         return [row for a, b in names for row in layer(a, b)]
     apart = [layer(f"{ours}/layers/{i}", f"{theirs}/encoderblock") for i in range(depth)]
     return [Row(tuple(row.ours for row in same), same[0].theirs, stacked(same[0].change)) for same in zip(*apart)]
-
-
-def _pair(ours: str, theirs: str, weight: str) -> list[Row]:
-    """A kernel or scale with its bias."""
-    return [Row(f"{ours}/{leaf}", f"{theirs}/{leaf}", SAME) for leaf in (weight, "bias")]
-
-
-def _attention_rows(ours: str, theirs: str, heads: int) -> list[Row]:
-    into = Change(lambda x: x.reshape(len(x), -1), lambda x: x.reshape(len(x), heads, -1))
-    bias = Change(lambda x: x.reshape(-1), lambda x: x.reshape(heads, -1))
-    back = Change(lambda x: x.reshape(-1, x.shape[-1]), lambda x: x.reshape(heads, -1, x.shape[-1]))
-    out = []
-    for a, b in (("q", "query"), ("k", "key"), ("v", "value")):
-        out += [Row(f"{ours}/{a}/kernel", f"{theirs}/{b}/kernel", into)]
-        out += [Row(f"{ours}/{a}/bias", f"{theirs}/{b}/bias", bias)]
-    return [*out, Row(f"{ours}/o/kernel", f"{theirs}/out/kernel", back), Row(f"{ours}/o/bias", f"{theirs}/out/bias")]
 
 
 def public_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -198,6 +198,26 @@ def test_pictures_of_any_resolution_take_the_rows_they_need(album, encoder, spec
             assert batch.patch_segments[row // 2].any(-1)[np.unique(tokens // Q).astype(int)].all()
 
 
+def test_pictures_of_their_own_shape_leave_the_rest_of_their_row_empty(album, encoder, spec):
+    """As SigLIP 2 is trained: pictures apart from the text, each in as many patches as it has."""
+    shaped = dataclasses.replace(spec, fit="naflex", max_patches=6)
+    bound = functools.partial(encoder, visual_tokens=0, spec=shaped)
+    source = LlavaJson(album)
+    one = next(bound(source[i]) for i in range(len(source)) if len(source[i].images) == 2)
+    batch = collate([[one]], length=80, groups=1, vision_rows=3, visual_tokens=0, pad_id=0, spec=shaped)
+    assert batch.patches.shape == (1, 3, 6, 192)
+    for row, image in enumerate(one.images):
+        patches, positions = to_patches(load_image(image.source), shaped)
+        count = len(patches)
+        assert 1 < count <= 6
+        np.testing.assert_array_equal(batch.patches[0, row, :count], patches)
+        np.testing.assert_array_equal(batch.patch_positions[0, row, :count], positions)
+        assert batch.patch_segments[0, row].tolist() == [1] * count + [0] * (6 - count)
+    assert not batch.patch_segments[0, 2].any()
+    with pytest.raises(DataError, match=r"fit='naflex'\) have no fixed number of visual tokens.*use fit='squash'"):
+        bound(source[next(i for i in range(len(source)) if source[i].images)], visual_tokens=Q)
+
+
 def test_a_picture_that_changed_its_size_is_an_error(album, encoder, spec):
     tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))))
     source = LlavaJson(album)

@@ -11,7 +11,7 @@ from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax import vision
 from lvlm_jax.nn.linear import abstract, init
-from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2
+from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViT, ViTConfig, patchify
 from tests import tiny
@@ -194,6 +194,17 @@ def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
             {"architectures": ["ViTForMaskedImageModeling"]},
             r"architectures is 'ViTForMasked.*'ViTModel'",
         ),
+        (timm.from_config, {"architecture": "resnet50.a1_in1k"}, r"architecture is 'resnet50'.*vit_SIZE_patchP_R"),
+        (
+            timm.from_config,
+            {"architecture": "vit_base_patch16_224", "global_pool": "avg"},
+            r"global_pool is 'avg'.*supported: 'token', 'map'",
+        ),
+        (
+            timm.from_config,
+            {"architecture": "vit_base_patch16_224", "model_args": {"init_values": 1e-5}},
+            r"model_args field is 'init_values'.*'img_size'",
+        ),
         (dinov2.from_hf, {"mlp_ratio": 3}, r"mlp_ratio is 3.*supported: 4"),
         (dinov2.from_hf, {"architectures": ["Dinov2Backbone"]}, r"architectures is 'Dinov2Backbone'.*'Dinov2Model'"),
     ],
@@ -216,6 +227,14 @@ def test_what_we_cannot_run_is_an_error(read, change, message):
 def test_fields_that_contradict_each_other(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(tiny.VIT, **change)
+
+
+def test_timms_names():
+    config = timm.from_config({"architecture": "vit_base_patch16_224.augreg_in21k", "num_classes": 21843})
+    vit = dataclasses.replace(plain_vit.PRESETS["vit_b16_224"], norm_eps=1e-6, classes=21843)
+    assert config == vit == timm.from_config(timm.to_config(config))
+    with pytest.raises(ValueError, match="timm's VisionTransformer cannot hold this tower"):
+        timm.to_config(tiny.DINOV2)
 
 
 def test_a_tower_no_public_class_holds():
