@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax import params as P
+from lvlm_jax import zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import configs
 from lvlm_jax.hub.families import KINDS, Config
@@ -66,7 +67,8 @@ def save(
       FileExistsError: the folder is there and `overwrite` is False.
     """
     kind = KINDS[configs.kind_of(config)]
-    layout = layout or ("hf-5-memory" if "hf-5-memory" in kind.layouts else next(iter(kind.layouts)))
+    known = _layouts(config)
+    layout = layout or ("hf-5-memory" if "hf-5-memory" in known else known[0])
     rows = kind.rows(config, layout)
     whole, low = map(P.flatten, lora.split(P.unstack_layers(params)))
     modules = {kernel: module for module, kernel in _dense(rows).items()}
@@ -114,6 +116,13 @@ def _config(ranks: dict, alphas: dict, saved: list[str], base: str) -> dict[str,
         "init_lora_weights": True,
         **PLAIN,
     }
+
+
+def _layouts(config: Config) -> list[str]:
+    """The layouts of a model that are module names of the torch library, or of the LLaVA authors' code."""
+    kind = configs.kind_of(config)
+    names = zoo.family_of(config).LAYOUTS if kind == "lvlm" else KINDS[kind].layouts
+    return [name for name in names if not name.startswith("big_vision")]
 
 
 def _dense(rows: Iterable[Row]) -> dict[str, str]:
@@ -271,8 +280,11 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _layout(folder: Path, config: Config, low: Mapping, whole: list[str], settings: Mapping) -> list[Row]:
     """The key table in the layout whose names the file uses."""
     kind, best, rest = KINDS[configs.kind_of(config)], None, None
-    for layout in kind.layouts:
-        rows = kind.rows(config, layout)
+    for layout in _layouts(config):
+        try:
+            rows = kind.rows(config, layout)
+        except ValueError:  # this way of writing has no place for a part of the model, so the adapter is not in it
+            continue
         dense, keys = _dense(rows), {row.theirs for row in rows}
         left = [module for module in low if module not in dense] + [key for key in whole if key not in keys]
         if rest is None or len(left) < len(rest):

@@ -4,7 +4,8 @@ An adapter is three leaves beside a ``kernel`` [in, out]: ``lora_a`` [in, rank],
 ``lora_scale``, a number that is never trained. A dense layer (`nn.linear.Linear`) that finds them adds
 ``(x @ a) @ b * scale``; one that does not is as before. So no model knows of adapters, scanned stacks, remat, sharding
 and masks work as for any leaf, and the gradient of a kernel is not even part of the program. Adding ``a @ b`` to the
-kernel in the forward pass instead computes each kernel's gradient to project it: a full step's FLOPs.
+kernel in the forward pass instead computes each kernel's gradient to project it. By the compiler's count, for 4 layers
+of width 2,048 at rank 16: 0.67 of a full step's FLOPs and 0.52 of its memory this way, 1.02 and 0.80 the other way.
 
 There is no dropout on the way into an adapter (a layer would need a random key as an input).
 """

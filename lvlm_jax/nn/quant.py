@@ -18,8 +18,8 @@ KINDS: dict[str, Callable[[int], dict]] = {
     "nf4": lambda inputs: {"qtype": "nf4", "channelwise_axes": (1,), "tiled_axes": {0: math.gcd(inputs, BLOCK)}},
 }
 """How a kernel [in, out] is held, by name: the settings that qwix takes. int8 has a scale for each output, NF4's 16
-levels (the quantiles of a normal distribution) one for each block of inputs of an output. XLA packs two 4-bit numbers
-in a byte on accelerators; on a CPU each takes a byte."""
+levels (the quantiles of a normal distribution) one for each block of inputs of an output. NF4's numbers have jax's
+uint4: XLA keeps two of them in a byte on accelerators that pack them, and one in a byte on a CPU."""
 
 
 def quantize(kernel: Float[Array, "D F"], kind: str) -> Any:

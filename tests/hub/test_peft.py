@@ -17,8 +17,9 @@ from lvlm_jax.checkpoint import CheckpointError  # noqa: E402
 from lvlm_jax.hub import peft  # noqa: E402
 from lvlm_jax.hub.convert import import_folder  # noqa: E402
 from lvlm_jax.llm.decoder import Decoder  # noqa: E402
-from lvlm_jax.models.lvlm import LVLM  # noqa: E402
+from lvlm_jax.models.lvlm import LVLM, dummy_batch  # noqa: E402
 from lvlm_jax.nn import lora, ranges  # noqa: E402
+from lvlm_jax.nn.linear import abstract  # noqa: E402
 from lvlm_jax.nn.lora import Lora  # noqa: E402
 from tests import tiny as ours  # noqa: E402
 from tests.hub import tiny  # noqa: E402
@@ -158,6 +159,21 @@ def test_ranks_and_strengths_that_differ_go_out_as_patterns(llama, tmp_path):
     wrapped = reference.PeftModel.from_pretrained(fresh(llama, hf.LlamaForCausalLM), out)
     layers = [module for module in wrapped.modules() if hasattr(module, "lora_A")]
     assert sorted(layer.scaling["default"] for layer in layers) == [2.0, 2.0, 3.5]
+
+
+@pytest.mark.parametrize("name", ours.SYSTEMS)
+def test_adapters_of_every_system_go_out_and_come_back(name, tmp_path):
+    config, rng = ours.SYSTEMS[name], np.random.default_rng(0)
+    shapes, axes = abstract(LVLM(config), dummy_batch(config))
+    grown, _ = lora.add_shapes(shapes, axes, Lora(targets=("llm/**", "vision/**/attn/{q,v}"), rank=2))
+    wanted = {p: rng.normal(size=x.shape) for p, x in P.flatten(grown).items() if lora.is_adapter(p)}
+    wanted = {path: np.asarray(leaf, np.float32) for path, leaf in wanted.items()}
+    out = peft.save(tmp_path / "adapter", config, P.unflatten(wanted))
+    low, whole = peft.load(out, config)
+    assert not whole
+    assert P.flatten(low).keys() == wanted.keys()
+    for path, leaf in P.flatten(low).items():
+        np.testing.assert_allclose(leaf, wanted[path], rtol=1e-5 if path.endswith(lora.SCALE) else 0)
 
 
 def picture_batch(config):
