@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import (
     CLIPVisionConfig,
+    Gemma3TextConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
 )
 
@@ -20,7 +22,7 @@ from lvlm_jax.zoo import llava
 from tests import tiny
 from tests.parity import compare
 from tests.parity.test_clip import VISION
-from tests.parity.test_decoders import LLAMA3, SIZES
+from tests.parity.test_decoders import GEMMA3, LLAMA3, SIZES
 from tests.parity.test_siglip import FACTOR, TOWER
 
 IMAGE_ID = 98
@@ -46,6 +48,21 @@ CASES = {
         FACTOR,
     ),
 }
+HOSTS = {
+    "siglip + qwen3": (
+        SiglipVisionConfig(**TOWER, vision_use_head=False),
+        Qwen3Config(**SIZES, head_dim=16),
+        {"vision_feature_select_strategy": "full", "vision_feature_layer": -1},
+        FACTOR,
+    ),
+    "siglip + gemma3": (
+        SiglipVisionConfig(**TOWER, vision_use_head=False),
+        Gemma3TextConfig(**SIZES | GEMMA3),
+        {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, "tie_word_embeddings": True},
+        FACTOR,
+    ),
+}
+"""The small systems' make: logits alone, since tower and decoder have their own tests."""
 ROWS = {
     "two pictures in one row, none in another": [[2, I, 3, I, 4], [9], [4, I, 2]],
     "text alone": [[9], [12]],
@@ -54,7 +71,7 @@ ROWS = {
 
 def make(case):
     torch.manual_seed(0)
-    tower, text, changes, factor = CASES[case]
+    tower, text, changes, factor = {**CASES, **HOSTS}[case]
     whole = LlavaConfig(vision_config=tower, text_config=text, image_token_index=IMAGE_ID, **changes)
     model = compare.perturb(LlavaForConditionalGeneration(whole), factor=factor)
     config, image_id = llava.from_hf(model.config.to_dict())
@@ -74,7 +91,7 @@ def reference(model, batch, pictures):
     ).logits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *HOSTS])
 def test_logits(case):
     model, module, _, _, params = make(case)
     run = jax.jit(lambda p, b: module.apply({"params": p}, b, method=tiny.logits))
