@@ -167,7 +167,7 @@ def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
 
 KINDS: dict[str, Kind] = {
     "lvlm": Kind(
-        rows=_lvlm_rows, layouts={**big_vision_gemma.LAYOUTS, **dict.fromkeys(zoo.LAYOUTS, "")}, shapes=_lvlm_shapes
+        rows=_lvlm_rows, layouts={**dict.fromkeys(zoo.LAYOUTS, ""), **big_vision_gemma.LAYOUTS}, shapes=_lvlm_shapes
     ),
     "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(
