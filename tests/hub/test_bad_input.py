@@ -202,7 +202,7 @@ def test_verify_without_torch(llava, monkeypatch):
     from lvlm_jax.hub.verify import verify
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ModuleNotFoundError, match=r"torch is not installed: pip install 'lvlm-jax\[test\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"torch is not installed: pip install torch==2\.13\.0"):
         verify(llava)
 
 
