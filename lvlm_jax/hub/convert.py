@@ -84,9 +84,9 @@ def import_folder(
     raw = formats.public_config(path)
     if base is not None and "mm_vision_tower" not in raw:
         raise CheckpointError(f"{path}: base= completes the LLaVA authors' files, and config.json is none of theirs")
-    tensors = formats.opened(path) if base is None else peft.on_base(path, download.resolve(base, **hub))
     tower_path = None if vision is None else download.resolve(vision, **hub)
     described = _describe(raw, path, tower_path, kind)
+    tensors = formats.opened(path) if base is None else peft.on_base(path, download.resolve(base, **hub))
     parts, layout = _parts(described, tensors, tower_path, layout)
     kind_ = KINDS[described.kind]
     rows = [row for _, part in parts for row in part]
