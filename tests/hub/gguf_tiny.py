@@ -43,7 +43,8 @@ def their_key(name, arch):
     if stem in _TOP:
         return f"{_TOP[stem]}.{end}"
     _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{ARCHITECTURES[arch][part]}.{end}"
+    parts = ARCHITECTURES.get(arch, _PARTS)  # one that nobody reads is written too, to be refused
+    return f"model.layers.{layer}.{parts[part]}.{end}"
 
 
 def weights(arch="llama", tied=False, head=16, seed=0):
