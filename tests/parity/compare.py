@@ -91,3 +91,23 @@ def gradients(module: torch.nn.Module, unused: Sequence[str] = ()) -> dict[str, 
 
 def _numpy(x):
     return x.detach().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def same_gradients(expected, model, module, params, batch, output, rows, unused, name):
+    """Gradients of one random projection of the outputs on real positions: theirs, by our names, and ours, by part.
+
+    Args:
+      expected: the torch library's outputs [B, T, V], still attached to `model`.
+      output: method of our `module` that gives the same.
+    """
+    shown = (batch.segments > 0)[..., None]
+    pull = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32) * shown
+    (expected * torch.tensor(pull)).sum().backward()
+    theirs = gradients(model, unused)
+    wanted = P.flatten(P.unflatten({k: v for row in rows for k, v in row.load(theirs[row.theirs]).items()}))
+    loss = lambda p, b: (module.apply({"params": p}, b, method=output) * pull).sum()  # noqa: E731
+    ours = P.flatten(jax.jit(jax.grad(loss))(params, batch))
+    for part in ("vision", "connector", "llm"):
+        keys = sorted(k for k in ours if k.startswith(f"{part}/"))
+        together = [np.concatenate([np.asarray(flat[k]).ravel() for k in keys]) for flat in (ours, wanted)]
+        close(*together, f"{name}, gradients of {part}")

@@ -125,17 +125,8 @@ def test_every_weight_is_read(case):
 def test_gradients(case):
     model, module, rows, unused, params = make(case)
     batch, pictures = tiny.batch(module.config, [[2, I, 3, I, 4], [9], [4, I, 2]], image_id=IMAGE_ID)
-    shown = (batch.segments > 0)[..., None]
-    pull = np.random.default_rng(1).normal(size=(*batch.tokens.shape, 99)).astype(np.float32) * shown
-    (reference(model, batch, pictures) * torch.tensor(pull)).sum().backward()
-    theirs = compare.gradients(model, unused)
-    expected = P.flatten(P.unflatten({k: v for row in rows for k, v in row.load(theirs[row.theirs]).items()}))
-    loss = lambda p, b: (module.apply({"params": p}, b, method=tiny.logits) * pull).sum()  # noqa: E731
-    ours = P.flatten(jax.jit(jax.grad(loss))(params, batch))
-    for part in ("vision", "connector", "llm"):
-        keys = sorted(k for k in ours if k.startswith(f"{part}/"))
-        together = [np.concatenate([np.asarray(flat[k]).ravel() for k in keys]) for flat in (ours, expected)]
-        compare.close(*together, f"LLaVA {case}, gradients of {part}")
+    expected = reference(model, batch, pictures)
+    compare.same_gradients(expected, model, module, params, batch, tiny.logits, rows, unused, f"LLaVA {case}")
 
 
 def test_layouts_differ_in_names_only():

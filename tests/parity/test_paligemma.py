@@ -12,7 +12,6 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from lvlm_jax import params as P
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.zoo import paligemma
@@ -80,17 +79,8 @@ def test_logits(case, name):
 def test_gradients(case):
     model, module, rows, params = make(case)
     batch, pictures = tiny.batch(module.config, ROWS["pictures first"], image_id=IMAGE_ID)
-    shown = (batch.segments > 0)[..., None]
-    pull = np.random.default_rng(1).normal(size=(*batch.tokens.shape, 99)).astype(np.float32) * shown
-    (reference(model, batch, pictures) * torch.tensor(pull)).sum().backward()
-    theirs = compare.gradients(model, UNUSED)
-    expected = P.flatten(P.unflatten({k: v for row in rows for k, v in row.load(theirs[row.theirs]).items()}))
-    loss = lambda p, b: (module.apply({"params": p}, b, method=tiny.logits) * pull).sum()  # noqa: E731
-    ours = P.flatten(jax.jit(jax.grad(loss))(params, batch))
-    for part in ("vision", "connector", "llm"):
-        keys = sorted(k for k in ours if k.startswith(f"{part}/"))
-        together = [np.concatenate([np.asarray(flat[k]).ravel() for k in keys]) for flat in (ours, expected)]
-        compare.close(*together, f"{case}, gradients of {part}")
+    expected = reference(model, batch, pictures)
+    compare.same_gradients(expected, model, module, params, batch, tiny.logits, rows, UNUSED, case)
 
 
 def test_every_weight_is_read():
