@@ -3,10 +3,14 @@
 Importing this package touches no backend, flag, environment variable or network.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
+
+load: Callable[..., Any]
+"""`lvlm_jax.api.load`, imported when it is first asked for: ``lvlm_jax.load("runs/quickstart").generate(...)``."""
 
 
 def __getattr__(name: str) -> Any:

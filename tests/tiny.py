@@ -206,3 +206,9 @@ def cut(picture: np.ndarray, patch: int) -> np.ndarray:
 def logits(model: LVLM, batch: Batch) -> jax.Array:
     """For ``model.apply(..., method=tiny.logits)``: a batch to scores over the vocabulary."""
     return model.logits(model(batch)[0])
+
+
+def close(got, wanted, of=None):
+    """Equal within 2e-5 of the largest value of `of` (default `wanted`): the tolerance of tests/parity."""
+    largest = np.abs(wanted if of is None else of).max()
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * largest)

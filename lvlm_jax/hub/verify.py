@@ -20,7 +20,7 @@ from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
 from lvlm_jax.vision import family_of as tower_family_of
-from lvlm_jax.vision.text_tower import TextTower
+from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import family_of, llava
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
@@ -150,7 +150,9 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         newline = found.rows * q
         out["image_index"] = np.insert(index, 2, np.where(found.index == NEWLINE, newline, found.index))[None]
         out["tokens"] = np.asarray([words], np.int32)
-    elif loaded.kind != "vision":
+    elif loaded.kind in ("dual", "text"):
+        out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
+    elif loaded.kind == "decoder":
         out["tokens"] = np.asarray([_tokens(loaded, prompt)], np.int32)
     return out
 
@@ -170,14 +172,15 @@ def _made_picture() -> np.ndarray:
     return (smooth + np.random.default_rng(0).uniform(0, 55, smooth.shape)).astype(np.uint8)
 
 
+def _texts(text: TextTowerConfig, rows: int = 8) -> np.ndarray:
+    """Several texts of full length, since the score of one pair alone may be zero by chance; the id pooled is last."""
+    ids = 3 + np.outer(7 + np.arange(rows), np.arange(text.context)) % (text.vocab - 4)
+    ids[:, -1] = text.eos_id if text.pool == "eos" else text.vocab - 1
+    return ids.astype(np.int32)
+
+
 def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
-    config = loaded.config
-    if loaded.kind in ("dual", "text"):
-        # What a text tower pools is marked by an id of its own, at the end of a row of full length.
-        text = getattr(config, "text", config)
-        last = text.eos_id if text.pool == "eos" else text.vocab - 1
-        return [3 + (7 * i) % (text.vocab - 4) for i in range(text.context - 1)] + [last]
-    decoder = getattr(config, "llm", config)
+    decoder = getattr(loaded.config, "llm", loaded.config)
     # Of a folder without tokenizer files the library would make an empty tokenizer, and say nothing.
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if loaded.folder.suffix == ".gguf" or any((loaded.folder / name).exists() for name in names):

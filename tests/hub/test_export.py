@@ -316,7 +316,7 @@ def test_bfloat16_logits_need_no_float32_copy(tmp_path, loaded):
 
 def test_every_kind_names_its_layouts():
     assert {name: list(kind.layouts) for name, kind in KINDS.items()} == {
-        "lvlm": ["big_vision-paligemma", "hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"],
+        "lvlm": ["hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original", "big_vision-paligemma"],
         "dual": ["hf", "big_vision", "big_vision-scan"],
         "vision": [
             *["hf-4", "hf-5", "hf-vit", "hf-vit-classifier", "big_vision", "big_vision-scan", "timm", "vit_jax"]
