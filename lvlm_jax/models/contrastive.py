@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.nn.linear import linear, named
+from lvlm_jax.nn.norms import unit
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
@@ -62,14 +63,9 @@ class DualEncoder(nn.Module):
     def embed_images(self, patches: Array, positions: Array, segments: Array) -> Float[Array, "N D"]:
         """Unit vector of each picture; arguments as `ViT`'s."""
         x = self.vision(patches, positions, segments)[1]
-        return _unit(self.visual_projection(x) if self.config.projection else x)
+        return unit(self.visual_projection(x) if self.config.projection else x)
 
     def embed_text(self, tokens: Array) -> Float[Array, "B D"]:
         """Unit vector of each text row."""
         x = self.text(tokens)[1]
-        return _unit(self.text_projection(x) if self.config.projection else x)
-
-
-def _unit(x: Array) -> Array:
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return unit(self.text_projection(x) if self.config.projection else x)

@@ -55,4 +55,10 @@ class LayerNorm(nn.Module):
         return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
 
 
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Vectors of length one, in float32; the epsilon (SigLIP's) under the root gives a zero vector a gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-16)
+
+
 NORMS = {"rms": RMSNorm, "offset_rms": OffsetRMSNorm, "layer": LayerNorm}

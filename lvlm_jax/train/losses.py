@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.nn.attention import soft_cap
+from lvlm_jax.nn.norms import unit
 from lvlm_jax.shapes import Array, Bool, Float, Int
 
 Sums = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
@@ -148,7 +149,7 @@ def contrastive_loss(
       Sum over rows of the mean of both directions; real rows; images whose likeliest text is a match.
     """
     both, count = _both(real, len(image))
-    logits = jnp.where(both, scale * _unit(image) @ _unit(text).T, -1e9)
+    logits = jnp.where(both, scale * unit(image) @ unit(text).T, -1e9)
     match = (_matches(same, len(image)) & both).astype(jnp.float32)
     to_text = (match / jnp.maximum(match.sum(1, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=1)).sum()
     to_image = (match / jnp.maximum(match.sum(0, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=0)).sum()
@@ -172,16 +173,10 @@ def sigmoid_loss(
       Sum over images; real rows; images whose likeliest text is a match.
     """
     both, count = _both(real, len(image))
-    logits = scale * _unit(image) @ _unit(text).T + bias
+    logits = scale * unit(image) @ unit(text).T + bias
     match = _matches(same, len(image)) & both
     loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(match, logits, -logits)), 0.0).sum()
     return loss, count, _retrieved(jnp.where(both, logits, -1e9), match)
-
-
-def _unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Rows of length one, in float32; the epsilon (SigLIP's) under the root gives a zero row a gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-16)
 
 
 def _both(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:

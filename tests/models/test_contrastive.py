@@ -11,6 +11,7 @@ from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.train import losses
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from tests import tiny
 
@@ -75,3 +76,27 @@ def test_sharded_and_scanned_equal_neither(name, preset):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest)  # noqa: E731
     jax.tree.map(close, P.unstack_layers(got[1]), grads)
+
+
+@pytest.mark.parametrize("pool", ["mean", "map"])
+def test_a_row_that_only_fills_a_batch_leaves_the_gradient_whole(pool):
+    """An epoch's last batch has rows without a picture; a tower that pools patches makes a zero vector of them."""
+    batch = pairs("siglip")
+    vision = dataclasses.replace(CONFIGS["siglip"].vision, pool=pool)
+    config = dataclasses.replace(CONFIGS["clip"], vision=vision)
+    model = DualEncoder(config)
+    params = tiny.randomize(abstract(model, batch)[0])
+    empty = batch.replace(patch_segments=batch.patch_segments.at[-1].set(0), segments=batch.segments.at[-1].set(0))
+
+    def masked(params, batch):
+        image, text, scale, _ = model.apply({"params": params}, batch)
+        return losses.contrastive_loss(image, text, scale, real=batch.segments.max(1) > 0)[0]
+
+    value, grads = tiny.jit(jax.value_and_grad(masked))(params, empty)
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    fewer = jax.tree.map(lambda x: x[:-1], empty)
+    alone, wanted = tiny.jit(jax.value_and_grad(masked))(params, fewer)
+    np.testing.assert_allclose(value, alone, rtol=2e-6)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest), grads, wanted)
