@@ -182,8 +182,8 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         shares=getattr(source, "shares", None),
     )
     change = None
-    if data.augment.flip or data.augment.shift:
-        change = functools.partial(augment, flip=data.augment.flip, shift=data.augment.shift)
+    if data.augment:
+        change = functools.partial(augment, **dataclasses.asdict(data.augment))
     return Loader(
         source,
         encoder,

@@ -27,6 +27,7 @@ from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub import download, peft
+from lvlm_jax.hub.configs import public_config
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
@@ -142,7 +143,17 @@ class Run:
         ahead = [name for name in self.recipe.run if not done(name)]
         if gone := assemble.absent(self.recipe, ahead):
             raise ConfigError("; ".join(gone))
+        self.exportable()
         return ahead
+
+    def exportable(self) -> None:
+        """Raises ConfigError where the export, hours from now, would find that no public family holds a part."""
+        m = self.recipe.model
+        try:
+            if self.recipe.export:
+                public_config(m.lvlm, m.image_token_id, m.image)
+        except ValueError as error:
+            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def prepare(self, stages: Sequence[str]) -> None:
         """Reads and measures the records of all stages to come, so that a bad one is found before a weight is made."""

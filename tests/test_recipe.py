@@ -45,7 +45,7 @@ BAD = [
     ({"stages__align__data__rows": 9}, r"config\.stages\.align\.data: rows=9, pictures=\d+: .* multiples of groups="),
     (
         {"stages__align__data__source": "llava"},
-        r"source='llava': choose one of \['easy_vqa', 'llava_json', 'llava_yaml', 'messages', 'parquet',",
+        r"source='llava': choose one of \['easy_vqa', 'emoji', 'llava_json', 'llava_yaml', 'messages', 'parquet',",
     ),
     ({"stages__align__data__source": "messages"}, r"path: messages needs it; give its path"),
     (

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
+from lvlm_jax.data.emoji import EmojiDrawings
 from lvlm_jax.data.files import expand
 from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
@@ -25,6 +26,7 @@ from lvlm_jax.processing.encode import DataError
 
 FILES: dict[str, type] = {
     "easy_vqa": EasyVqaSplit,
+    "emoji": EmojiDrawings,
     "llava_json": LlavaJsonFiles,
     "llava_yaml": LlavaYamlFile,
     "messages": MessagesFiles,
@@ -100,7 +102,8 @@ class _Opens:
                 if value:
                     expand(value, ("",))
             except DataError as error:
-                out.append(f"{name}={value!r} does not exist ({error})")
+                install = getattr(self.kinds[self.source], "install", "").format(path=value)
+                out.append(f"{name}={value!r} does not exist ({error}){install and '; it comes by: ' + install}")
         return out
 
 

