@@ -278,10 +278,10 @@ def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import run
+    from lvlm_jax.hub import convert
 
     options = {name: getattr(args, name) for name in ("revision", "vision", "adapter", "model_base", "overwrite")}
-    print(run.import_weights(args.source, args.out, **options))
+    print(convert.import_weights(args.source, args.out, **options))
     return 0
 
 

@@ -10,7 +10,7 @@ from lvlm_jax.config import ConfigError, build
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.hub import beside
-from lvlm_jax.hub.configs import describe, read_json
+from lvlm_jax.hub.configs import describe, public_config, read_json
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.mesh import PRESETS
 from lvlm_jax.models.contrastive import DualEncoderConfig
@@ -233,6 +233,15 @@ class Recipe:
         for name, stage in self.stages.items():
             stage.stage(name)  # its own checks
             self._check(name, stage)
+        if self.export:
+            self._check_export()
+
+    def _check_export(self) -> None:
+        """What the export at the end would find: no public family holds a part."""
+        try:
+            public_config(self.model.lvlm, self.model.image_token_id, self.model.image)
+        except ValueError as error:
+            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def _check(self, name: str, stage: StageRecipe) -> None:
         if stage.loss == "contrastive" and self.contrastive is None:

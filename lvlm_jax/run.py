@@ -26,9 +26,7 @@ from lvlm_jax.api import EXPORT
 from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.evaluate import run as evaluations
-from lvlm_jax.hub import download, peft
-from lvlm_jax.hub.configs import public_config
-from lvlm_jax.hub.convert import export_folder, import_folder
+from lvlm_jax.hub.convert import export_folder
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import lora
@@ -143,17 +141,7 @@ class Run:
         ahead = [name for name in self.recipe.run if not done(name)]
         if gone := assemble.absent(self.recipe, ahead):
             raise ConfigError("; ".join(gone))
-        self.exportable()
         return ahead
-
-    def exportable(self) -> None:
-        """Raises ConfigError where the export, hours from now, would find that no public family holds a part."""
-        m = self.recipe.model
-        try:
-            if self.recipe.export:
-                public_config(m.lvlm, m.image_token_id, m.image)
-        except ValueError as error:
-            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def prepare(self, stages: Sequence[str]) -> None:
         """Reads and measures the records of all stages to come, so that a bad one is found before a weight is made."""
@@ -373,32 +361,6 @@ def evaluate_folder(
 def _score_line(when: str, result: Any) -> str:
     shown = ", ".join(f"{name} {training.score_text(name, value)}" for name, value in result.scores.items())
     return f"{when}: {shown} of {len(result.samples):,}"
-
-
-def import_weights(
-    source: str,
-    out: str,
-    revision: str | None = None,
-    vision: str | None = None,
-    adapter: str | None = None,
-    model_base: str | None = None,
-    overwrite: bool = False,
-) -> str:
-    """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``).
-
-    adapter: one of the peft package for this checkpoint, which is merged into it. model_base: the language model under
-    the LLaVA authors' projector or adapters alone.
-
-    Raises:
-      FileExistsError: weights stand there already, and `overwrite` was not said.
-    """
-    if checkpoint.is_saved(Path(out) / "params") and not overwrite:
-        raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
-    loaded = import_folder(source, revision=revision, vision=vision, base=model_base)
-    params = loaded.params if adapter is None else peft.apply(loaded.params, loaded.config, download.resolve(adapter))
-    checkpoint.save_params(Path(out) / "params", params)
-    count = trees.size(loaded.params)
-    return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"
 
 
 def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:

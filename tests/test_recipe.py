@@ -78,6 +78,8 @@ BAD = [
     ({"model__llm__head_dim": 7}, r"config\.model\.llm: heads of width 7 cannot be rotated in pairs"),
     ({"model__vision__heads": 3}, r"config\.model\.vision: width=64 does not divide into heads=3"),
     ({"model__vision__feature_layer": 0}, r"config\.model\.vision: feature_layer=0: -1 is the last of depth=4 layers"),
+    ({"model__vision__pool": "mean"}, r"config\.export: no public family .*or set config\.export=False"),
+    ({"stages__vision__data__augment__zoom": 1.0}, r"augment: augment\.zoom=1\.0: from 0 \(off\) to below 1"),
     ({"model__vision__patch_size": 65}, r"config\.model\.vision: patch_size=65 does not fit image_size=64"),
 ]
 

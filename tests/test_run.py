@@ -10,6 +10,7 @@ from lvlm_jax import assemble, recipe, run
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured
 from lvlm_jax.data.sources import LlavaJson
+from lvlm_jax.hub import convert
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.recipe import Data
 from lvlm_jax.run import Run
@@ -156,4 +157,4 @@ def test_imported_weights_are_not_overwritten_unasked(tmp_path):
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "manifest.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds imported weights already; give another folder, or --overwrite"):
-        run.import_weights("anywhere", str(tmp_path))
+        convert.import_weights("anywhere", str(tmp_path))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lvlm_jax import keymap, zoo
+from lvlm_jax import checkpoint, keymap, zoo
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import configs, download, formats, peft, place
@@ -23,7 +23,7 @@ from lvlm_jax.vision import FAMILIES as TOWERS
 from lvlm_jax.vision import family_of
 from lvlm_jax.zoo import llava
 
-__all__ = ["Loaded", "export_folder", "import_folder"]
+__all__ = ["Loaded", "export_folder", "import_folder", "import_weights"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,32 @@ def import_folder(
         layout=layout,
         folder=path,
     )
+
+
+def import_weights(
+    source: str,
+    out: str,
+    revision: str | None = None,
+    vision: str | None = None,
+    adapter: str | None = None,
+    model_base: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """``lvlm convert import``: a public checkpoint as weights that a recipe starts from (``start.all.workdir``).
+
+    adapter: one of the peft package for this checkpoint, which is merged into it. model_base: the language model under
+    the LLaVA authors' projector or adapters alone.
+
+    Raises:
+      FileExistsError: weights stand there already, and `overwrite` was not said.
+    """
+    if checkpoint.is_saved(Path(out) / "params") and not overwrite:
+        raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
+    loaded = import_folder(source, revision=revision, vision=vision, base=model_base)
+    params = loaded.params if adapter is None else peft.apply(loaded.params, loaded.config, download.resolve(adapter))
+    checkpoint.save_params(Path(out) / "params", params)
+    count = P.size(loaded.params)
+    return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"
 
 
 def _describe(raw: dict, path: Path, tower_path: Path | None, kind: str | None) -> configs.Described:
