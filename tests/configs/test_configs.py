@@ -18,6 +18,7 @@ ARGUMENTS = {
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
+    "smollm2_emoji": ("noto", "twemoji", "openmoji"),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
 # (weights of the whole model, share in percent) of each stage that trains a vision-language model.
@@ -33,6 +34,8 @@ FULL = {
     "paligemma_finetune:v2": {"transfer": (3_032_242_416, 100)},
     "qwen3_llava_small": {"align": (1_011_267_440, 0.2205), "instruct": (1_011_267_440, 59.16)},
     "qwen3_llava_small:4b": {"align": (4_444_963_184, 0.2139)},
+    # A rank of 16 beside four kernels of 30 layers is 1,843,200 weights and 120 strengths.
+    "smollm2_emoji": {"align": (137_778_240, 0.3211), "instruct": (137_778_240 + 1_843_200 + 120, 1.637)},
 }
 
 

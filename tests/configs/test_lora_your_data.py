@@ -85,6 +85,7 @@ def test_folders_that_are_no_vision_language_model(tmp_path):
         recipe.load(f"lora_your_data:{tmp_path}")
 
 
+@pytest.mark.slow
 def test_what_the_run_leaves(run, base, tmp_path, capsys):
     tuned = load_params(run / "tune" / "params")
     start = import_folder(base).params
@@ -110,6 +111,7 @@ def test_what_the_run_leaves(run, base, tmp_path, capsys):
     jax.tree.map(close, load_params(tmp_path / "weights" / "params"), loaded.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_next_stage_starts_from_the_merged_weights(scan, run):
     wanted = {"llm": lora.merge(load_params(run / "tune" / "params"))["llm"]}

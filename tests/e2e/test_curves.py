@@ -120,7 +120,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["align", pytest.param("instruct", marks=pytest.mark.slow)])
 def test_curves_are_equal(name, tmp_path):
     trains, rate = STAGES[name]
     adam = OptimizerConfig(

@@ -80,8 +80,8 @@ def whole(tmp_path_factory):
     return step(tmp_path_factory.mktemp("whole"), None)[0]
 
 
-# Every weight whole on every device is the easy case: in the default run tests/models has its loss and gradients.
-CUTS = [pytest.param("DP", 1, marks=pytest.mark.slow), ("FSDP", 8), ("FSDP_TP", 8)]
+# In the default run tests/models has the loss and gradients of every preset.
+CUTS = [pytest.param("DP", 1, marks=pytest.mark.slow), ("FSDP", 8), pytest.param("FSDP_TP", 8, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("preset", "parts"), CUTS)

@@ -39,7 +39,7 @@ def test_every_layout(fresh, tmp_path, layout):
     assert (import_folder(out).config, import_folder(out).layout) == (loaded.config, layout)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_complete_folder(tmp_path, version):
     loaded = import_folder(tiny.saved(tiny.perturbed(tiny.paligemma(version)), tmp_path / "in"))
     tokenizer = Tokenizer(llama_tiny(extra=("<image>", "<bos>", "<eos>")))

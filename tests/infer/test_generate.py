@@ -91,7 +91,7 @@ def test_the_prefix_of_a_prefix_model_is_the_prompt(prompts):
     assert first != [by_full_passes(tiny_system(), prompt, 1) for prompt in prompts]
 
 
-@pytest.mark.parametrize("preset", ["DP", "FSDP", "FSDP_TP"])
+@pytest.mark.parametrize("preset", ["DP", pytest.param("FSDP", marks=pytest.mark.slow), "FSDP_TP"])
 def test_sharded_equals_unsharded(system, prompts, preset):
     alone = free(system).generate(prompts, max_new_tokens=5)
     mesh = M.make_mesh(preset)

@@ -143,6 +143,7 @@ def test_rows_in_groups_of_their_own():
     np.testing.assert_allclose(ours, others, atol=2e-5 * np.abs(ours).max())
 
 
+@pytest.mark.slow
 def test_gradients():
     model, module, rows, params = make("clip + llama")
     talks, batch = packed(module.config, ROWS[:1])

@@ -75,7 +75,7 @@ def test_logits(case, name):
     compare.close(ours[shown], expected[shown], f"{case}, {name}")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["paligemma", pytest.param("paligemma2", marks=pytest.mark.slow)])
 def test_gradients(case):
     model, module, rows, params = make(case)
     batch, pictures = tiny.batch(module.config, ROWS["pictures first"], image_id=IMAGE_ID)

@@ -177,7 +177,7 @@ def test_a_stop_and_a_resume_give_the_same_bits(whole, tmp_path):
         equal(got, wanted)
 
 
-@pytest.mark.parametrize("preset", ["FSDP", "FSDP_TP"])
+@pytest.mark.parametrize("preset", [pytest.param("FSDP", marks=pytest.mark.slow), "FSDP_TP"])
 def test_sharded_equals_unsharded(preset, whole, tmp_path):
     net, mesh, cut = Net(), meshes.make_mesh(preset), set()
     params, axes = start(net)
