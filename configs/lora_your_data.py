@@ -26,9 +26,9 @@ from lvlm_jax.zoo import SYSTEMS
 
 def get_config(arg: str = "") -> ConfigDict:
     """``lora_your_data`` (LLaVA-1.5 7B), or with a system's name or a checkpoint's folder behind a colon."""
-    name = arg or "llava15_7b"
-    if name not in SYSTEMS and not Path(name).is_dir():
-        raise ValueError(f"lora_your_data:{name}: choose one of {list(SYSTEMS)}, or give a folder that is there")
+    name, released = arg or "llava15_7b", [name for name, spec in SYSTEMS.items() if spec.released]
+    if name not in released and not Path(name).is_dir():
+        raise ValueError(f"lora_your_data:{name}: choose one of {released}, or give a folder that is there")
     model = model_of(SYSTEMS[name]) if name in SYSTEMS else model_of_folder(name)
     c = ConfigDict()
     c.name = "lora_your_data"

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -29,7 +29,7 @@ def load(
     name_or_folder: str | Path,
     *,
     mesh: Mesh | None = None,
-    dtype: DTypeLike | None = None,
+    dtype: DTypeLike | Literal["stored"] | None = None,
     revision: str | None = None,
     template: str | Template | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
@@ -54,7 +54,8 @@ def load(
       name_or_folder: a folder in the torch library's or the LLaVA authors' layout, the workdir of an ``lvlm train``
         that has exported, a name out of `zoo.SYSTEMS`, or a hub name.
       mesh: devices to run on (`mesh.make_mesh`); default the first one.
-      dtype: of weights and compute; default by device: bfloat16, float16 on GPUs without it, float32 on a CPU.
+      dtype: of weights and compute; default by device: bfloat16, float16 on GPUs without it, float32 on a CPU. "stored"
+        leaves the weights as the files have them, and computes by device.
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder.
@@ -72,8 +73,10 @@ def load(
     folder = _folder(name_or_folder, revision, hub)
     if isinstance(template, str) and template not in TEMPLATES:
         raise ValueError(f"template={template!r}: choose one of {', '.join(TEMPLATES)}")
-    dtype = compute_dtype()[0] if dtype is None else dtype
-    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=dtype, vision=vision, base=model_base, **hub)
+    stored = isinstance(dtype, str) and dtype == "stored"
+    dtype = compute_dtype()[0] if dtype is None or stored else dtype
+    kept = None if stored else dtype
+    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
     params = loaded.params
     if adapter is not None:
         params = peft.apply(params, loaded.config, download.resolve(adapter, **hub))
@@ -116,7 +119,13 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
             "it has exported (the last stage does); of a checkpoint, the folder with config.json"
         )
     if not path.is_dir() and str(name) in SYSTEMS:
-        name = SYSTEMS[str(name)].source
+        spec = SYSTEMS[str(name)]
+        if not spec.released:
+            raise CheckpointError(
+                f"{name}: nobody published its weights, only those of its language model ({spec.source}); train it "
+                "(lvlm list names the recipes) and load the workdir"
+            )
+        name = spec.source
     return download.resolve(name, revision, **hub)
 
 

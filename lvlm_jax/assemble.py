@@ -21,6 +21,7 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.hub import beside, download, formats
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
@@ -32,7 +33,6 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
 from lvlm_jax.processing.image import augment
-from lvlm_jax.processing.schema import Text
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses
@@ -257,26 +257,9 @@ def _one_picture_each(source: Any, measured: Measured) -> None:
         )
 
 
-def question_samples(source: Any, limit: int = 0) -> list[tuple[Any, list[str]]]:
-    """(conversation up to an answer, [that answer]) of every answer; the earlier answers of a conversation are given.
-
-    Raises:
-      DataError: a record that ends with a question, has no answer at all, or one that is no text.
-    """
-    samples = []
-    for i in range(min(limit or len(source), len(source))):
-        example = source[i]
-        where = example.origin or f"record {i}"
-        if example.turns[-1].role != "assistant":
-            raise DataError(f"{where}: the last turn is the {example.turns[-1].role}'s: there is no answer to score by")
-        for at, turn in enumerate(example.turns):
-            if turn.role != "assistant":
-                continue
-            if not turn.segments or not all(isinstance(segment, Text) for segment in turn.segments):
-                raise DataError(f"{where}: turn {at}: the answer is not a text; only texts can be scored")
-            answer = "".join(segment.text for segment in turn.segments)
-            samples.append((dataclasses.replace(example, turns=example.turns[: at + 1]), [answer]))
-    return samples
+def asked(ask: Evaluation, cache: Path | None = None) -> list[tuple[Any, list[str]]]:
+    """What an evaluation asks: (conversation up to an answer, [that answer]) of every answer of its data."""
+    return questions(ask.data.open(cache, ask.data.on_bad), ask.limit, ask.data.on_bad)
 
 
 def floor_of(ask: Evaluation) -> float | None:

@@ -3,7 +3,7 @@
 A folder is complete when it holds ``manifest.json``, written last: every leaf with shape and dtype, every file with its
 size and, on a file system without checksums of its own, its SHA-256 (Orbax restores a flipped bit without a word).
 Layers are always apart on disk (``layers/0``, ``layers/1``), also inside optimizer moments, so that a run may be saved
-scanned and restored per layer, and the reverse.
+scanned and restored per layer, and the reverse. (Not Adafactor's in mid-stage: its placeholders have no layers.)
 """
 
 import functools

@@ -297,7 +297,7 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
     if rewrite.is_alone(args.source):
         print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
         return 0
-    model = api.load(args.source)
+    model = api.load(args.source, dtype="stored")
     out = export_folder(
         args.out,
         model.config,
@@ -339,7 +339,7 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
         print(f"  {name:<24} {_first_line(config.find(name))}")
     print("systems (lvlm_jax.load(NAME); weights come from the hub name beside it)")
     for name, spec in zoo.SYSTEMS.items():
-        print(f"  {name:<24} {getattr(spec, 'source', '')}")
+        print(f"  {name:<24} {spec.source}{'' if spec.released else ' (the language model alone: train the rest)'}")
     print(f"data sources\n  {', '.join(SOURCES)}")
     print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
     return 0

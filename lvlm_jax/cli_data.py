@@ -1,6 +1,7 @@
 """The command ``lvlm data``: look at data before a run, and what any command that reads data takes."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -33,12 +34,14 @@ def data_of(args: argparse.Namespace) -> Any:
     if args.messages:
         return Data(source="messages", path=args.messages, images=args.images)
     if args.source:
-        values = {"source": args.source, "path": args.path, "images": args.images, **_options(args.option)}
+        lists = {field.name for field in dataclasses.fields(Data) if field.type == tuple[str, ...]}
+        values = {"source": args.source, "path": args.path, "images": args.images, **_options(args.option, lists)}
         return build(Data, values, "--option")
     return Data(source="easy_vqa", split=args.easy_vqa) if args.easy_vqa else None
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
+def _options(words: Sequence[str], lists: set[str]) -> dict[str, Any]:
+    """The words as fields; those that are `lists` may be written ``a,b``."""
     out = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -47,7 +50,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
         try:
             out[name] = json.loads(text)
         except json.JSONDecodeError:
-            out[name] = text
+            out[name] = text.split(",") if name in lists else text
     return out
 
 
@@ -90,11 +93,10 @@ def _nothing(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _inspection(args: argparse.Namespace) -> Any:
-    import dataclasses
-
     from lvlm_jax import assemble
 
-    data = dataclasses.replace(data_of(args), template=args.template)
+    data = data_of(args)
+    data = dataclasses.replace(data, template=args.template or data.template)
     return assemble.inspection(data, args.config, args.tokenizer, args.length)
 
 

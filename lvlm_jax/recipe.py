@@ -194,13 +194,23 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Free generation over a data set, scored. limit: so many samples of it; 0 takes all."""
+    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all.
+
+    Questions are asked in the model's own chat template, whatever the source's records say.
+    """
 
     data: Data
     scores: tuple[str, ...] = ("exact",)
     max_new_tokens: int = 16
     rows: int = 64
     limit: int = 0
+
+    def __post_init__(self) -> None:
+        templates = [self.data.template, self.data.own_template, *self.data.member_templates]
+        if name := next(filter(None, templates), None):
+            raise ConfigError(
+                f"evaluation.data: template {name!r} would not be used: questions are asked in the model's own"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,8 @@ from lvlm_jax.train.stages import share_text, trained_share
 
 EVALUATION = "evaluation"
 """Folder of the workdir with one folder a time that the model was scored."""
+CACHE = "cache"
+"""Folder of the workdir with what reading the records found."""
 
 
 def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> dict:
@@ -134,6 +136,7 @@ class Run:
         self.loaders: dict[str, Loader] = {}
         self.results: list[dict] = []
         self.samples: list[dict] = []
+        self.questions: list | None = None
 
     def ahead(self, resume: bool) -> list[str]:
         """The stages that are still to run. Raises ConfigError where something that they read is not there."""
@@ -147,6 +150,14 @@ class Run:
         """Reads and measures the records of all stages to come, so that a bad one is found before a weight is made."""
         for name in stages:
             self.loaders[name] = self.loader(name)
+        if any(self.recipe.stages[name].evaluate or self.recipe.stages[name].eval_every for name in stages):
+            self.asked()
+
+    def asked(self) -> list:
+        """What the evaluation asks, read once."""
+        if self.questions is None:
+            self.questions = assemble.asked(self.recipe.evaluation, self.folder / CACHE)
+        return self.questions
 
     @contextlib.contextmanager
     def claim(self, resume: bool) -> Iterator[None]:
@@ -184,6 +195,9 @@ class Run:
         if jax.process_index() == 0:
             for stale in () if resume or not file.exists() else (EVALUATION, EXPORT, *self.recipe.stages):
                 shutil.rmtree(self.folder / stale, ignore_errors=True)
+            if not resume:  # pictures may have been mended; the indices of shards know when their file changed
+                for measured in (self.folder / CACHE).glob("lengths-*"):
+                    measured.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(mine, indent=1))
         checkpoint.agree(0)
@@ -202,18 +216,22 @@ class Run:
         if "before" in stage.evaluate:
             self.evaluate(f"before {name}", params)
         head_trained = trees.flatten(stage.stage(name).mask(params)).get(assemble.head_path(recipe), False)
+        work = assemble.flops_of(recipe, stage, params)
+        handed = [params]  # no reference of ours stays, so that what runs in few bits need not stand whole beside it
+        del params
         params = fit(
             stage.stage(name),
             loss_fn=assemble.loss_of(stage, model, head_trained, self.mesh),
-            params=params,
+            params=handed.pop(),
             batches=_WhenAsked(lambda: self.loaders.pop(name, None) or self.loader(name)),
             workdir=self.folder,
             mesh=self.mesh,
             axes=axes,
             evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p)) if stage.eval_every else None,
             resume=resume,
+            frozen_dtype=assemble.dtype_of(recipe),
             earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
-            flops=assemble.flops_of(recipe, stage, params),
+            flops=work,
             writers=recipe.log_to,
         )
         if "after" in stage.evaluate:
@@ -257,7 +275,7 @@ class Run:
 
     def loader(self, name: str) -> Loader:
         """The batches of a stage; its records are read and measured here, or were before."""
-        return assemble.loader_of(self.recipe, self.recipe.stages[name], self.tokenizer, cache=self.folder / "cache")
+        return assemble.loader_of(self.recipe, self.recipe.stages[name], self.tokenizer, cache=self.folder / CACHE)
 
     def system(self, params: dict) -> System:
         """The model as something to ask."""
@@ -281,7 +299,7 @@ class Run:
         if result is None:
             result = evaluations.evaluate(
                 self.system(params),
-                assemble.question_samples(ask.data.open(), ask.limit),
+                self.asked(),
                 scores=ask.scores,
                 batch_rows=ask.rows,
                 max_new_tokens=ask.max_new_tokens,
@@ -342,12 +360,12 @@ def evaluate_folder(
             if kept.parent != samples:
                 lines.append(_score_line(kept.parent.name.replace("_", " "), evaluations.load(kept.parent)))
     if data is None and ask is None:
-        raise ConfigError("what to score it on? Give --llava FILE, --messages FILE or --easy-vqa")
+        raise ConfigError("what to score it on? Give --llava, --messages, --source KIND with --path, or --easy-vqa")
     ask = Evaluation(data=data) if data is not None else ask
     ask = dataclasses.replace(ask, rows=rows or ask.rows, limit=limit or ask.limit, scores=scores or ask.scores)
     result = evaluations.evaluate(
         system,
-        assemble.question_samples(ask.data.open(), ask.limit),
+        assemble.asked(ask),
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=max_new_tokens or ask.max_new_tokens,

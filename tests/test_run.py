@@ -10,6 +10,7 @@ from lvlm_jax import assemble, recipe, run
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured
 from lvlm_jax.data.sources import LlavaJson
+from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.hub import convert
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.recipe import Data
@@ -25,9 +26,10 @@ def quick():
 def test_a_restart_throws_away_all_that_the_run_before_left(quick, tmp_path):
     with Run(quick, tmp_path).claim(resume=True):
         pass
-    kept = [tmp_path / "notes.txt", tmp_path / "cache" / "lengths.npz"]
+    kept = [tmp_path / "notes.txt", tmp_path / "cache" / "tar-1.npz"]
     stale = [tmp_path / "evaluation" / "after_align" / "summary.json", tmp_path / "export" / "config.json"]
     stale += [tmp_path / "align" / "params" / "manifest.json", tmp_path / "instruct" / "checkpoints" / "4" / "x"]
+    stale += [tmp_path / "cache" / "lengths-1.npz"]
     for file in kept + stale:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
@@ -118,7 +120,7 @@ def _said(*turns):
 
 def test_each_answer_is_a_sample_after_the_answers_before_it(tmp_path):
     source = _file(tmp_path / "x.jsonl", _said(("human", "a?"), ("gpt", "b"), ("human", "c?"), ("gpt", "d")))
-    samples = assemble.question_samples(source)
+    samples = questions(source)
     assert [len(example.turns) for example, _ in samples] == [2, 4]
     assert [references for _, references in samples] == [["b"], ["d"]]
 
@@ -127,10 +129,10 @@ def test_a_conversation_that_ends_with_a_question_cannot_be_scored(tmp_path):
     good = _said(("human", "a?"), ("gpt", "b"))
     source = _file(tmp_path / "x.jsonl", good, _said(("human", "a?"), ("gpt", "b"), ("human", "c?")))
     with pytest.raises(DataError, match=r"x\.jsonl:2: the last turn is the user's: there is no answer to score by"):
-        assemble.question_samples(source)
+        questions(source)
     picture = {"image": "p.png"} | _said(("human", "a?"), ("gpt", "<image>"))
     with pytest.raises(DataError, match=r"y\.jsonl:1: turn 1: the answer is not a text"):
-        assemble.question_samples(_file(tmp_path / "y.jsonl", picture))
+        questions(_file(tmp_path / "y.jsonl", picture))
 
 
 def test_records_left_out_are_counted_and_named(quick, tmp_path, capsys):
@@ -158,3 +160,23 @@ def test_imported_weights_are_not_overwritten_unasked(tmp_path):
     (tmp_path / "params" / "manifest.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds imported weights already; give another folder, or --overwrite"):
         convert.import_weights("anywhere", str(tmp_path))
+
+
+def test_bad_records_of_an_evaluation_are_left_out_and_counted(tmp_path, capsys):
+    good = [_said(("human", f"{n}?"), ("gpt", str(n))) for n in range(4)]
+    source = _file(tmp_path / "x.jsonl", good[0], _said(("human", "a?")), *good[1:])
+    assert [reference for _, (reference,) in questions(source, on_bad="skip")] == ["0", "1", "2", "3"]
+    assert "1 bad records are not asked about; the first: " in capsys.readouterr().err
+    assert [reference for _, (reference,) in questions(source, limit=2, on_bad="skip")] == ["0", "1"]
+    twice = _file(tmp_path / "y.jsonl", _said(("human", "a?"), ("gpt", "b"), ("human", "c?"), ("gpt", "d")))
+    assert len(questions(twice, limit=1)) == 1, "a limit counts answers"
+
+
+def test_what_the_evaluation_reads_is_read_before_a_weight_is_made(quick, tmp_path):
+    bad = tmp_path / "ask.jsonl"
+    _file(bad, _said(("human", "a?"), ("gpt", "b"), ("human", "c?")))
+    ask = dataclasses.replace(quick.evaluation, data=Data(source="llava_json", path=str(bad)))
+    with pytest.raises(DataError, match=r"ask\.jsonl:1: the last turn is the user's"):
+        Run(dataclasses.replace(quick, evaluation=ask), tmp_path / "run").prepare(["align"])
+    with pytest.raises(ConfigError, match="template 'plain' would not be used"):
+        dataclasses.replace(ask, data=dataclasses.replace(ask.data, template="plain"))

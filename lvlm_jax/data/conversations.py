@@ -110,6 +110,8 @@ def caption_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn
     if not isinstance(record["caption"], str) or not record["caption"].strip():
         raise DataError(f"{origin}: 'caption' must be text, this is {kind_of(record['caption'])}")
     shown = tuple(_column(record, find, origin)[0])
+    if not shown:
+        raise DataError(f"{origin}: a caption without a picture; its column is 'image' or 'images', or say with rename")
     return Turn(role="user", segments=shown), Turn(role="assistant", segments=(Text(record["caption"]),))
 
 

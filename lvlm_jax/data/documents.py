@@ -4,7 +4,9 @@ A document is one assistant turn of texts and pictures in reading order, for the
 of its text.
 """
 
+import bisect
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -155,7 +157,7 @@ class Mmc4(Numbered):
         max_pictures: int = 0,
     ):
         self._files = [RecordFile(file) for file in expand(path, (".jsonl", ".json"))]
-        self._ends = [sum(map(len, self._files[: n + 1])) for n in range(len(self._files))]
+        self._ends = list(itertools.accumulate(map(len, self._files)))
         self._images = epath.Path(images) if images is not None else self._files[0].path.parent
         self._min_similarity, self._max_pictures = min_similarity, max_pictures
 
@@ -171,7 +173,7 @@ class Mmc4(Numbered):
         )
 
     def _place(self, index: int) -> tuple[RecordFile, int]:
-        file = next(n for n, end in enumerate(self._ends) if index < end)
+        file = bisect.bisect_right(self._ends, index)
         return self._files[file], index - (self._ends[file] - len(self._files[file]))
 
     def origin(self, index: int) -> str:

@@ -10,9 +10,11 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
+from etils import epath
+
+from lvlm_jax.data.files import part_of
 from lvlm_jax.data.sources import Numbered
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn
@@ -68,7 +70,7 @@ class Emoji(Numbered):
             raise DataError(f"vendors={vendors!r}: name at least one, each once")
         if kind not in KINDS:
             raise DataError(f"of={kind!r}: choose one of {list(KINDS)}")
-        self.path, self.vendors, self.kind, self.size = Path(path), tuple(vendors), kind, size
+        self.path, self.vendors, self.kind, self.size = epath.Path(path), tuple(vendors), kind, size
         icons = {vendor: _icons(self.path, vendor) for vendor in VENDORS}
         self.concepts, self._crc = _concepts(self.path, icons)
         self._folders = [_drawings(self.path, vendor, icons[vendor], self.concepts, size) for vendor in self.vendors]
@@ -125,7 +127,7 @@ def _code(text: str) -> str:
     return "-".join(part for part in text.lower().split("-") if part != "fe0f")
 
 
-def _read(path: Path, *parts: str) -> tuple[Any, int]:
+def _read(path: epath.Path, *parts: str) -> tuple[Any, int]:
     """(a package's JSON, its checksum)."""
     file = path.joinpath("node_modules", *parts)
     if not file.is_file():
@@ -134,14 +136,14 @@ def _read(path: Path, *parts: str) -> tuple[Any, int]:
     return json.loads(data), zlib.crc32(data)
 
 
-def _icons(path: Path, vendor: str) -> tuple[Mapping[str, Any], dict[str, str], int]:
+def _icons(path: epath.Path, vendor: str) -> tuple[Mapping[str, Any], dict[str, str], int]:
     """(the set's SVG bodies and sizes, code points -> name in the set, checksum)."""
     icons, crc = _read(path, "@iconify-json", VENDORS[vendor], "icons.json")
     names, _ = _read(path, "@iconify-json", VENDORS[vendor], "chars.json")
     return icons, {_code(code): name for code, name in names.items()}, crc
 
 
-def _concepts(path: Path, icons: Mapping[str, tuple]) -> tuple[list[Concept], int]:
+def _concepts(path: epath.Path, icons: Mapping[str, tuple]) -> tuple[list[Concept], int]:
     """(what every vendor drew, in emojibase's order; a checksum over all packages)."""
     records, crc = _read(path, "emojibase-data", "en", "data.json")
     messages, _ = _read(path, "emojibase-data", "en", "messages.json")
@@ -155,7 +157,7 @@ def _concepts(path: Path, icons: Mapping[str, tuple]) -> tuple[list[Concept], in
     return found, zlib.crc32(repr((crc, [one for _, _, one in icons.values()])).encode())
 
 
-def _drawings(path: Path, vendor: str, icons: tuple, concepts: list[Concept], size: int) -> Path:
+def _drawings(path: epath.Path, vendor: str, icons: tuple, concepts: list[Concept], size: int) -> epath.Path:
     """The folder of a vendor's drawings, rendered now where it is not there."""
     bodies, names, crc = icons
     folder = path / "drawings" / f"{vendor}-{size}-{crc:08x}"
@@ -165,7 +167,7 @@ def _drawings(path: Path, vendor: str, icons: tuple, concepts: list[Concept], si
         import resvg_py
     except ModuleNotFoundError as error:
         raise DataError("the drawings are SVG; to render them: pip install 'lvlm-jax[emoji]'") from error
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    part = part_of(folder)
     part.mkdir(parents=True)
     with progress_bar(len(concepts), f"render {vendor}", unit="drawing") as bar:
         for concept in concepts:

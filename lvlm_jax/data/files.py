@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import uuid
 from collections.abc import Sequence
 
 from etils import epath
@@ -30,6 +31,22 @@ def expand(path: str | os.PathLike, suffixes: Sequence[str]) -> list[epath.Path]
             raise DataError(f"{path}: names {file} twice; each file may stand once")
         seen.add(file)
     return found
+
+
+def part_of(file: epath.Path) -> epath.Path:
+    """A name beside `file` that no other process takes, for what is written whole and then renamed.
+
+    Hosts may share a disk, and containers number their processes alike, so the name is drawn at random.
+    """
+    return file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.part")
+
+
+def write_whole(file: epath.Path, data: bytes) -> None:
+    """Writes a file, its folder too, so that no reader ever sees a part of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(file)
+    part.write_bytes(data)
+    part.replace(file)
 
 
 def braces(text: str) -> list[str]:

@@ -6,12 +6,13 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from lvlm_jax.data.check import Bad, Encode, inspect_all
+from lvlm_jax.data.files import write_whole
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec
@@ -72,7 +73,7 @@ def measure_lengths(
     images = on_bad == "skip" if images is None else images
     file = None
     if cache is not None:
-        file = Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
+        file = epath.Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
     found = file.read_bytes() if file is not None and file.is_file() else b""
     kept = found
     if hosts is not None:
@@ -87,7 +88,7 @@ def measure_lengths(
     if measured.bad and on_bad == "raise":
         raise DataError(f"{measured.bad[0]}; mend the record, or leave such records out with on_bad='skip'")
     if file is not None and not found:
-        _write(file, _packed(measured))
+        write_whole(file, _packed(measured))
     if len(measured.bad) == len(source):
         raise DataError(f"all {len(source)} records are bad; the first: {measured.bad[0]}")
     return measured
@@ -141,13 +142,6 @@ def _unpacked(data: bytes) -> Measured:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
         return Measured(arrays["lengths"], arrays["pictures"], bad)
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")  # hosts that share a disk may write at the same time
-    part.write_bytes(data)
-    part.replace(file)
 
 
 def fingerprint(source: Source, encode: Encode, images: ImageSpec | bool = False) -> str:

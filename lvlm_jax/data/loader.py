@@ -107,7 +107,8 @@ def _check_rows(image: Image, found: int, need: int) -> None:
         name = image.source if isinstance(image.source, str) else f"<{type(image.source).__name__}>"
         raise DataError(
             f"{name}: the picture takes {found} vision row(s), but its positions were made for {need}: the file has "
-            "changed meanwhile, or encode and the loader were given different image specs; measure again"
+            "changed meanwhile, or encode and the loader were given different image specs; measure again (lvlm train "
+            "--restart does)"
         )
 
 
@@ -268,7 +269,7 @@ class Loader:
             raise DataError(
                 f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {encoded.vision_rows} pictures "
                 f"(tiles counted), but the plan was made for {planned[0]} and {planned[1]}; data or template changed, "
-                "measure again"
+                "measure again (lvlm train --restart does)"
             )
         return weighted(encoded, self.weigh_by)
 

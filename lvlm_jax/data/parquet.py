@@ -211,7 +211,12 @@ def renames(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if pair.count("=") != 1 or "" in pair.split("="):
             raise DataError(f"rename: {pair!r} must read our_name=their_name, like 'caption=TEXT'")
-    return dict(pair.split("=") for pair in pairs)
+    found = dict(pair.split("=") for pair in pairs)
+    if unknown := sorted(found.keys() - table_fields({})):
+        raise DataError(f"rename: {unknown[0]!r} is no field of a record; the fields are {', '.join(table_fields({}))}")
+    if len(found) < len(pairs):
+        raise DataError(f"rename: a field is named twice in {', '.join(pairs)}; each may stand once")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

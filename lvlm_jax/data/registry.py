@@ -11,6 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from etils import epath
+
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
@@ -99,7 +101,7 @@ class _Opens:
         out = []
         for name, value in (("path", self.path), ("images", self.images)):
             try:
-                if value:
+                if value and not epath.Path(value).expanduser().exists():  # else a pattern, or nothing
                     expand(value, ("",))
             except DataError as error:
                 install = getattr(self.kinds[self.source], "install", "").format(path=value)

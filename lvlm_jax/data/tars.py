@@ -6,9 +6,11 @@ terabyte again. Records are then read by number, in any order.
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from lvlm_jax.data.conversations import LAYOUTS, picture_inside, turns_of
-from lvlm_jax.data.files import expand, read_ranges
+from lvlm_jax.data.files import expand, read_ranges, write_whole
 from lvlm_jax.data.sources import Numbered, Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image
@@ -136,11 +138,9 @@ def _indexed(file: epath.Path, score: str, cache: str | os.PathLike | None, on_b
     shard = _index(file, score, on_bad)
     texts = json.dumps({"extensions": shard.extensions, "left_out": shard.left_out})
     arrays = {field: getattr(shard, field) for field in ("keys", "first", "members", "scores")}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.parent / f"{kept.name}.{os.getpid()}.part"  # hosts that share a disk may index at the same time
-    with part.open("wb") as out:
-        np.savez(out, texts=np.array(texts), **arrays)
-    part.replace(kept)
+    out = io.BytesIO()
+    np.savez(out, texts=np.array(texts), **arrays)
+    write_whole(kept, out.getvalue())
     return shard
 
 
@@ -212,12 +212,15 @@ def _members(file: epath.Path, opened: Any, found: dict, twice: dict) -> str:
 
 
 def _score(file: epath.Path, opened: Any, key: str, members: dict[str, tuple[int, int]], field: str) -> float:
-    """The metadata field as a number, NaN where there is none."""
+    """The metadata field as a number, NaN where there is none, or no .json that can be read: such a record is bad."""
     if not field or "json" not in members:
         return math.nan
     offset, size = members["json"]
     opened.seek(offset)
-    value = _decoded("json", opened.read(size), f"{file}: {key}").get(field)
+    try:
+        value = _decoded("json", opened.read(size), f"{file}: {key}").get(field)
+    except DataError:
+        return math.nan
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -264,9 +267,10 @@ class TarSelection(Numbered):
     def _example(self, index: int) -> Example:
         number = int(self._numbers[index])
         origin = self._records.origin(number)
+        record = self._records.read(number)
         if self._min_score is not None and math.isnan(self._records.scores[number]):
             raise DataError(f"{origin}: no number {self._score!r} in its .json, which min_score needs")
-        turns = self._turns(self._records.read(number), origin)
+        turns = self._turns(record, origin)
         return Example(turns=turns, id=self._records.key(number), origin=origin)
 
     def _turns(self, record: dict[str, Any], origin: str) -> Any:
@@ -277,11 +281,11 @@ class TarPairs(TarSelection):
     """Pictures with their text: ``KEY.jpg`` with ``KEY.txt`` (a caption), or with a talk in ``KEY.json``.
 
     The ``.json`` may hold any layout of `conversations.LAYOUTS`; beside a ``.txt`` it is metadata. Several pictures of
-    a record (``KEY.0.jpg``, ``KEY.1.jpg``) come in the order of their names.
+    a record (``KEY.0.jpg``, ``KEY.1.jpg``) come in the order of their names, numbers in them by value.
     """
 
     def _turns(self, record: dict[str, Any], origin: str) -> Any:
-        pictures = [record[name] for name in sorted(record) if name.rpartition(".")[2] in PICTURES]
+        pictures = [record[name] for name in sorted(record, key=_by_number) if name.rpartition(".")[2] in PICTURES]
         talk = dict(record.get("json", {}))
         if "txt" in record:
             talk = {"caption": record["txt"].strip()}
@@ -291,6 +295,11 @@ class TarPairs(TarSelection):
         if not pictures:
             raise DataError(f"{origin}: has no picture ({', '.join(f'.{name}' for name in PICTURES)})")
         return turns_of({**talk, "image": None, "images": pictures}, _inside, origin)
+
+
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts "2.jpg" before "10.jpg"."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _inside(value: Any, field: str, where: str) -> Image:

@@ -102,7 +102,7 @@ class Log:
             if self.ideal is not None:
                 values["mfu"] = self.ideal * self._steps / seconds
         if "tokens" in metrics:
-            values["labelled"] = float(metrics["weight"]) / max(int(metrics["tokens"]), 1)
+            values["labelled"] = int(metrics["targets"]) / max(int(metrics["tokens"]), 1)
         return values | {"trained": self.trained, "skipped": int(metrics["skipped"])}
 
     def row(self, step: int, values: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ def fit(
     saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep)
     start = (saved.latest() if resume else saved.clear()) or 0
     run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start))
+    del params  # kernels that run in few bits leave the device, unless the caller holds them
     state = saved.restore(like=run.like) if start else run.fresh()
     start = int(state.step)  # an earlier one where the newest was damaged
     if start == stage.steps and is_saved(os.path.join(folder, "params")):
@@ -229,10 +230,10 @@ class _Run:
         """Writes and returns all parameters."""
         params = self.whole(state)
         known = [os.path.join(self.folder, "frozen"), *self._known()]
-        save_params(os.path.join(self.folder, "params"), params, elsewhere=known)
-        if self.average and not self.average.use:
+        if self.average and not self.average.use:  # before the params, whose presence says that the stage is done
             average = trees.merge(state.smooth, self.originals)
             save_params(os.path.join(self.folder, "average"), average, elsewhere=known)
+        save_params(os.path.join(self.folder, "params"), params, elsewhere=known)
         return params
 
 

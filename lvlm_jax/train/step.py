@@ -159,4 +159,8 @@ def _counts(batch: Any) -> dict:
     if not isinstance(batch, Batch):
         return {}
     pictures = batch.patch_segments.max(-1, initial=0).sum()
-    return {"tokens": (batch.segments > 0).sum(), "images": pictures}
+    return {
+        "tokens": (batch.segments > 0).sum(),
+        "targets": ((batch.weights > 0) & (batch.segments > 0)).sum(),
+        "images": pictures,
+    }

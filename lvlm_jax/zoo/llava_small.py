@@ -19,7 +19,15 @@ def _system(name: str, decoder: str, source: str, template: str, vocab: int, ima
     words = {**llm.qwen3.PRESETS, **llm.gemma3.PRESETS}[decoder]
     config = LVLMConfig(vision=_TOWER, connector=MlpConfig(), llm=dataclasses.replace(words, vocab=vocab))
     image = ImageSpec(size=384, patch=14, mean=HALF, std=HALF, resample="bicubic", fit="squash")
-    return Spec(name=name, config=config, image=image, template=template, source=source, image_token_id=image_token_id)
+    return Spec(
+        name=name,
+        config=config,
+        image=image,
+        template=template,
+        source=source,
+        image_token_id=image_token_id,
+        released=False,
+    )
 
 
 def _qwen3(size: str) -> Spec:

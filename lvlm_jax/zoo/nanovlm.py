@@ -21,7 +21,15 @@ def _system(name: str, decoder: str, side: int, factor: int, source: str) -> Spe
     words = dataclasses.replace(llm.smollm2.PRESETS[decoder], vocab=49216)
     config = LVLMConfig(vision=sizes, connector=PixelShuffleConfig(factor=factor), llm=words)
     image = ImageSpec(size=side, patch=16, mean=HALF, std=HALF, resample="bicubic", fit="squash")
-    return Spec(name=name, config=config, image=image, template="smollm2", source=source, image_token_id=49152)
+    return Spec(
+        name=name,
+        config=config,
+        image=image,
+        template="smollm2",
+        source=source,
+        image_token_id=49152,
+        released=False,
+    )
 
 
 SYSTEMS: dict[str, Spec] = {

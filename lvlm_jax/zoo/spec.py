@@ -13,10 +13,11 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One released system.
+    """One system.
 
-    template: a key of `processing.chat_templates.TEMPLATES`. source: hub name of its weights and tokenizer.
-    image_token_id: the id that stands where a picture's tokens go.
+    template: a key of `processing.chat_templates.TEMPLATES`. source: hub name of its weights and tokenizer; where
+    nobody `released` the whole, of its tokenizer and language model. image_token_id: the id that stands where a
+    picture's tokens go.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Spec:
     template: str
     source: str
     image_token_id: int
+    released: bool = True

@@ -284,7 +284,7 @@ def test_a_plan_made_for_another_template_is_noticed(album, encoder, spec):
     loader = make(album, encoder, spec)
     template = encoder.keywords["template"].with_system("what is the color")
     loader.encode = functools.partial(encoder, template=template)
-    with pytest.raises(DataError, match=r"but the plan was made for .* measure again"):
+    with pytest.raises(DataError, match=r"but the plan was made for .* measure again \(lvlm train --restart"):
         loader.build(0)
 
 

@@ -67,6 +67,10 @@ def test_columns_called_otherwise(tmp_path):
         Parquet(path, rename={"caption": "TXT"})
     with pytest.raises(DataError, match="rename: 'caption' must read our_name=their_name"):
         ParquetFiles(path="x", rename=("caption",))
+    with pytest.raises(DataError, match="rename: 'imgae' is no field of a record; the fields are id, image, images,"):
+        ParquetFiles(path="x", rename=("imgae=jpg", "caption=TEXT"))
+    with pytest.raises(DataError, match="rename: a field is named twice"):
+        ParquetFiles(path="x", rename=("caption=a", "caption=b"))
 
 
 def test_row_groups_are_read_when_asked_for_and_the_source_is_small_to_send(tmp_path, monkeypatch):

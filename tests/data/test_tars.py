@@ -156,3 +156,18 @@ def test_documents_of_open_flamingo(tmp_path):
         DataError, match=r"k: image_info\[0\]: no 'image_base64'; a tar's pictures must stand in the tar"
     ):
         Mmc4Tar(shard(tmp_path / "b.tar", [("k.json", record)]))[0]
+
+
+def test_more_than_ten_pictures_come_in_the_order_of_their_numbers(tmp_path):
+    talk = [{"from": "human", "value": "<image>" * 12 + "which?"}, {"from": "gpt", "value": "x"}]
+    members = [(f"a.{n}.jpg", str(n).encode()) for n in range(12)] + [("a.json", {"conversations": talk})]
+    shown = TarPairs(shard(tmp_path / "a.tar", members))[0].images
+    assert [int(image.source) for image in shown] == list(range(12))
+
+
+def test_a_broken_json_under_a_threshold_is_one_bad_record(tmp_path):
+    path = shard(tmp_path / "a.tar", [*pairs(0, 3, lambda n: 0.9), ("9.png", PNG), ("9.txt", "x"), ("9.json", "{")])
+    source = TarFiles(path=str(path), score="similarity", min_score=0.6).open(on_bad="skip")
+    assert len(source) == 4
+    with pytest.raises(DataError, match=r"a\.tar: 9\.json: not UTF-8 json"):
+        source[3]

@@ -11,7 +11,8 @@ STATE = None
 
 
 def _metrics(step, **more):
-    numbers = {"loss": 1.0 / step, "lr": 0.1, "grad_norm": 2.0, "weight": 4.0, "skipped": 0, "tokens": 8, "images": 2}
+    numbers = {"loss": 1.0 / step, "lr": 0.1, "grad_norm": 2.0, "weight": 4.0, "skipped": 0}
+    numbers |= {"tokens": 8, "targets": 4, "images": 2}
     return {name: jnp.asarray(value) for name, value in (numbers | more).items()} | {"data_wait": 0.0}
 
 
