@@ -180,6 +180,8 @@ def _template(folder: Path, config: LVLMConfig) -> Template:
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
+    if folder.is_file():
+        return ()
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     places = (read_json(generation) if generation.is_file() else {}, config, config.get("text_config", {}))

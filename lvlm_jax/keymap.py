@@ -25,6 +25,10 @@ SCALAR = Change(lambda x: x.reshape(()), lambda x: x.reshape(1))
 """A single number that torch keeps with one axis."""
 
 
+UNBATCHED = Change(lambda x: x.reshape(x.shape[1:]), lambda x: x.reshape(1, *x.shape))
+"""A table or token that they keep with a batch axis of one in front."""
+
+
 def patches(size: int) -> Change:
     """A patch embedding: torch's convolution [D, 3, size, size], ours a kernel [size*size*3, D]."""
     return Change(
@@ -33,10 +37,15 @@ def patches(size: int) -> Change:
     )
 
 
-def thirds(inner: Change = SAME) -> Change:
-    """Three leaves of ours that stand in one tensor of theirs, joined along its first axis (fused q, k, v)."""
+def flax_patches(size: int) -> Change:
+    """A patch embedding: a flax convolution [size, size, 3, D], ours a kernel [size*size*3, D]."""
+    return Change(lambda x: x.reshape(size * size * 3, -1), lambda x: x.reshape(size, size, 3, -1))
+
+
+def joined(parts: int, inner: Change = SAME) -> Change:
+    """Leaves of ours that stand in one tensor of theirs, one after the other along its first axis (fused q, k, v)."""
     return Change(
-        lambda x: tuple(inner.load(part) for part in np.split(x, 3)),
+        lambda x: tuple(inner.load(part) for part in np.split(x, parts)),
         lambda *parts: np.concatenate([inner.save(part) for part in parts]),
     )
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lvlm_jax import keymap
-from lvlm_jax.keymap import SCALAR, TRANSPOSE, Row, check, dense, layer_norm, patches, thirds
+from lvlm_jax.keymap import SCALAR, TRANSPOSE, Row, check, dense, joined, layer_norm, patches
 
 RNG = np.random.default_rng(0)
 ROWS = [*dense("up", "fc1", bias=True), *layer_norm("norm", "ln"), Row("scale", "logit_scale", SCALAR)]
@@ -44,7 +44,7 @@ CHANGES = {
     "transpose": (TRANSPOSE, (3, 5), [(5, 3)]),
     "scalar": (SCALAR, (1,), [()]),
     "patches": (patches(2), (7, 3, 2, 2), [(12, 7)]),
-    "thirds": (thirds(TRANSPOSE), (12, 5), [(5, 4)] * 3),
+    "thirds": (joined(3, TRANSPOSE), (12, 5), [(5, 4)] * 3),
 }
 
 
@@ -68,7 +68,7 @@ def test_patches_are_rows_columns_channels():
 
 def test_a_row_of_three_leaves_needs_three():
     with pytest.raises(ValueError, match="zip"):
-        Row(("q", "k"), "qkv", thirds()).load(np.zeros((6, 2)))
+        Row(("q", "k"), "qkv", joined(3)).load(np.zeros((6, 2)))
 
 
 def test_fields_of_a_public_config():

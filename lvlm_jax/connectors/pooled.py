@@ -29,10 +29,40 @@ def square_side(features: int, what: str) -> int:
     return side
 
 
+def shuffled(features: int, factor: int) -> int:
+    """How many tokens a pixel shuffle leaves.
+
+    Raises:
+      ValueError: features that fill no square, or one that `factor` does not divide.
+    """
+    side = square_side(features, "pixel shuffle")
+    if side % factor:
+        raise ValueError(
+            f"pixel shuffle: factor={factor} does not divide the {side} x {side} features of a picture; choose a "
+            "factor that does, or another picture size"
+        )
+    return (side // factor) ** 2
+
+
+def pooled(features: int, side: int) -> int:
+    """How many tokens an average pool leaves.
+
+    Raises:
+      ValueError: features that fill no square, or one that does not divide into `side` parts.
+    """
+    whole = square_side(features, "average pool")
+    if whole % side:
+        raise ValueError(
+            f"average pool: side={side} does not divide the {whole} x {whole} features of a picture; choose a side "
+            "that does, or another picture size"
+        )
+    return side**2
+
+
 def pixel_shuffle(x: Float[Array, "N P D"], factor: int) -> Float[Array, "N Q F"]:
     """Every `factor` x `factor` neighbours become one token, their values joined in (row, column, value) order."""
     rows, features, width = x.shape
-    side = square_side(features, "pixel shuffle") // factor
+    side = math.isqrt(shuffled(features, factor))
     x = x.reshape(rows, side, factor, side, factor, width).swapaxes(2, 3)
     return x.reshape(rows, side * side, factor * factor * width)
 
@@ -40,7 +70,7 @@ def pixel_shuffle(x: Float[Array, "N P D"], factor: int) -> Float[Array, "N Q F"
 def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
     """The mean of each square of neighbours, `side` x `side` of them."""
     rows, features, width = x.shape
-    step = square_side(features, "average pool") // side
+    step = math.isqrt(features) // math.isqrt(pooled(features, side))
     x = x.reshape(rows, side, step, side, step, width)
     return x.mean((2, 4), dtype=jnp.float32).reshape(rows, side * side, width).astype(x.dtype)
 
@@ -61,17 +91,11 @@ class PixelShuffleConfig:
         Raises:
           ValueError: features that fill no square, or one that `factor` does not divide.
         """
-        side = square_side(features, "pixel shuffle")
-        if side % self.factor:
-            raise ValueError(
-                f"pixel shuffle: factor={self.factor} does not divide the {side} x {side} features of a picture; "
-                "choose a factor that does, or another picture size"
-            )
-        return (side // self.factor) ** 2
+        return shuffled(features, self.factor)
 
     def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
         """The module, with `width` the language model's."""
-        return PixelShuffle(self, width, dtype)
+        return PixelShuffle(self.factor, width, dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,43 +115,36 @@ class AveragePoolConfig:
         Raises:
           ValueError: features that fill no square, or one that does not divide into `side` parts.
         """
-        side = square_side(features, "average pool")
-        if side % self.side:
-            raise ValueError(
-                f"average pool: side={self.side} does not divide the {side} x {side} features of a picture; choose a "
-                "side that does, or another picture size"
-            )
-        return self.side**2
+        return pooled(features, self.side)
 
     def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
         """The module, with `width` the language model's."""
-        return AveragePool(self, width, dtype)
+        return AveragePool(self.side, width, self.norm_eps, dtype)
 
 
 class PixelShuffle(nn.Module):
     """Fewer, wider tokens, then the language width (Idefics 3, arXiv 2408.12637, section 2.2; nanoVLM)."""
 
-    config: PixelShuffleConfig
+    factor: int
     width: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
-        self.config.tokens(x.shape[1])
-        x = pixel_shuffle(x, self.config.factor)
+        x = pixel_shuffle(x, self.factor)
         return linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="linear_1")(x)
 
 
 class AveragePool(nn.Module):
     """Fewer tokens of the vision width, normalised, then the language width (Gemma 3, arXiv 2503.19786, section 2)."""
 
-    config: AveragePoolConfig
+    side: int
     width: int
+    norm_eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
-        self.config.tokens(x.shape[1])
-        x = average_pool(x, self.config.side)
-        x = OffsetRMSNorm(self.config.norm_eps, self.dtype, name="norm")(x)
+        x = average_pool(x, self.side)
+        x = OffsetRMSNorm(self.norm_eps, self.dtype, name="norm")(x)
         return linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="linear_1")(x)

@@ -39,14 +39,22 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
     return None
 
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files one of which every tokenizer has: of a folder without any the library would make an empty tokenizer."""
+
+
 def tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokenizer:
     """A tokenizer from a folder, a GGUF file (also ``pip:package/file``) or a hub name; see `load_tokenizer`."""
     path = download.resolve(folder_or_name, revision, files=download.TOKENIZER)
+    if path.is_dir() and not any((path / name).exists() for name in VOCABULARIES):
+        raise FileNotFoundError(f"{path}: no tokenizer there ({', '.join(VOCABULARIES)}); give a folder that has one")
     return gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" and path.is_file() else load_tokenizer(path)
 
 
 def original_tiles(folder: str | Path) -> Tiles | None:
     """The tiles that a config.json of the LLaVA authors names; None where it names none."""
+    if Path(folder).is_file():
+        return None
     raw = read_json(Path(folder) / "config.json")
     pinpoints = raw.get("image_grid_pinpoints")
     if "mm_vision_tower" not in raw or pinpoints is None:

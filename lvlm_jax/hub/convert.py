@@ -209,7 +209,9 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     head = named.head if described.kind == "lvlm" and named else "lm_head.weight"
     if head not in tensors:
         return None
-    table = next(row.theirs for row in KINDS[described.kind].rows(config, layout) if row.ours.endswith("embed/table"))
+    table = next(
+        row.theirs for row in KINDS[described.kind].rows(config, layout) if row.leaves[-1].endswith("embed/table")
+    )
     if not np.array_equal(tensors.read(head).view(np.uint8), tensors.read(table).view(np.uint8)):
         raise CheckpointError(
             f"{path}: config.json ties the output head to the embedding, but {head!r} differs from {table!r}; set "

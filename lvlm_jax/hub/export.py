@@ -13,7 +13,7 @@ import numpy as np
 from lvlm_jax import params as P
 from lvlm_jax import vision, zoo
 from lvlm_jax.hub import configs
-from lvlm_jax.hub.families import KINDS, Config
+from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import SHARD_BYTES, new_folder, write_tensors
 from lvlm_jax.keymap import Row
 from lvlm_jax.models.lvlm import LVLMConfig
@@ -70,8 +70,9 @@ def export_folder(
         )
     if isinstance(config, LVLMConfig) and image_token_id is None and layout != "llava-original":
         image_token_id = _image_token(tokenizer)
-    rows = KINDS[kind].rows(config, layout)
-    read = _leaves(params, KINDS[kind].shapes(config, False)[0], dtype)
+    rows, shapes = KINDS[kind].rows(config, layout), KINDS[kind].shapes(config, False)[0]
+    _check_rows(rows, without_head(shapes, rows), layout)
+    read = _leaves(params, shapes, dtype)
     if layout == "llava-original":
         public = configs.to_original(config, image_spec)
     elif layout == "timm":
@@ -125,6 +126,13 @@ def _image_token(tokenizer: Tokenizer | None) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights
+
+
+def _check_rows(rows: list[Row], shapes: Params, layout: str) -> None:
+    """Every leaf has its place in the layout: what has none would be left out without a word."""
+    if gaps := sorted({path for row in rows for path in row.leaves} ^ P.flatten(shapes).keys()):
+        some = ", ".join(gaps[:4]) + (f" ... and {len(gaps) - 4} more" if len(gaps) > 4 else "")
+        raise ValueError(f"layout {layout!r} cannot hold this model ({some}); choose another layout")
 
 
 def _leaves(params: Params, shapes: Params, dtype: Any) -> Callable[[str], np.ndarray]:

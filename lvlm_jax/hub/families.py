@@ -95,13 +95,15 @@ def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
         return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
     if layout in _VISION_ROWS:
         return _VISION_ROWS[layout](config, "", "")
-    return vision.FAMILIES[vision.family_of(config)].rows(config, "", _VISION_AT[layout])
+    name = vision.family_of(config)
+    family = vision.FAMILIES[name]
+    if layout not in family.LAYOUTS:
+        raise ValueError(f"nobody writes a {name} in layout {layout!r}; its layouts are {', '.join(family.LAYOUTS)}")
+    return family.rows(config, "", _VISION_AT[layout])
 
 
 def _vision_default(config: ViTConfig) -> str:
-    if vision.family_of(config) not in ("vit", "dinov2"):
-        return "hf-4"
-    return "hf-vit-classifier" if config.classes else "hf-vit"
+    return vision.FAMILIES[vision.family_of(config)].LAYOUTS[1 if config.classes else 0]
 
 
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:

@@ -36,11 +36,14 @@ def as_folder(
     loaded = import_folder(source)
     path = loaded.folder
     tokenizer = _tokenizer(path)
+    tower = {"dual": lambda c: c.vision, "vision": lambda c: c, "lvlm": lambda c: c.vision}.get(loaded.kind)
+    spec = None if tower is None else beside.image_spec(path, tower(loaded.config).patch_size)
     return export_folder(
         out,
         loaded.config,
         loaded.params,
         tokenizer,
+        spec,
         template=None if tokenizer is None else beside.chat_template(path),
         layout=layout,
         image_token_id=loaded.image_token_id,

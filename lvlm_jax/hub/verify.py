@@ -19,7 +19,6 @@ from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
-from lvlm_jax.vision import family_of as tower_family_of
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import family_of, llava
@@ -101,8 +100,13 @@ def verify(
     theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
         if theirs is None and (loaded.layout in ("llava-original", "timm") or loaded.folder.suffix == ".npz"):
-            placeholder = loaded.image_token_id
-            theirs = export_folder(Path(spare) / "hf", loaded.config, loaded.params, image_token_id=placeholder)
+            theirs = export_folder(
+                Path(spare) / "hf",
+                loaded.config,
+                loaded.params,
+                image_spec=_spec(loaded),
+                image_token_id=loaded.image_token_id,
+            )
         inputs = _inputs(loaded, picture, prompt)
         reference, keys = _REFERENCES[loaded.kind](loaded, Path(theirs or loaded.folder), inputs)
         run = jax.jit(lambda params, inputs: _OURS[loaded.kind](dataclasses.replace(loaded, params=params), inputs))
@@ -124,10 +128,9 @@ def _part(name: str, ours: np.ndarray, theirs: Any) -> Part:
 
 def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.ndarray]:
     """Token ids, and pixels both as patches (ours) and as one array (theirs)."""
-    tower: ViTConfig | None = getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
+    tower, spec = _tower(loaded), _spec(loaded)
     out: dict[str, np.ndarray] = {}
     if tower is not None:
-        spec = beside.image_spec(loaded.folder, tower.patch_size) or _made_spec(tower)
         if spec.size != tower.image_size and tower.resize == "none":
             raise CheckpointError(
                 f"{loaded.folder}: pictures are prepared at {spec.size} pixels, but the tower reads "
@@ -157,12 +160,22 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     return out
 
 
-def _made_spec(tower: ViTConfig) -> ImageSpec:
-    """How pictures come to a tower whose folder does not say."""
+def _tower(loaded: convert.Loaded) -> ViTConfig | None:
+    return getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
+
+
+def _spec(loaded: convert.Loaded) -> ImageSpec | None:
+    """How pictures come to the tower: the folder's word, or what fits it; None for a model without one."""
+    tower = _tower(loaded)
+    if tower is None:
+        return None
+    if found := beside.image_spec(loaded.folder, tower.patch_size):
+        return found
     spec = ImageSpec(size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD)
-    if tower_family_of(tower) != "siglip2_vision_model":
-        return spec
-    return dataclasses.replace(spec, fit="naflex", max_patches=tower.patches)
+    if tower.resize == "linear_antialias":  # a tower for pictures of any shape (SigLIP 2)
+        spec = dataclasses.replace(spec, fit="naflex", max_patches=tower.patches)
+    tiles = beside.original_tiles(loaded.folder)
+    return spec if tiles is None else dataclasses.replace(spec, fit="squash", tiles=tiles)
 
 
 def _made_picture() -> np.ndarray:
@@ -181,11 +194,9 @@ def _texts(text: TextTowerConfig, rows: int = 8) -> np.ndarray:
 
 def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
     decoder = getattr(loaded.config, "llm", loaded.config)
-    # Of a folder without tokenizer files the library would make an empty tokenizer, and say nothing.
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if loaded.folder.suffix == ".gguf" or any((loaded.folder / name).exists() for name in names):
+    try:
         words = beside.tokenizer(loaded.folder).encode_text(prompt)[0].tolist()
-    else:
+    except FileNotFoundError:
         words = [3 + (7 * i) % (decoder.vocab - 4) for i in range(12)]
     return [word for word in words if word != loaded.image_token_id]
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -125,12 +124,3 @@ def _turn(first: Array, second: Array, cos: Turned, sin: Turned) -> tuple[Array,
 
 ROTATIONS: dict[str, Callable] = {"half": rotate_half, "interleaved": rotate_pairs}
 """Which values of a head are rotated together."""
-
-
-def resize_positions(table: Float[Array, "P D"], grid: int, old_grid: int) -> Float[Array, "P2 D"]:
-    """Bicubic resize of a learned square position table to another grid, antialiased when it shrinks."""
-    if grid == old_grid:
-        return table
-    image = table.reshape(old_grid, old_grid, -1)
-    image = jax.image.resize(image.astype(jnp.float32), (grid, grid, image.shape[-1]), "cubic")
-    return image.reshape(grid * grid, -1).astype(table.dtype)

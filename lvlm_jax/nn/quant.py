@@ -1,5 +1,6 @@
 """Frozen dense kernels in few bits, by qwix: what QLoRA (Dettmers et al., arXiv 2305.14314) trains adapters over."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +30,19 @@ def quantize(kernel: Float[Array, "D F"], kind: str) -> Any:
       ImportError: qwix is not installed.
     """
     try:
-        import qwix
+        import qwix  # noqa: F401
     except ImportError as error:
         raise ImportError(f"lora.base={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
-    how = KINDS[kind](kernel.shape[0])
-    return jax.jit(lambda x: qwix.quantize(x.astype(jnp.float32), **how))(kernel)
+    return _quantizer(kind, kernel.shape[0])(kernel)
+
+
+@functools.cache
+def _quantizer(kind: str, inputs: int) -> Callable:
+    """The compiled quantiser; one for all kernels of a shape."""
+    import qwix
+
+    how = KINDS[kind](inputs)
+    return jax.jit(lambda x: qwix.quantize(x.astype(jnp.float32), **how))
 
 
 def is_quantized(kernel: Any) -> bool:

@@ -14,7 +14,7 @@ FAMILIES: dict[str, ModuleType] = {
     "dinov2": dinov2,
     "dinov2_with_registers": dinov2,
 }
-"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
+"""Public ``model_type`` -> module with PRESETS, LAYOUTS, rows, from_hf, to_hf, fits."""
 
 
 def family_of(config: ViTConfig) -> str:

@@ -54,6 +54,9 @@ HUB_NAMES = {
 UNUSED = (r".*embeddings\.position_ids",)
 """Patterns of checkpoint keys that hold no weights."""
 
+LAYOUTS = ("hf-4", "hf-5")
+"""How versions 4 and 5 of the torch library write a tower alone."""
+
 VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,

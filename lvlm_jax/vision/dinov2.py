@@ -8,10 +8,21 @@ and `Dinov2WithRegistersModel` have in every file. A position table is resized a
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, Change, Row, activation, dense, fields, layer_norm, one_of, square
-from lvlm_jax.vision.plain_vit import UNBATCHED, attention_rows, embedding_rows
+from lvlm_jax.keymap import (
+    PUBLIC_ACTIVATIONS,
+    TRANSPOSE,
+    UNBATCHED,
+    Row,
+    activation,
+    dense,
+    fields,
+    joined,
+    layer_norm,
+    one_of,
+    square,
+)
+from lvlm_jax.vision import plain_vit
+from lvlm_jax.vision.plain_vit import attention_rows, embedding_rows
 from lvlm_jax.vision.vit import ViTConfig
 
 _TRUNK = {
@@ -56,6 +67,7 @@ HUB_NAMES = {
 }
 """Hub name of a release -> preset."""
 
+LAYOUTS = plain_vit.LAYOUTS
 UNUSED: tuple[str, ...] = ()
 """Patterns of checkpoint keys that hold no weights."""
 
@@ -77,9 +89,6 @@ DEFAULTS = {
 """What the public classes assume for fields that a config leaves out."""
 
 _TYPES = {False: "dinov2", True: "dinov2_with_registers"}
-_HALVES = Change(
-    lambda x: tuple(part.T for part in np.split(x, 2)), lambda *parts: np.concatenate([part.T for part in parts])
-)
 
 
 def fits(config: ViTConfig) -> bool:
@@ -133,10 +142,9 @@ def _mlp_rows(ours: str, theirs: str) -> list[Row]:
 
 def _gated_rows(ours: str, theirs: str) -> list[Row]:
     """Gate and what it weighs stand in one tensor there, in this order."""
-    both = Change(lambda x: tuple(np.split(x, 2)), lambda *parts: np.concatenate(parts))
     return [
-        Row((f"{ours}/gate/kernel", f"{ours}/up/kernel"), f"{theirs}.weights_in.weight", _HALVES),
-        Row((f"{ours}/gate/bias", f"{ours}/up/bias"), f"{theirs}.weights_in.bias", both),
+        Row((f"{ours}/gate/kernel", f"{ours}/up/kernel"), f"{theirs}.weights_in.weight", joined(2, TRANSPOSE)),
+        Row((f"{ours}/gate/bias", f"{ours}/up/bias"), f"{theirs}.weights_in.bias", joined(2)),
         *dense(f"{ours}/down", f"{theirs}.weights_out", bias=True),
     ]
 

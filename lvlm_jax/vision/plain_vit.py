@@ -7,7 +7,7 @@ in every file.
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import Change, Row, dense, fields, layer_norm, one_of, patches
+from lvlm_jax.keymap import UNBATCHED, Change, Row, dense, fields, layer_norm, one_of, patches
 from lvlm_jax.vision.clip import public_vision_values, vision_values
 from lvlm_jax.vision.vit import ViTConfig
 
@@ -64,8 +64,8 @@ DEFAULTS = {
 }
 """What the public class assumes for fields that a config leaves out."""
 
-UNBATCHED = Change(lambda x: x.reshape(x.shape[1:]), lambda x: x.reshape(1, *x.shape))
-"""A table that torch keeps with one axis before it."""
+LAYOUTS = ("hf-vit", "hf-vit-classifier")
+"""How the torch library writes a tower alone, and one that has a classifier."""
 
 TOKEN = Change(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))
 """One learned token that torch keeps with two axes before it."""

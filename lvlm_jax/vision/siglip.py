@@ -7,7 +7,7 @@ of the torch library's `SiglipModel`, `SiglipVisionModel` and `SiglipTextModel`.
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import TRANSPOSE, Change, Row, dense, fields, layer_norm, patches, thirds
+from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Row, dense, fields, joined, layer_norm, patches
 from lvlm_jax.vision.clip import (
     encoder_rows,
     public_text_values,
@@ -117,6 +117,9 @@ HUB_NAMES = {
 UNUSED = (r".*embeddings\.position_ids",)
 """Patterns of checkpoint keys that hold no weights."""
 
+LAYOUTS = ("hf-4", "hf-5")
+"""How versions 4 and 5 of the torch library write a tower alone."""
+
 VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -143,8 +146,6 @@ TEXT_DEFAULTS = {
     "projection_size": None,
 }
 """What the public class assumes for fields that a text config leaves out."""
-
-_PROBE = Change(lambda x: x.reshape(1, -1), lambda x: x.reshape(1, 1, -1))
 
 
 def fits(config: ViTConfig) -> bool:
@@ -175,13 +176,13 @@ def _head_rows(ours: str, theirs: str) -> list[Row]:
     """Attention pooling: queries, keys and values stand in one tensor there."""
     attn = f"{ours}/attn"
     return [
-        Row(f"{ours}/probe", f"{theirs}.probe", _PROBE),
+        Row(f"{ours}/probe", f"{theirs}.probe", UNBATCHED),
         Row(
             (f"{attn}/q/kernel", f"{attn}/k/kernel", f"{attn}/v/kernel"),
             f"{theirs}.attention.in_proj_weight",
-            thirds(TRANSPOSE),
+            joined(3, TRANSPOSE),
         ),
-        Row((f"{attn}/q/bias", f"{attn}/k/bias", f"{attn}/v/bias"), f"{theirs}.attention.in_proj_bias", thirds()),
+        Row((f"{attn}/q/bias", f"{attn}/k/bias", f"{attn}/v/bias"), f"{theirs}.attention.in_proj_bias", joined(3)),
         *dense(f"{attn}/o", f"{theirs}.attention.out_proj", bias=True),
         *layer_norm(f"{ours}/norm", f"{theirs}.layernorm"),
         *dense(f"{ours}/mlp/up", f"{theirs}.mlp.fc1", bias=True),

@@ -20,6 +20,7 @@ from lvlm_jax.vision.vit import ViTConfig
 
 __all__ = [
     "HUB_NAMES",
+    "LAYOUTS",
     "PRESETS",
     "TEXT_PRESETS",
     "UNUSED",
@@ -56,7 +57,7 @@ HUB_NAMES = {
 }
 """Hub name of a release -> preset."""
 
-UNUSED = siglip.UNUSED
+LAYOUTS, UNUSED = siglip.LAYOUTS, siglip.UNUSED
 """Patterns of checkpoint keys that hold no weights."""
 
 VISION_DEFAULTS = {name: value for name, value in siglip.VISION_DEFAULTS.items() if name != "image_size"} | {

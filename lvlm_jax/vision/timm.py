@@ -4,14 +4,13 @@ The tower is `vision.plain_vit`'s with a smaller epsilon; queries, keys and valu
 Source: timm's `VisionTransformer` (github.com/huggingface/pytorch-image-models).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from lvlm_jax.keymap import TRANSPOSE, Change, Row, dense, layer_norm, one_of, patches, thirds
-from lvlm_jax.vision.plain_vit import TOKEN, UNBATCHED
+from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Change, Row, dense, joined, layer_norm, one_of, patches
+from lvlm_jax.vision.plain_vit import TOKEN
 from lvlm_jax.vision.vit import ViTConfig
 
 SIZES = {
@@ -94,7 +93,7 @@ def to_config(config: ViTConfig) -> dict[str, Any]:
             "embed_dim": config.width,
             "depth": config.depth,
             "num_heads": config.heads,
-            "mlp_ratio": config.mlp_dim / config.width,
+            "mlp_ratio": _ratio(config),
             "class_token": config.class_token,
             "global_pool": pool,
         },
@@ -120,27 +119,23 @@ def rows(config: ViTConfig, ours: str = "vision", theirs: str = "") -> list[Row]
     for i in range(config.depth):
         a, b = f"{trunk}/layers/{i}", f"{theirs}blocks.{i}"
         out += layer_norm(f"{a}/norm1", f"{b}.norm1") + layer_norm(f"{a}/norm2", f"{b}.norm2")
-        out += _joined(f"{a}/attn", ("q", "k", "v"), f"{b}.attn.qkv", thirds(TRANSPOSE), thirds())
+        out += _joined(f"{a}/attn", ("q", "k", "v"), f"{b}.attn.qkv", joined(3, TRANSPOSE), joined(3))
         out += dense(f"{a}/attn/o", f"{b}.attn.proj", bias=True) + _mlp_rows(f"{a}/mlp", f"{b}.mlp")
     if config.pool == "map":
         a, b = f"{base}head", f"{theirs}attn_pool"
-        out += [Row(f"{a}/probe", f"{b}.latent", _PROBE), *dense(f"{a}/attn/q", f"{b}.q", bias=True)]
-        out += _joined(
-            f"{a}/attn", ("k", "v"), f"{b}.kv", _halves(TRANSPOSE), _halves(Change(lambda x: x, lambda x: x))
-        )
+        out += [Row(f"{a}/probe", f"{b}.latent", UNBATCHED), *dense(f"{a}/attn/q", f"{b}.q", bias=True)]
+        out += _joined(f"{a}/attn", ("k", "v"), f"{b}.kv", joined(2, TRANSPOSE), joined(2))
         out += dense(f"{a}/attn/o", f"{b}.proj", bias=True)
         out += layer_norm(f"{a}/norm", f"{b}.norm") + _mlp_rows(f"{a}/mlp", f"{b}.mlp")
     return out + (dense(f"{base}classifier", f"{theirs}head", bias=True) if config.classes else [])
 
 
-_PROBE = Change(lambda x: x.reshape(1, -1), lambda x: x.reshape(1, 1, -1))
-
-
-def _halves(inner: Change) -> Change:
-    return Change(
-        lambda x: tuple(inner.load(part) for part in np.split(x, 2)),
-        lambda *parts: np.concatenate([inner.save(part) for part in parts]),
-    )
+def _ratio(config: ViTConfig) -> float:
+    """The ratio of which timm, which cuts off what is behind the point, makes the very width."""
+    ratio = config.mlp_dim / config.width
+    while int(config.width * ratio) < config.mlp_dim:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
 
 
 def _joined(ours: str, names: tuple[str, ...], theirs: str, kernel: Change, bias: Change) -> list[Row]:

@@ -18,7 +18,6 @@ from lvlm_jax.nn.attention import Attention
 from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.mlp import GatedMlp, Mlp
 from lvlm_jax.nn.norms import LayerNorm
-from lvlm_jax.nn.positions import resize_positions
 from lvlm_jax.nn.stack import make_stack, run_stack
 from lvlm_jax.shapes import Array, Bool, DTypeLike, Float, Int
 
@@ -74,6 +73,11 @@ class ViTConfig:
             raise ValueError(
                 f"max_patches={self.max_patches} is for pictures of other grids than the table's, but resize='none' "
                 f"reads the table of {self.grid} x {self.grid} as it is; leave it out, or choose a resize"
+            )
+        if self.resize_offset and self.resize != "cubic":
+            raise ValueError(
+                f"resize_offset={self.resize_offset} is read by resize='cubic' alone, here it is {self.resize!r}; "
+                "leave it out"
             )
         if self.width % self.heads:
             raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
@@ -159,9 +163,9 @@ class ViT(nn.Module):
       (3, 17, 32)
 
     Attributes:
-      grid: side of the learned position table; pictures whose grid is `run_grid` read it resized.
+      grid: side of the learned position table.
       registers: how many learned tokens stand between the class token and the patches, without a position.
-      resize: how each picture reads the table at its own grid, see `ViTConfig`; not with `run_grid`.
+      resize: how each picture reads the table at its own grid, see `ViTConfig`.
     """
 
     grid: int
@@ -174,7 +178,6 @@ class ViT(nn.Module):
     class_token: bool = True
     pre_norm: bool = False
     patch_bias: bool = True
-    run_grid: int | None = None
     layer_scale: bool = False
     gated: bool = False
     registers: int = 0
@@ -234,8 +237,7 @@ class ViT(nn.Module):
         )
         own = table[int(self.class_token) :]
         if self.resize == "none":
-            grid = self.run_grid or self.grid
-            places = resize_positions(own, grid, self.grid)[positions[..., 0] * grid + positions[..., 1]]
+            places = own[positions[..., 0] * self.grid + positions[..., 1]]
         else:
             places = grids.resized(own, positions, segments, self.grid, self.resize, self.resize_offset)
         parts = [x + places.astype(self.dtype)]

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import Change, Row
+from lvlm_jax.keymap import UNBATCHED, Change, Row, flax_patches
 from lvlm_jax.vision import plain_vit
-from lvlm_jax.vision.plain_vit import TOKEN, UNBATCHED
+from lvlm_jax.vision.plain_vit import TOKEN
 from lvlm_jax.vision.vit import ViTConfig
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -64,11 +64,10 @@ def rows(config: ViTConfig, ours: str = "vision", theirs: str = "") -> list[Row]
       ours: path of the tower's parameters ("" for a tower alone).
       theirs: prefix of its keys.
     """
-    base, side = f"{ours}/" if ours else "", config.patch_size
-    cut = Change(lambda x: x.reshape(side * side * 3, -1), lambda x: x.reshape(side, side, 3, -1))
+    base = f"{ours}/" if ours else ""
     out = [
         Row(f"{base}trunk/class_embed", f"{theirs}cls", TOKEN),
-        Row(f"{base}trunk/patch_embed/kernel", f"{theirs}embedding/kernel", cut),
+        Row(f"{base}trunk/patch_embed/kernel", f"{theirs}embedding/kernel", flax_patches(config.patch_size)),
         Row(f"{base}trunk/patch_embed/bias", f"{theirs}embedding/bias"),
         Row(f"{base}trunk/position_embed", f"{theirs}{_POSITIONS}", UNBATCHED),
         *pair(f"{base}post_norm", f"{theirs}Transformer/encoder_norm", "scale"),

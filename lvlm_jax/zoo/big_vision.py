@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import SCALAR, Change, Row, stacked
+from lvlm_jax.keymap import SCALAR, UNBATCHED, Row, flax_patches, stacked
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
@@ -17,10 +17,6 @@ from lvlm_jax.vision.vit_jax import attention_rows, pair
 
 LAYOUTS = {"big_vision": "img/Transformer/encoderblock_0/", "big_vision-scan": "img/Transformer/encoderblock/"}
 """Layers apart, or stacked: the name of the layout and the keys that it is known by."""
-
-_ROW = Change(lambda x: x.reshape(x.shape[1:]), lambda x: x.reshape(1, *x.shape))
-"""A table that has a batch axis there."""
-_PROBE = Change(lambda x: x.reshape(1, -1), lambda x: x.reshape(1, 1, -1))
 
 
 def rows(config: DualEncoderConfig, layout: str) -> list[Row]:
@@ -36,12 +32,11 @@ def rows(config: DualEncoderConfig, layout: str) -> list[Row]:
 
 def vision_rows(config: ViTConfig, ours: str, theirs: str, scan: bool) -> list[Row]:
     """The key table of the picture tower, with its pooling head where it has one; arguments as `vision.siglip.rows`."""
-    side, at, head = config.patch_size, f"{ours}/" if ours else "", f"{theirs}/MAPHead_0"
-    cut = Change(lambda x: x.reshape(side * side * 3, -1), lambda x: x.reshape(side, side, 3, -1))
+    at, head = f"{ours}/" if ours else "", f"{theirs}/MAPHead_0"
     out = [
-        Row(f"{at}trunk/patch_embed/kernel", f"{theirs}/embedding/kernel", cut),
+        Row(f"{at}trunk/patch_embed/kernel", f"{theirs}/embedding/kernel", flax_patches(config.patch_size)),
         Row(f"{at}trunk/patch_embed/bias", f"{theirs}/embedding/bias"),
-        Row(f"{at}trunk/position_embed", f"{theirs}/pos_embedding", _ROW),
+        Row(f"{at}trunk/position_embed", f"{theirs}/pos_embedding", UNBATCHED),
         *_encoder_rows(f"{at}trunk", f"{theirs}/Transformer", config.depth, config.heads, scan),
         *pair(f"{at}post_norm", f"{theirs}/Transformer/encoder_norm", "scale"),
     ]
@@ -49,7 +44,7 @@ def vision_rows(config: ViTConfig, ours: str, theirs: str, scan: bool) -> list[R
         return out
     return [
         *out,
-        Row(f"{at}head/probe", f"{head}/probe", _PROBE),
+        Row(f"{at}head/probe", f"{head}/probe", UNBATCHED),
         *attention_rows(f"{at}head/attn", f"{head}/MultiHeadDotProductAttention_0", config.heads),
         *pair(f"{at}head/norm", f"{head}/LayerNorm_0", "scale"),
         *pair(f"{at}head/mlp/up", f"{head}/MlpBlock_0/Dense_0", "kernel"),
@@ -60,7 +55,7 @@ def vision_rows(config: ViTConfig, ours: str, theirs: str, scan: bool) -> list[R
 def _text_rows(config: TextTowerConfig, ours: str, theirs: str, scan: bool) -> list[Row]:
     return [
         Row(f"{ours}/embed/table", f"{theirs}/Embed_0/embedding"),
-        Row(f"{ours}/position_embed", f"{theirs}/pos_embedding", _ROW),
+        Row(f"{ours}/position_embed", f"{theirs}/pos_embedding", UNBATCHED),
         *_encoder_rows(ours, f"{theirs}/Encoder_0", config.depth, config.heads, scan),
         *pair(f"{ours}/norm", f"{theirs}/Encoder_0/encoder_norm", "scale"),
         *pair(f"{ours}/head", f"{theirs}/head", "kernel"),

@@ -23,7 +23,6 @@ PRESETS: dict[str, DualEncoderConfig] = {
 }
 """Dual encoders by name; the releases are named in `vision.clip`, `vision.siglip` and `vision.siglip2`."""
 
-UNUSED = clip.UNUSED
 """Patterns of checkpoint keys that hold no weights."""
 
 

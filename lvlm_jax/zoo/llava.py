@@ -109,9 +109,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 """One model, five layouts (all on people's disks)."""
 
-UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
-"""Patterns of checkpoint keys that hold no weights."""
-
 
 def rows(config: LVLMConfig, layout: str = "hf-5", tower: bool = True) -> list[Row]:
     """The key table of a whole LLaVA in one layout.
@@ -318,7 +315,6 @@ __all__ = [
     "MODEL_TYPE",
     "OWN_TYPE",
     "SYSTEMS",
-    "UNUSED",
     "Layout",
     "fits",
     "from_end",

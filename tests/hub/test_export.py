@@ -11,7 +11,7 @@ import pytest
 import transformers as hf
 
 from lvlm_jax.connectors import LinearConfig, PerceiverConfig
-from lvlm_jax.hub import beside
+from lvlm_jax.hub import beside, rewrite
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.export import add_image_token
 from lvlm_jax.hub.families import KINDS
@@ -324,3 +324,36 @@ def test_every_kind_names_its_layouts():
         "text": ["hf-4", "hf-5"],
         "decoder": ["hf", "bare"],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "message"),
+    [
+        ("vit_classifier", "big_vision", r"layout 'big_vision' cannot hold this model \(classifier/bias, "),
+        ("dinov2", "big_vision", "layout 'big_vision' cannot hold this model"),
+        ("siglip_vision", "vit_jax", "layout 'vit_jax' cannot hold this model"),
+        ("vit", "hf-4", "nobody writes a vit in layout 'hf-4'; its layouts are hf-vit, hf-vit-classifier"),
+    ],
+)
+def test_a_layout_without_a_place_for_every_weight_is_refused(tmp_path, name, layout, message):
+    one = import_folder(tiny.saved(tiny.perturbed(getattr(tiny, name)()), tmp_path / "in"))
+    with pytest.raises(ValueError, match=message):
+        export_folder(tmp_path / "out", one.config, one.params, layout=layout)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_tokenizer_goes_out_without_one(tmp_path):
+    """Of Qwen's and Gemma's folders the library makes a tokenizer of a word or five where there is none."""
+    for name in ("qwen2", "gemma2"):
+        out = rewrite.as_folder(
+            tiny.saved(tiny.perturbed(getattr(tiny, name)()), tmp_path / name), tmp_path / f"{name}-out"
+        )
+        assert sorted(file.name for file in out.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_picture_processor_goes_out_with_a_tower(tmp_path):
+    folder = tiny.saved(tiny.perturbed(tiny.clip_vision()), tmp_path / "in")
+    spec = dataclasses.replace(SPEC, mean=(0.1, 0.2, 0.3))
+    (folder / "preprocessor_config.json").write_text(json.dumps(spec.to_hf()))
+    out = rewrite.as_folder(folder, tmp_path / "out")
+    assert beside.image_spec(out, 7) == spec

@@ -59,7 +59,7 @@ def load(model, config):
     shapes, _ = abstract(
         module, images, jnp.zeros((1, 4), jnp.int32), method=lambda m, i, t: both(m, i, t, config.vision.patch_size)
     )
-    return module, compare.load(dual.rows(config), compare.tensors(model, dual.UNUSED), shapes)
+    return module, compare.load(dual.rows(config), compare.tensors(model, clip.UNUSED), shapes)
 
 
 def both(module, images, tokens, patch):

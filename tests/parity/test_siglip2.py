@@ -88,7 +88,7 @@ def test_joint_space():
         return image, text, jnp.exp(module.logit_scale) * image @ text.T + module.logit_bias
 
     shapes, _ = abstract(module, tokens, *images, method=both)
-    params = compare.load(dual.rows(config), compare.tensors(model, dual.UNUSED), shapes)
+    params = compare.load(dual.rows(config), compare.tensors(model, siglip2.UNUSED), shapes)
     with torch.no_grad():
         out = model(input_ids=torch.tensor(texts(2)), **theirs())
     image, text, scores = tiny.jit(lambda p: module.apply({"params": p}, tokens, *images, method=both))(params)

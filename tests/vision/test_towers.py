@@ -10,10 +10,10 @@ import pytest
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax import vision
-from lvlm_jax.nn.linear import abstract, init
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.vision.vit import VisionTower, ViT, ViTConfig, patchify
+from lvlm_jax.vision.vit import VisionTower, ViTConfig, patchify
 from tests import tiny
 
 PICTURES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
@@ -123,17 +123,6 @@ def test_feature_layer_and_class_token():
     # Layer 0 is what goes into the first block: all blocks zeroed, every layer is it.
     flat = {k: np.zeros_like(v) if "layers/" in k else v for k, v in P.flatten(params).items()}
     np.testing.assert_allclose(run(module, P.unflatten(flat), *args), whole[:, 1:], atol=1e-6)
-
-
-def test_another_grid_reads_the_table_resized():
-    sizes = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
-    vit, wide = ViT(grid=4, **sizes), ViT(grid=4, run_grid=8, **sizes)
-    small, large = patchify(jnp.asarray(PICTURES), 7), patchify(jnp.ones((1, 56, 56, 3)), 7)
-    params = jax.jit(lambda k: init(vit, k, *small))(jax.random.key(0))
-    assert wide.apply({"params": params}, *large).shape == (1, 65, 16)
-    constant = {**params, "position_embed": jnp.ones_like(params["position_embed"])}
-    out = wide.apply({"params": constant}, *large)
-    np.testing.assert_allclose(out[0, 1:], jnp.broadcast_to(out[0, 1], (64, 16)), atol=1e-5)
 
 
 def test_text_longer_than_its_table_is_an_error():
