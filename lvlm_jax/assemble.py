@@ -239,9 +239,21 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
                     last_stage(start.workdir)
                 except ConfigError as error:
                     out.append(f"{where}.workdir: {error}")
-            if start.hub.startswith(("/", "./", "../", "~")) and not Path(start.hub).expanduser().exists():
-                out.append(f"{where}.hub={start.hub!r} does not exist")
+            out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
+    out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
     return out + (_absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else [])
+
+
+def _absent_here(name: str) -> list[str]:
+    """What is wrong with a path, or a file inside an installed package; hub names are not looked up."""
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+        return [f"{name!r} does not exist"]
+    try:
+        if name.startswith(download.INSTALLED):
+            download.resolve(name)
+    except FileNotFoundError as error:
+        return [str(error)]
+    return []
 
 
 def _absent_data(where: str, data: Data) -> list[str]:

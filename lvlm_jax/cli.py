@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.run is not _train:
         parser.error(f"not understood: {' '.join(rest)}; see lvlm {args.command} --help")
+    if args.command:
+        # transformers says at each import, in each worker, that torch is not there; it is not needed.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if args.debug:
         return args.run(args, rest) or 0
     try:

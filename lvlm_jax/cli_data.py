@@ -1,6 +1,7 @@
 """The command ``lvlm data``: look at data before a run, and what any command that reads data takes."""
 
 import argparse
+import ast
 import dataclasses
 import json
 import sys
@@ -47,11 +48,22 @@ def _options(words: Sequence[str], lists: set[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not equals:
             raise ValueError(f"--option {word}: write NAME=VALUE")
-        try:
-            out[name] = json.loads(text)
-        except json.JSONDecodeError:
-            out[name] = text.split(",") if name in lists else text
+        value = _value(text)
+        if name in lists:
+            value = value.split(",") if isinstance(value, str) else value
+            value = [*out.get(name, ()), *value]
+        out[name] = value
     return out
+
+
+def _value(text: str) -> Any:
+    """JSON, a Python tuple as overrides of a recipe have it, or the text itself."""
+    for read, refused in ((json.loads, ValueError), (ast.literal_eval, (ValueError, SyntaxError))):
+        try:
+            return read(text)
+        except refused:
+            pass
+    return text
 
 
 def add(add: Any) -> None:

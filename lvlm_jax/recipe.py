@@ -262,6 +262,11 @@ class Recipe:
                 f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
                 f"rows={stage.data.rows}"
             )
+        if stage.loss == "language" and stage.data.length > self.model.llm.context:
+            raise ConfigError(
+                f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "
+                "the positions that the language model knows"
+            )
         field = "evaluate" if stage.evaluate else "eval_every"
         if getattr(stage, field) and self.evaluation is None:
             raise ConfigError(f"stages.{name}.{field}={getattr(stage, field)} needs config.evaluation: on what")

@@ -304,6 +304,7 @@ class Run:
                 batch_rows=ask.rows,
                 max_new_tokens=ask.max_new_tokens,
                 out=folder,
+                data=ask.data.label,
             )
         floor, count = assemble.floor_of(ask), len(result.samples)
         self.results.append({"when": when, "scores": result.scores, "floor": floor, "count": count})
@@ -370,6 +371,7 @@ def evaluate_folder(
         batch_rows=ask.rows,
         max_new_tokens=max_new_tokens or ask.max_new_tokens,
         out=samples,
+        data=ask.data.label,
     )
     floor = assemble.floor_of(ask)
     lines.append(_score_line("now", result) + (f"   question-only floor {floor:.2%}" if floor is not None else ""))
@@ -378,7 +380,8 @@ def evaluate_folder(
 
 def _score_line(when: str, result: Any) -> str:
     shown = ", ".join(f"{name} {training.score_text(name, value)}" for name, value in result.scores.items())
-    return f"{when}: {shown} of {len(result.samples):,}"
+    data = result.summary.get("data")
+    return f"{when}: {shown} of {len(result.samples):,}" + (f" ({data})" if data else "")
 
 
 def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:

@@ -25,8 +25,9 @@ def lvlm(capsys, *words):
     return status, out, err
 
 
-def test_any_source_of_a_recipe_is_checked_and_shown(table, capsys):
-    words = ["--source", "parquet", "--path", table, "--option", 'rename=["conversations=talk"]']
+@pytest.mark.parametrize("rename", ['["conversations=talk"]', "('conversations=talk',)", "conversations=talk"])
+def test_any_source_of_a_recipe_is_checked_and_shown(rename, table, capsys):
+    words = ["--source", "parquet", "--path", table, "--option", f"rename={rename}"]
     status, out, _ = lvlm(capsys, "check", *words)
     assert status == 0
     assert "200 records: 200 good, 0 bad" in out

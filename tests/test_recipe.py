@@ -80,6 +80,7 @@ BAD = [
     ({"model__vision__feature_layer": 0}, r"config\.model\.vision: feature_layer=0: -1 is the last of depth=4 layers"),
     ({"model__vision__pool": "mean"}, r"config\.export: no public family .*or set config\.export=False"),
     ({"stages__vision__data__augment__zoom": 1.0}, r"augment: augment\.zoom=1\.0: from 0 \(off\) to below 1"),
+    ({"stages__align__data__length": 257}, r"stages\.align\.data\.length=257 is beyond model\.llm\.context=256"),
     ({"model__vision__patch_size": 65}, r"config\.model\.vision: patch_size=65 does not fit image_size=64"),
 ]
 

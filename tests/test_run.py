@@ -87,7 +87,7 @@ def test_a_workdir_is_held_by_one_process(quick, tmp_path):
 
 def _with_data(quick, name, **data):
     stage = quick.stages[name]
-    stages = quick.stages | {name: dataclasses.replace(stage, data=Data(**data))}
+    stages = quick.stages | {name: dataclasses.replace(stage, data=Data(**{"length": 128} | data))}
     return dataclasses.replace(quick, stages=stages)
 
 
@@ -180,3 +180,16 @@ def test_what_the_evaluation_reads_is_read_before_a_weight_is_made(quick, tmp_pa
         Run(dataclasses.replace(quick, evaluation=ask), tmp_path / "run").prepare(["align"])
     with pytest.raises(ConfigError, match="template 'plain' would not be used"):
         dataclasses.replace(ask, data=dataclasses.replace(ask.data, template="plain"))
+
+
+def test_a_picture_that_is_not_there_stops_a_run_before_its_first_stage(quick, tmp_path):
+    said = {"image": "gone.png"} | _said(("human", "<image>a?"), ("gpt", "b"))
+    (tmp_path / "train.json").write_text(json.dumps([said]))
+    typo = _with_data(quick, "align", source="llava_json", path=str(tmp_path / "train.json"), pictures=80, groups=8)
+    typo = dataclasses.replace(
+        typo, run=("align",), stages={"align": dataclasses.replace(typo.stages["align"], start={})}
+    )
+    with pytest.raises(DataError, match=r"train\.json.*gone\.png: the file does not exist"):
+        run.train(typo, tmp_path / "run")
+    assert not (tmp_path / "run" / "align").exists()
+    run.Run(quick, tmp_path / "run")._claim(True)  # nothing began, so the recipe may be mended

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def inspect_all(
     source: Source,
     encode: Encode,
     *,
-    images: bool,
+    images: bool | Literal["present"],
     numbers: Sequence[int],
     progress: bool,
     spec: ImageSpec | None = None,
@@ -119,7 +119,7 @@ def inspect_all(
         return inspect(source, encode, index, images=images, spec=spec, seen=seen)
 
     with progress_bar(len(numbers), "reading records", show=progress) as bar:
-        if not images:
+        if images is not True:
             for index in numbers:
                 yield one(index)
                 bar.update()
@@ -136,15 +136,21 @@ def inspect(
     encode: Encode,
     index: int,
     *,
-    images: bool,
+    images: bool | Literal["present"],
     spec: ImageSpec | None = None,
     seen: set[str] | None = None,
 ) -> Encoded | Bad:
-    """One record encoded, or why it cannot be used. Mistakes in code (TypeError and the like) are raised."""
+    """One record encoded, or why it cannot be used. Mistakes in code (TypeError and the like) are raised.
+
+    images: whether its pictures are decoded too; "present" only looks whether the files of this machine are there.
+    """
     origin = origin_of(source, index)
     try:
         encoded = encode(source[index])
-        for image in encoded.images if images else ():
+        for image in encoded.images if images == "present" else ():
+            if isinstance(image.source, str) and "://" not in image.source and not os.path.exists(image.source):
+                raise FileNotFoundError(f"{image.source}: the file does not exist")
+        for image in encoded.images if images is True else ():
             if seen is not None and isinstance(image.source, str):
                 if image.source in seen:
                     continue

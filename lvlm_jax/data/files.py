@@ -87,7 +87,8 @@ def _files(text: str, suffixes: Sequence[str]) -> list[epath.Path]:
         if not found:
             raise DataError(f"{path} is a folder without a {wanted} file; give the file or a pattern like {path}/*")
         return found
-    raise DataError(f"{path} does not exist; give the path of {wanted} files (a file, a folder, *, {{00000..00010}})")
+    kind = f"{wanted} files" if wanted else "files"
+    raise DataError(f"{path} does not exist; give the path of {kind} (a file, a folder, *, {{00000..00010}})")
 
 
 def read_ranges(path: epath.Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -114,7 +114,7 @@ def _measure(
 ) -> Measured:
     """Some records measured, all others 0; with `stop` the first bad one is the last."""
     lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
-    records = inspect_all(source, encode, images=images, numbers=numbers, progress=progress, spec=spec)
+    records = inspect_all(source, encode, images=images or "present", numbers=numbers, progress=progress, spec=spec)
     for index, found in zip(numbers, records, strict=True):
         if isinstance(found, Bad):
             bad.append(found)

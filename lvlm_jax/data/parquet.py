@@ -52,6 +52,7 @@ class Table:
                 other = sorted(k for k in types.keys() | self.types.keys() if types.get(k) != self.types.get(k))[0]
                 raise DataError(f"{file}: column {other!r} differs from {self.files[0]}; one path must be one table")
             self.types, self.all = types, schema.names
+            self.pictures = [field.name for field in schema if _holds_pictures(field.type)]
             self.names = {ours: names[ours] for ours in types}
             groups += [(number, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
             self.crc = zlib.crc32(crc.to_bytes(4, "big"), self.crc)
@@ -150,6 +151,11 @@ class Parquet(Numbered):
             )
         for name, type_ in self._table.types.items():
             check_column(self._table, name, type_)
+        if not self._table.types.keys() & {"image", "images"} and (unread := self._table.pictures):
+            raise DataError(
+                f"{self._table.files[0]}: column {unread[0]!r} holds pictures, but no column is read as 'image' or "
+                f"'images'; add image={unread[0]} to rename, or drop the column"
+            )
 
     def __len__(self) -> int:
         return len(self._table)
@@ -172,6 +178,16 @@ class Parquet(Numbered):
 
 
 _PICTURES = "pictures: structs {bytes, path}, binary or text (paths), alone or in a list"
+
+
+def _holds_pictures(type_: "pyarrow.DataType") -> bool:
+    """Whether a column is what the hub writes for pictures: structs of bytes and path, or lists of them."""
+    import pyarrow.types as kinds
+
+    inner = type_.value_type if kinds.is_list(type_) or kinds.is_large_list(type_) else type_
+    return kinds.is_struct(inner) and {"bytes", "path"} <= {field.name for field in inner}
+
+
 _TURNS = {
     "conversations": ("from", "value"),
     "messages": ("role", "content"),

@@ -92,6 +92,16 @@ class _Opens:
         return self._chosen().open(cache=cache, on_bad=on_bad)
 
     @property
+    def label(self) -> str:
+        """What it is, in a word or three: for a line beside a score."""
+        fields = (getattr(self, name) for name in ("path", "split", "of") if name in self._fields)
+        return " ".join([self.source, *(str(value) for value in fields if value)])
+
+    @property
+    def _fields(self) -> set[str]:
+        return {field.name for field in dataclasses.fields(self.kinds[self.source])}
+
+    @property
     def own_template(self) -> str:
         """The chat template that the source's records ask for; "" leaves it to the stage."""
         return getattr(self.kinds[self.source], "template", "")

@@ -52,6 +52,7 @@ def evaluate(
     max_new_tokens: int = 16,
     progress: bool = True,
     out: str | os.PathLike | None = None,
+    data: str = "",
 ) -> Result:
     """Greedy answers to every sample, scored.
 
@@ -61,6 +62,7 @@ def evaluate(
       scores: keys of `evaluate.scores.SCORES`.
       batch_rows: questions a batch. Questions about one picture stand in one batch and share its vision row.
       out: folder for ``samples.jsonl`` and ``summary.json``, written when all is done.
+      data: what the samples are, for the summary.
 
     Raises:
       ValueError: no samples, an unknown score, a prompt that does not fit the context.
@@ -92,7 +94,8 @@ def evaluate(
         _row(system, example, reference, answer, [found.samples[i] for found in scored.values()], decoding)
         for i, ((example, reference), answer) in enumerate(zip(pairs, answers))
     ]
-    summary = _summary(system, scored, answers, decoding) | {"batch_rows": batch_rows, "seconds": round(seconds, 3)}
+    summary = {"data": data} | _summary(system, scored, answers, decoding)
+    summary |= {"batch_rows": batch_rows, "seconds": round(seconds, 3)}
     if out is not None:
         _write(Path(out), rows, summary)
     return Result(scores=summary["scores"], samples=rows, summary=summary)

@@ -113,6 +113,12 @@ def import_folder(
     )
 
 
+def _use(kind: str) -> str:
+    """What a part of a model is good for."""
+    start = {"decoder": "llm", "vision": "vision", "dual": "vision"}.get(kind)
+    return f"; a recipe may start from it (stages.X.start.{start}.hub)" if start else "; see its config.json"
+
+
 def import_weights(
     source: str,
     out: str,
@@ -153,7 +159,7 @@ def _describe(raw: dict, path: Path, tower_path: Path | None, kind: str | None) 
     if kind == "vision" and described.kind == "dual":
         return configs.Described(kind="vision", config=described.config.vision)
     if kind is not None and kind != described.kind:
-        raise CheckpointError(f"{path}: holds a model of kind {described.kind!r}, not {kind!r}; see its config.json")
+        raise CheckpointError(f"{path}: holds a model of kind {described.kind!r}, not {kind!r}{_use(described.kind)}")
     return described
 
 

@@ -8,7 +8,7 @@ of q and k (it rotates neighbouring pairs), and the one that it adds to Gemma's 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from lvlm_jax import llm
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub.safetensors_io import pages
+from lvlm_jax.hub.safetensors_io import ByKey, read_bytes
 
 SPLIT_ADVICE = "join its parts first: llama-gguf-split --merge FIRST_PART OUT"
 
@@ -256,15 +256,7 @@ def _llama3_factors(pairs: int, theta: float, scaling: Mapping[str, Any]) -> np.
 def read(path: str | Path, name: str) -> np.ndarray:
     """One tensor under its own name; quantised ones as float32, others as they are."""
     kind, shape, offset, size = contents(path).tensors[name]
-    raw = pages(size)
-    with Path(path).open("rb", buffering=0) as stream:
-        stream.seek(offset)
-        done = 0
-        while done < size:
-            count = stream.readinto(memoryview(raw)[done:])
-            if not count:
-                raise CheckpointError(f"{path}: ends inside tensor {name!r}; it changed while it was read")
-            done += count
+    raw = read_bytes(Path(path), offset, size, name)
     if kind in _PLAIN:
         return raw.view(_PLAIN[kind]).reshape(shape)
     gguf = _package()
@@ -273,7 +265,7 @@ def read(path: str | Path, name: str) -> np.ndarray:
     return gguf.quants.dequantize(rows, qtype).reshape(shape)
 
 
-class GgufFile(Mapping):
+class GgufFile(ByKey):
     """The tensors of a GGUF file under the torch library's keys; one that has no such key keeps its own name.
 
     Raises:
@@ -320,16 +312,6 @@ class GgufFile(Mapping):
         if self._architecture.norm_offset and part.endswith("norm"):
             return tensor - np.asarray(self._architecture.norm_offset, tensor.dtype)
         return tensor
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        """The same as `read`."""
-        return self.read(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _names(architecture: str, layers: int) -> Callable[[str], str | None]:

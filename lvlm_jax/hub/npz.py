@@ -1,7 +1,7 @@
 """big_vision's checkpoints: one ``.npz`` of flat keys (``params/img/...``), read without pickle, a tensor at a time."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.hub.safetensors_io import ByKey
 from lvlm_jax.vision import vit_jax
 from lvlm_jax.zoo import big_vision, big_vision_gemma
 
@@ -19,7 +20,7 @@ _BFLOAT16 = np.dtype("V2")
 """How numpy, which does not know bfloat16, writes it down."""
 
 
-class NpzFile(Mapping):
+class NpzFile(ByKey):
     """The weights of a file under its own keys, less ``params/``; only headers are read until `read` is called.
 
     Raises:
@@ -75,16 +76,6 @@ class NpzFile(Mapping):
                 f"{self.path}: tensor {key!r} is damaged ({error}); fetch or copy it again"
             ) from error
         return tensor.view(dtype) if tensor.dtype != dtype else tensor
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        """The same as `read`."""
-        return self.read(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:

@@ -56,7 +56,27 @@ class _Entry(NamedTuple):
     offset: int
 
 
-class TensorFolder(Mapping):
+class ByKey(Mapping):
+    """Tensors by key, one read at a time: what every format of checkpoint offers. Subclasses fill `_entries`."""
+
+    _entries: Mapping[str, Any]
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """The same as `read`."""
+        return self.read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class TensorFolder(ByKey):
     """The tensors of a checkpoint folder by key; only headers are read until `read` is called.
 
     Takes one ``model.safetensors``, shards with an index, shards without one, or the file named by `only`.
@@ -103,29 +123,11 @@ class TensorFolder(Mapping):
     def read(self, key: str) -> np.ndarray:
         """One tensor, as it is in the file (bfloat16 stays bfloat16)."""
         file, dtype, shape, offset = self._entries[key]
-        raw = pages(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        with file.open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            done = 0
-            while done < raw.size:
-                count = stream.readinto(memoryview(raw)[done:])
-                if not count:
-                    raise CheckpointError(f"{file}: ends inside tensor {key!r}; it changed while it was read")
-                done += count
+        raw = read_bytes(file, offset, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, key)
         return raw.view(dtype).reshape(shape)
 
-    def __getitem__(self, key: str) -> np.ndarray:
-        """The same as `read`."""
-        return self.read(key)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-class Overlay(Mapping):
+class Overlay(ByKey):
     """Tensors of several folders as one: a key is read from the first that has it.
 
     Args:
@@ -136,37 +138,44 @@ class Overlay(Mapping):
     def __init__(self, layers: Iterable[TensorFolder], rename: Callable[[str], str] = str):
         layers = list(layers)
         self.path = layers[0].path
-        self._places = {rename(key): (layer, key) for layer in reversed(layers) for key in layer}
+        self._entries = {rename(key): (layer, key) for layer in reversed(layers) for key in layer}
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor."""
-        layer, name = self._places[key]
+        layer, name = self._entries[key]
         return layer.shape(name)
 
     def dtype(self, key: str) -> np.dtype:
         """Number type of one tensor."""
-        layer, name = self._places[key]
+        layer, name = self._entries[key]
         return layer.dtype(name)
 
     def file(self, key: str) -> Path:
         """The file that holds a tensor."""
-        layer, name = self._places[key]
+        layer, name = self._entries[key]
         return layer.file(name)
 
     def read(self, key: str) -> np.ndarray:
         """One tensor, as it is in its file."""
-        layer, name = self._places[key]
+        layer, name = self._entries[key]
         return layer.read(name)
 
-    def __getitem__(self, key: str) -> np.ndarray:
-        """The same as `read`."""
-        return self.read(key)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+def read_bytes(file: Path, offset: int, size: int, key: str) -> np.ndarray:
+    """The bytes of one tensor, in room of their own (`pages`).
 
-    def __len__(self) -> int:
-        return len(self._places)
+    Raises:
+      CheckpointError: the file ends before.
+    """
+    raw, done = pages(size), 0
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        while done < size:
+            count = stream.readinto(memoryview(raw)[done:])
+            if not count:
+                raise CheckpointError(f"{file}: ends inside tensor {key!r}; it changed while it was read")
+            done += count
+    return raw
 
 
 def pages(size: int) -> np.ndarray:

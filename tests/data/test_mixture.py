@@ -167,7 +167,7 @@ from lvlm_jax.config import load
 def get_config(arg=""):
     c = load("quickstart").unlock()
     c.stages.align.data = {{
-        "source": "mixture", "rows": 8, "groups": 8, "pictures": 80,
+        "source": "mixture", "rows": 8, "groups": 8, "pictures": 80, "length": 128,
         "members": {{"vqa": {{"source": "llava_json", "path": "{album}"}}, "easy": {{"source": "easy_vqa"}}}},
     }}
     return c

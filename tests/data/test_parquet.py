@@ -151,3 +151,14 @@ def test_a_bad_row_names_its_place(tmp_path):
         source[1]
     with pytest.raises(DataError, match=r"a\.parquet: row 2: 'conversations' must be a list with at least one turn"):
         source[2]
+
+
+def test_pictures_that_no_column_names_are_an_error(tmp_path):
+    """A table that would train on text alone, because its pictures stand in a column of another name."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"photo": pa.array([{"bytes": PNG, "path": "a.png"}], kind), "caption": ["a"], "question": ["b?"]}
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(columns | {"answer": ["c"]}), path)
+    with pytest.raises(DataError, match="column 'photo' holds pictures, but no column is read as 'image'"):
+        ParquetFiles(path=str(path)).open()
+    assert ParquetFiles(path=str(path), rename=("image=photo",)).open()[0].images
