@@ -101,6 +101,11 @@ def plain(name):
     return jax.device_get(tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)))
 
 
+TOLERANCE = 5e-6
+"""Of the largest value, as for a training step (tests/e2e/test_sharded.py): eight partial sums are added in another
+order, by kernels of other shapes. 2.2e-6 was seen on one CPU, under 2e-6 on others."""
+
+
 def agree(got, name, atol):
     (value, grads), expected = got, plain(name)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
@@ -133,7 +138,7 @@ def test_sharded_equals_unsharded(name, preset):
     kernel = grads["llm"]["layers"]["mlp"]["up"]["kernel"]
     parts = {"DP": 1, "FSDP": 8, "FSDP_TP": 8}[preset]
     assert kernel.size == parts * kernel.addressable_shards[0].data.size
-    agree((value, grads), name, 2e-6)
+    agree((value, grads), name, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +153,13 @@ def test_sharded_equals_unsharded(name, preset):
 def test_scanned_and_rematerialised_equal_plain(name, remat):
     model = LVLM(tiny.SYSTEMS[name], scan=True, remat=remat)
     params = P.stack_layers(system(name)[1])
-    agree(tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)), name, 2e-6)
+    agree(tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, model, eight_rows(name)), name, TOLERANCE)
 
 
 def test_rematerialised_layers_one_by_one_equal_plain():
     model = LVLM(tiny.SYSTEMS["llava15"], remat="full")
     got = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(system("llava15")[1], model, eight_rows("llava15"))
-    agree(got, "llava15", 2e-6)
+    agree(got, "llava15", TOLERANCE)
 
 
 def moved(model, params, one, other):
