@@ -29,18 +29,16 @@ def quantize(kernel: Float[Array, "D F"], kind: str) -> Any:
     Raises:
       ImportError: qwix is not installed.
     """
-    try:
-        import qwix  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"lora.base={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
     return _quantizer(kind, kernel.shape[0])(kernel)
 
 
 @functools.cache
 def _quantizer(kind: str, inputs: int) -> Callable:
     """The compiled quantiser; one for all kernels of a shape."""
-    import qwix
-
+    try:
+        import qwix
+    except ImportError as error:
+        raise ImportError(f"lora.base={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
     how = KINDS[kind](inputs)
     return jax.jit(lambda x: qwix.quantize(x.astype(jnp.float32), **how))
 
