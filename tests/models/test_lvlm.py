@@ -102,8 +102,8 @@ def plain(name):
 
 
 TOLERANCE = 5e-6
-"""Of the largest value, as for a training step (tests/e2e/test_sharded.py): eight partial sums are added in another
-order, by kernels of other shapes. 2.2e-6 was seen on one CPU, under 2e-6 on others."""
+"""Of the largest value, as for a training step (tests/e2e/test_sharded.py). It is rounding: of PaliGemma's gradients on
+eight devices 2.3e-6 were measured in float32, and 4e-15 of the same comparison in float64."""
 
 
 def agree(got, name, atol):
