@@ -1,0 +1,62 @@
+"""What a finished run, or an import, left in its workdir: weights for the next run, for an export, or as adapters."""
+
+from pathlib import Path
+
+from lvlm_jax import checkpoint
+from lvlm_jax import params as trees
+from lvlm_jax import recipe as recipes
+from lvlm_jax import workdir as workdirs
+from lvlm_jax.config import ConfigError
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.nn import lora
+from lvlm_jax.recipe import Model
+
+
+def last_stage(workdir: str | Path) -> Path:
+    """The folder whose ``params`` are the end of another run, or what ``lvlm convert import`` wrote."""
+    folder = Path(workdir)
+    if checkpoint.is_saved(folder / "params"):
+        return folder
+    if not (folder / workdirs.RECIPE).exists():
+        raise ConfigError(f"{workdir}: neither the workdir of a run (recipe.json) nor imported weights (params)")
+    last = folder / workdirs.recipe_of(folder)["run"][-1]
+    if not checkpoint.is_saved(last / "params"):
+        raise ConfigError(f"{workdir}: its last stage, {last.name}, has not finished; run it to its end first")
+    return last
+
+
+def saved_parts(folder: Path, like: dict) -> dict:
+    """Parts of what a stage (or an import) left, in the layout of `like`; adapters are merged into their kernels."""
+    tree, saved = checkpoint.load_params(folder, like=like, partial=True), checkpoint.saved_shapes(folder)
+    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.split("/")[0] in like}
+    if not low:
+        return tree
+    return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))
+
+
+def weights(workdir: str | Path) -> tuple[Model, dict]:
+    """(model section of the recipe, weights with adapters merged) of a finished run. ConfigError: it has not."""
+    folder = last_stage(workdir)
+    params = checkpoint.load_params(folder / "params")
+    return recipes.resolve(workdirs.recipe_of(workdir)).model, lora.merge(params)
+
+
+def adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
+    """(model, adapters with the leaves that the last stage trained whole, hub name of the base) of a finished run.
+
+    Raises:
+      ConfigError: no run, or one whose last stage trained no adapters.
+    """
+    folder = last_stage(workdir)
+    if not (Path(workdir) / workdirs.RECIPE).exists():
+        raise ConfigError(f"{workdir}: no workdir of lvlm train (recipe.json), so what its adapters are is not known")
+    found = recipes.resolve(workdirs.recipe_of(workdir))
+    stage = found.stages[folder.name]
+    if stage.lora is None:
+        raise ConfigError(f"{workdir}: its last stage, {folder.name}, trained no adapters (stages.{folder.name}.lora)")
+    saved = checkpoint.saved_shapes(folder / "params")
+    moved = trees.flatten(stage.stage(folder.name).mask(trees.unflatten(saved)))
+    like = {path: leaf for path, leaf in saved.items() if moved[path] or lora.is_adapter(path)}
+    params = checkpoint.load_params(folder / "params", like=trees.unflatten(like), partial=True)
+    hubs = [start.hub for part, start in sorted(stage.start.items()) if start.hub and part in ("all", "llm")]
+    return found.model.lvlm, params, hubs[0] if hubs else ""
