@@ -19,8 +19,17 @@ from lvlm_jax.zoo import SYSTEMS
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """``llava15_instruct`` (7B) or ``llava15_instruct:13b``; ``:perceiver`` as in llava15_align."""
-    systems = {"": "llava15_7b", "7b": "llava15_7b", "13b": "llava15_13b", "perceiver": "llava15_7b_perceiver"}
+    """``llava15_instruct`` (7B) or ``llava15_instruct:13b``; ``:perceiver`` as in llava15_align.
+
+    ``:full`` (7B) trains the vision tower too, at the same rate.
+    """
+    systems = {
+        "": "llava15_7b",
+        "7b": "llava15_7b",
+        "13b": "llava15_13b",
+        "perceiver": "llava15_7b_perceiver",
+        "full": "llava15_7b",
+    }
     if arg not in systems:
         raise ValueError(f"llava15_instruct:{arg}: choose one of {[name for name in systems if name]}")
     c = ConfigDict()
@@ -32,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = model_of(SYSTEMS[systems[arg]])
     c.stages = ConfigDict()
     c.stages.instruct = {
-        "trains": ("connector/**", "llm/**"),
+        "trains": ("vision/**", "connector/**", "llm/**") if arg == "full" else ("connector/**", "llm/**"),
         "steps": 5198,
         "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03, "weight_decay": 0.0, "clip": 1.0},
         "data": {

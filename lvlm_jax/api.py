@@ -1,19 +1,22 @@
 """``lvlm_jax.load``: a checkpoint becomes a system that can be asked."""
 
+import contextlib
 import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm, zoo
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.config import near
 from lvlm_jax.hub import beside, download, peft
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.infer.system import System
-from lvlm_jax.mesh import compute_dtype
+from lvlm_jax.mesh import PRESETS, compute_dtype, make_mesh
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
@@ -23,12 +26,14 @@ from lvlm_jax.zoo import SYSTEMS
 
 EXPORT = "export"
 """Folder of a training run's workdir that holds the trained model for other software."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What a loaded model can compute in."""
 
 
 def load(
     name_or_folder: str | Path,
     *,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     dtype: DTypeLike | Literal["stored"] | None = None,
     revision: str | None = None,
     template: str | Template | None = None,
@@ -53,7 +58,7 @@ def load(
     Args:
       name_or_folder: a folder in the torch library's or the LLaVA authors' layout, the workdir of an ``lvlm train``
         that has exported, a name out of `zoo.SYSTEMS`, or a hub name.
-      mesh: devices to run on (`mesh.make_mesh`); default the first one.
+      mesh: devices to run on (`mesh.make_mesh`), or the name of a preset over all there are; default the first one.
       dtype: of weights and compute; default by device: bfloat16, float16 on GPUs without it, float32 on a CPU. "stored"
         leaves the weights as the files have them, and computes by device.
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
@@ -68,20 +73,26 @@ def load(
     Raises:
       CheckpointError: a folder that is no vision-language model, or does not fit.
       FileNotFoundError: no folder and no repository of that name, or no tokenizer in it.
+      ConnectionError: a hub name that is not in the cache, and the network refused.
+      ValueError: a template, mesh or dtype that there is not.
     """
-    hub = {"token": token, "cache": cache, "offline": offline}
-    folder = _folder(name_or_folder, revision, hub)
     if isinstance(template, str) and template not in TEMPLATES:
         raise ValueError(f"template={template!r}: choose one of {', '.join(TEMPLATES)}")
+    mesh = _mesh(mesh)
     stored = isinstance(dtype, str) and dtype == "stored"
-    dtype = compute_dtype()[0] if dtype is None or stored else dtype
+    dtype = compute_dtype()[0] if dtype is None or stored else _floating(dtype)
     kept = None if stored else dtype
+    hub = {"token": token, "cache": cache, "offline": offline}
+    folder = _folder(name_or_folder, revision, hub)
     loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
     params = loaded.params
     if adapter is not None:
-        params = peft.apply(params, loaded.config, download.resolve(adapter, **hub))
+        with download.named("adapter= (--adapter)"):
+            adapter = download.resolve(adapter, **hub)
+        params = peft.apply(params, loaded.config, adapter)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = beside.tokenizer(tokenizer or model_base or folder)
+        with download.named("tokenizer=") if tokenizer else contextlib.nullcontext():
+            tokenizer = beside.tokenizer(tokenizer or model_base or folder)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(
@@ -98,6 +109,31 @@ def load(
     )
 
 
+def export_line(workdir: str | Path) -> str:
+    """The command that exports what a finished run trained, anew if it was exported before."""
+    return f"lvlm convert export {workdir} {Path(workdir) / EXPORT} --overwrite"
+
+
+def _mesh(mesh: Mesh | str | None) -> Mesh | None:
+    """A mesh as it is, or that of a preset. ValueError for a name that is none."""
+    if not isinstance(mesh, str):
+        return mesh
+    if mesh not in PRESETS:
+        raise ValueError(f"mesh={mesh!r}{near(mesh, PRESETS)}: choose one of {', '.join(PRESETS)}, or give a Mesh")
+    return make_mesh(mesh)
+
+
+def _floating(dtype: DTypeLike) -> DTypeLike:
+    """`dtype` if a model can compute in it. ValueError with the choices."""
+    try:
+        known = jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}, or 'stored'")
+    return dtype
+
+
 def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
     """The checkpoint's folder: exported by a training run, or as `hub.download` finds it."""
     path = Path(name).expanduser()
@@ -106,8 +142,8 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
             return path / EXPORT
         if (path / "recipe.json").is_file():
             raise CheckpointError(
-                f"{path}: this training run has not finished, so nothing is exported yet; run the same lvlm train "
-                "command to its end (it resumes)"
+                f"{path}: nothing is exported yet. If this training run has not finished, run the same lvlm train "
+                f"command to its end (it resumes); a run of several hosts ends without: {export_line(path)}"
             )
         if (path / "params").is_dir():
             raise CheckpointError(
@@ -125,7 +161,13 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
                 f"{name}: nobody published its weights, only those of its language model ({spec.source}); train it "
                 "(lvlm list names the recipes) and load the workdir"
             )
-        name = spec.source
+        return download.resolve(spec.source, revision, **hub)
+    word = "/" not in str(name) and not str(name).startswith(download.INSTALLED) and path.suffix not in download.FILES
+    if word and not path.exists():
+        raise FileNotFoundError(
+            f"{name}: no such folder here, no system of that name{near(str(name), SYSTEMS)}, and not a hub name either "
+            "(those are 'owner/name'); check the path, or see lvlm list"
+        )
     return download.resolve(name, revision, **hub)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from lvlm_jax import checkpoint
+from lvlm_jax import checkpoint, finished, hosts
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
@@ -27,8 +26,8 @@ from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import IMAGE_TOKEN
 from lvlm_jax.models.contrastive import DualEncoder
-from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
-from lvlm_jax.nn import lora
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.nn import lora, quant
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
@@ -70,18 +69,20 @@ def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
     return (shapes, axes) if stage.lora is None else lora.add_shapes(shapes, axes, stage.lora)
 
 
-def head_path(recipe: Recipe) -> str:
-    """Where the output head's weights are."""
-    return "llm/embed/table" if recipe.model.llm.tied else "llm/head/kernel"
+def trains_head(recipe: Recipe, mask: dict) -> bool:
+    """Whether the output head's weights move, by a stage's mask."""
+    path = "llm/embed/table" if recipe.model.llm.tied else "llm/head/kernel"
+    return trees.flatten(mask).get(path, False)
 
 
-def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | None = None) -> Callable:
+def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: meshes.AnyMesh | None = None) -> Callable:
     """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage.
 
-    On scanned models (pods) every chunk of positions is computed, so that all steps take equally long; else only those
-    that hold a label.
+    On accelerators and of scanned models every chunk of positions is computed, so that all steps take equally long;
+    else only those that hold a label.
     """
     shards = 1 if mesh is None else mesh.size // mesh.shape["tensor"]
+    model = quant.trained_in(model, stage.matmul)
 
     def language(params: dict, batch: Any) -> tuple:
         hidden, _ = model.apply({"params": params}, batch)
@@ -91,8 +92,9 @@ def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: Mesh | Non
             kernel,
             batch.tokens,
             batch.weights,
+            chunk=256 if model.scan else 64,
             head_trained=head_trained,
-            skip_unlabelled=not model.scan,
+            skip_unlabelled=not model.scan and meshes.platform() == "cpu",
             shards=shards,
             softcap=model.config.llm.final_softcap,
         )
@@ -120,13 +122,14 @@ def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
     return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
 
 
-def tokenizer_of(model: Model) -> Tokenizer:
-    """The recipe's tokenizer."""
+def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Tokenizer:
+    """The recipe's tokenizer; an error names `field`."""
     if model.tokenizer == "easy_vqa":
         from lvlm_jax.data.easy_vqa import word_tokenizer
 
         return Tokenizer(word_tokenizer())
-    words = beside.tokenizer(model.tokenizer)
+    with download.named(field):
+        words = beside.tokenizer(model.tokenizer)
     # A language model's own tokenizer has no word for a picture: it gets one as its next id.
     if not words.has_special(IMAGE_TOKEN) and words.vocab_size == model.image_token_id:
         words.add_special([IMAGE_TOKEN])
@@ -202,19 +205,8 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
 
 def _hosts() -> Hosts | None:
     """The processes of this run, if there are several: they measure a data set together."""
-    if jax.process_count() == 1:
-        return None
-    from jax.experimental.multihost_utils import process_allgather
-
-    def exchange(data: bytes) -> list[bytes]:
-        sizes = np.asarray(process_allgather(np.int32(len(data)))).ravel().tolist()
-        if not max(sizes):
-            return [b""] * len(sizes)
-        padded = np.frombuffer(data.ljust(max(sizes), b"\0"), np.uint8)
-        gathered = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
-        return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
-
-    return Hosts(jax.process_index(), jax.process_count(), exchange)
+    count = jax.process_count()
+    return None if count == 1 else Hosts(jax.process_index(), count, hosts.exchange)
 
 
 def _left_out(measured: Measured, most: int = 3) -> str:
@@ -227,7 +219,10 @@ def _left_out(measured: Measured, most: int = 3) -> str:
 
 
 def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
-    """What these stages and the evaluation read and this machine does not have; hub names are not looked up."""
+    """What these stages and the evaluation read and this machine does not have; hub names are not looked up.
+
+    Each once, with all the fields that name it.
+    """
     out = []
     for name in stages:
         stage = recipe.stages[name]
@@ -236,12 +231,27 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             where = f"stages.{name}.start.{part}"
             if start.workdir:
                 try:
-                    last_stage(start.workdir)
+                    _check_size(recipe, stage, finished.last_stage(start.workdir))
                 except ConfigError as error:
                     out.append(f"{where}.workdir: {error}")
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
     out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
-    return out + (_absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else [])
+    out += _absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else []
+    found: dict[str, list[str]] = {}
+    for line in out:
+        place, fault = re.fullmatch(r"([^=:]*)(.*)", line, re.DOTALL).groups()
+        found.setdefault(fault, []).append(place)
+    return [", ".join(places) + fault for fault, places in found.items()]
+
+
+def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path) -> None:
+    """ConfigError where a stage's leaves have other shapes in what it shall begin with."""
+    saved = checkpoint.saved_shapes(folder / "params")
+    here = trees.flatten(trees.unstack_layers(abstract(*stage_model(recipe, stage))[0]))
+    both = {path: (saved[path].shape, leaf.shape) for path, leaf in here.items() if path in saved}
+    other = [f"{path} is {there}, not {wanted}" for path, (there, wanted) in both.items() if there != wanted]
+    if other:
+        raise ConfigError(f"{folder} holds a model of other sizes: {other[0]}, and {len(other) - 1} more")
 
 
 def _absent_here(name: str) -> list[str]:
@@ -287,49 +297,6 @@ def floor_of(ask: Evaluation) -> float | None:
     return question_only_floor(pairs(EasyVqa("train", holdout=0)), pairs(EasyVqa(ask.data.split)))
 
 
-def last_stage(workdir: str | Path) -> Path:
-    """The folder whose ``params`` are the end of another run, or what ``lvlm convert import`` wrote."""
-    folder = Path(workdir)
-    if checkpoint.is_saved(folder / "params"):
-        return folder
-    if not (folder / "recipe.json").exists():
-        raise ConfigError(f"{workdir}: neither the workdir of a run (recipe.json) nor imported weights (params)")
-    last = folder / json.loads((folder / "recipe.json").read_text())["run"][-1]
-    if not checkpoint.is_saved(last / "params"):
-        raise ConfigError(f"{workdir}: its last stage, {last.name}, has not finished; run it to its end first")
-    return last
-
-
-def saved_parts(folder: Path, like: dict) -> dict:
-    """Parts of what a stage (or an import) left, in the layout of `like`; adapters are merged into their kernels."""
-    tree, saved = checkpoint.load_params(folder, like=like, partial=True), checkpoint.saved_shapes(folder)
-    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.split("/")[0] in like}
-    if not low:
-        return tree
-    return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))
-
-
-def trained_adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
-    """(model, adapters with the leaves that the last stage trained whole, hub name of the base) of a finished run.
-
-    Raises:
-      ConfigError: no run, or one whose last stage trained no adapters.
-    """
-    folder = last_stage(workdir)
-    if not (Path(workdir) / "recipe.json").exists():
-        raise ConfigError(f"{workdir}: no workdir of lvlm train (recipe.json), so what its adapters are is not known")
-    found = recipes.resolve(json.loads((Path(workdir) / "recipe.json").read_text()))
-    stage = found.stages[folder.name]
-    if stage.lora is None:
-        raise ConfigError(f"{workdir}: its last stage, {folder.name}, trained no adapters (stages.{folder.name}.lora)")
-    saved = checkpoint.saved_shapes(folder / "params")
-    moved = trees.flatten(stage.stage(folder.name).mask(trees.unflatten(saved)))
-    like = {path: leaf for path, leaf in saved.items() if moved[path] or lora.is_adapter(path)}
-    params = checkpoint.load_params(folder / "params", like=trees.unflatten(like), partial=True)
-    hubs = [start.hub for part, start in sorted(stage.start.items()) if start.hub and part in ("all", "llm")]
-    return found.model.lvlm, params, hubs[0] if hubs else ""
-
-
 def inspection(data: Data, config: str, tokenizer: str | None, length: int | None) -> tuple[Any, Callable, Model, Any]:
     """(source, encode, model, tokenizer) to look at data with, before any run.
 
@@ -338,29 +305,34 @@ def inspection(data: Data, config: str, tokenizer: str | None, length: int | Non
       tokenizer: a folder or hub name instead of the recipe's.
       length: positions of a row; default the model's context.
     """
-    model = recipes.load(config).model
-    if tokenizer:
-        model = dataclasses.replace(model, tokenizer=tokenizer)
-    words = tokenizer_of(model)
+    model, words = _spoken(config, tokenizer)
     data = dataclasses.replace(data, length=length or model.llm.context)
     return data.open(on_bad=data.on_bad), encoder_of(model, words, data), model, words
 
 
 def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
     """``encode`` as a recipe's model would, without a limit of length; `tokenizer` as for `inspection`."""
+    endless = Data(source="easy_vqa", length=2**31)
+    return encoder_of(*_spoken(config, tokenizer), endless)
+
+
+def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
+    """(model, tokenizer) of a recipe, or with another tokenizer."""
     model = recipes.load(config).model
     if tokenizer:
         model = dataclasses.replace(model, tokenizer=tokenizer)
-    endless = Data(source="easy_vqa", length=2**31)
-    return encoder_of(model, tokenizer_of(model), endless)
+        return model, tokenizer_of(model, "--tokenizer")
+    return model, tokenizer_of(model, f"the tokenizer of --config={config} (--tokenizer gives another)")
 
 
-def public_parts(start: Start, like: dict, mesh: Any) -> dict:
+def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them.
+    An error of what cannot be found names `field`.
     """
-    path = download.resolve(start.hub, revision=start.revision)
+    with download.named(field):
+        path = download.resolve(start.hub, revision=start.revision)
     whole = describe(formats.public_config(path), path).kind == "lvlm"
     kind = "vision" if [*like] == ["vision"] and not whole else None
     loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))

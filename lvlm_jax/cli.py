@@ -10,25 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_jax import cli_data
-
-MISTAKES = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    PermissionError,
-    ConnectionError,  # the hub cannot be reached
-    ImportError,  # an optional package is absent
-)
-"""What a user can mend: printed as one message, without a traceback (``--debug`` shows it)."""
+from lvlm_jax import cli_bench, cli_data, cli_plan, errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns the exit status (0 good, 1 failed check, 2 mistake in the request)."""
+    """Runs one command line; returns the exit status.
+
+    0 good, 1 failed check or a run that cannot go on, 2 mistake in the request, 75 the other processes are missing.
+    """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.run is not _train:
+    if rest and args.command not in ("train", "plan"):
         parser.error(f"not understood: {' '.join(rest)}; see lvlm {args.command} --help")
     if args.command:
         # transformers says at each import, in each worker, that torch is not there; it is not needed.
@@ -40,14 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, as in `lvlm list | head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MISTAKES as error:
+    except (errors.Ended, *errors.MISTAKES) as error:
         print(f"lvlm {args.command}: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "Diverged":
-            raise
-        print(f"lvlm {args.command}: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "status", 2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for build in (_add_train, _add_eval, _add_generate, _add_chat, _add_convert, cli_data.add, _add_list):
+    here = (_add_train, _add_eval, _add_generate, _add_chat, _add_convert)
+    for build in (*here, cli_plan.add, cli_data.add, cli_bench.add, _add_list):
         build(add)
     return parser
 
@@ -95,40 +83,36 @@ def _add_train(add: Any) -> None:
     train.add_argument("--workdir", metavar="DIR", help="where everything goes (needed unless --dry-run)")
     train.add_argument("--dry-run", action="store_true", help="resolve, print the share each stage trains, stop")
     train.add_argument("--restart", action="store_true", help="throw away what the workdir holds and begin anew")
+    several = train.add_argument_group("several processes", "the same command on every host, in one shared workdir")
+    several.add_argument("--distributed", action="store_true", help="let JAX find them: TPU pod, GKE, SLURM, Open MPI")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; needs the next two")
+    several.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument("--join-seconds", type=float, metavar="S", help="how long to wait for them; default 300")
 
 
 def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from lvlm_jax import assemble, recipe, run
+    from lvlm_jax import assemble, hosts, process, recipe, run
 
     resolved = recipe.load(args.config, list(overrides))
-    run.spread_over_cores(resolved)
+    if not (args.workdir or args.dry_run):
+        raise ValueError("--workdir is missing: where should checkpoints, logs and the report go?")
+    group = hosts.group(args.coordinator, args.processes, args.process, args.distributed)
+    if group is None or args.dry_run:
+        process.spread_over_cores([resolved.stages[name].data.groups for name in resolved.run])
+    else:
+        hosts.join(group, hosts.JOIN_SECONDS if args.join_seconds is None else args.join_seconds)
     if args.dry_run:
         print(run.describe(resolved))
         for line in assemble.absent(resolved, resolved.run):
             print(f"not there yet: {line}")
         return 0
-    _keep_freed_memory()
-    if not args.workdir:
-        raise ValueError("--workdir is missing: where should checkpoints, logs and the report go?")
-    run.train(resolved, args.workdir, resume=not args.restart)
+    process.keep_freed_memory()
+    if not args.debug:
+        process.without_tracebacks_of_threads()
+    with hosts.together(args.debug):
+        run.train(resolved, args.workdir, resume=not args.restart, keep_compiled=True)
     return 0
-
-
-def _keep_freed_memory() -> None:
-    """Asks glibc to keep what XLA frees on a CPU.
-
-    Small models otherwise spend a good part of a step in page faults of buffers given back and taken again. A setting
-    of the whole process, so it stands in the command and not in the library; elsewhere than on glibc it does nothing.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    for name, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20)):
-        mallopt(name, value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,10 +141,11 @@ def _add_eval(add: Any) -> None:
 def _eval(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import run
 
+    data = cli_data.data_of(args)  # a mistake in it is found before the model is read
     result = run.evaluate_folder(
         args.model,
         _load(args),
-        data=cli_data.data_of(args),
+        data=data,
         scores=tuple(filter(None, args.scores.split(","))),
         max_new_tokens=args.max_new_tokens,
         rows=args.rows,
@@ -217,13 +202,18 @@ def _add_generate(add: Any) -> None:
 
 
 def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax.processing.picture import ImageError
+
     model = _load(args)
     settings = _sampling(args) | {"images": args.image, "system": args.system}
-    if args.no_stream:
-        print(model.generate(args.prompt, **settings))
-        return 0
-    for piece in model.generate(args.prompt, stream=True, **settings):
-        print(piece, end="", flush=True)
+    try:
+        if args.no_stream:
+            print(model.generate(args.prompt, **settings))
+            return 0
+        for piece in model.generate(args.prompt, stream=True, **settings):
+            print(piece, end="", flush=True)
+    except ImageError as error:
+        raise ValueError(f"--image {error}") from error
     print()
     return 0
 
@@ -289,29 +279,24 @@ def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import api, assemble
+    from lvlm_jax import api, assemble, finished, workdir
     from lvlm_jax.hub import peft, rewrite
     from lvlm_jax.hub.export import export_folder
 
     if args.adapter:
-        config, params, base = assemble.trained_adapter(args.source)
+        config, params, base = finished.adapter(args.source)
         print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
         return 0
     if rewrite.is_alone(args.source):
         print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
         return 0
-    model = api.load(args.source, dtype="stored")
-    out = export_folder(
-        args.out,
-        model.config,
-        model.params,
-        model.tokenizer,
-        model.spec,
-        model.template,
-        layout=args.layout,
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-    )
+    if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
+        found, params = finished.weights(args.source)
+        parts = found.lvlm, params, assemble.tokenizer_of(found), found.image, assemble.template_of(found)
+    else:
+        model = api.load(args.source, dtype="stored")
+        parts = model.config, model.params, model.tokenizer, model.spec, model.template
+    out = export_folder(args.out, *parts, layout=args.layout, dtype=args.dtype, overwrite=args.overwrite)
     print(out)
     return 0
 

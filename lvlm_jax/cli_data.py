@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +26,16 @@ def data_arguments(command: argparse.ArgumentParser, needed: bool) -> None:
 
 def data_of(args: argparse.Namespace) -> Any:
     """The chosen data as a recipe's `Data`, or None where nothing was chosen."""
-    from lvlm_jax.config import build
+    from lvlm_jax.config import ConfigError, build, near
+    from lvlm_jax.data.easy_vqa import SPLITS
+    from lvlm_jax.data.registry import SOURCES
     from lvlm_jax.recipe import Data
 
     if (args.option or args.path) and not args.source:
         raise ValueError("--path and --option belong to --source KIND")
+    for flag, value, choices in (("--source", args.source, SOURCES), ("--easy-vqa", args.easy_vqa, SPLITS)):
+        if value is not None and value not in choices:
+            raise ValueError(f"{flag} {value}{near(value, choices)}: choose one of {', '.join(choices)}")
     if args.llava:
         return Data(source="llava_json", path=args.llava, images=args.images)
     if args.messages:
@@ -37,8 +43,16 @@ def data_of(args: argparse.Namespace) -> Any:
     if args.source:
         lists = {field.name for field in dataclasses.fields(Data) if field.type == tuple[str, ...]}
         values = {"source": args.source, "path": args.path, "images": args.images, **_options(args.option, lists)}
-        return build(Data, values, "--option")
+        try:
+            return build(Data, values, "--option")
+        except ConfigError as error:  # two fields have a flag of their own
+            raise ConfigError(re.sub(r"^--option: (?=(path|images)\b)", "--", str(error))) from error
     return Data(source="easy_vqa", split=args.easy_vqa) if args.easy_vqa else None
+
+
+def _name(args: argparse.Namespace) -> str:
+    """What a user calls the data."""
+    return args.llava or args.messages or args.path or args.source or "easy_vqa"
 
 
 def _options(words: Sequence[str], lists: set[str]) -> dict[str, Any]:
@@ -128,7 +142,8 @@ def _show(args: argparse.Namespace, _: Sequence[str]) -> int:
 
     source, encoder, _, tokenizer = _inspection(args)
     if not 0 <= args.index < len(source):
-        raise ValueError(f"--index {args.index}: {source!r} has records 0 to {len(source) - 1}")
+        holds = f"{len(source):,} records, --index 0 to {len(source) - 1}" if len(source) > 1 else "1 record, --index 0"
+        raise ValueError(f"--index {args.index}: {_name(args)} has {holds}")
     for index in range(args.index, min(args.index + args.count, len(source))):
         example = source[index]
         print(show(example, encoder(example), tokenizer, colour=sys.stdout.isatty()), end="\n\n")
@@ -144,8 +159,7 @@ def _packing(args: argparse.Namespace, _: Sequence[str]) -> int:
 
         source, encoder, _, _ = _inspection(args)
         measured = measure_lengths(source, encoder, on_bad="skip", images=False)
-        name = args.llava or args.messages or args.path or "easy_vqa"
-        histograms = {name: packing_table.Histogram(repr(source), measured.lengths, measured.pictures)}
+        histograms = {_name(args): packing_table.Histogram(repr(source), measured.lengths, measured.pictures)}
         lengths = (encoder.keywords["max_length"],)
         if measured.bad:
             print(f"{len(measured.bad):,} bad records left out; lvlm data check lists them", file=sys.stderr)

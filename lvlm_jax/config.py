@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def find(name: str) -> Path:
     for folder in folders():
         if (folder / f"{name}.py").is_file():
             return folder / f"{name}.py"
-    raise ConfigError(f"--config={name}: no such recipe{_near(name, names())}. Recipes: {', '.join(names())}")
+    raise ConfigError(f"--config={name}: no such recipe{near(name, names())}. Recipes: {', '.join(names())}")
 
 
 def load(name: str, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
@@ -66,6 +66,8 @@ def load(name: str, overrides: Sequence[str] = (), schema: type | None = None) -
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=words)
         values(words)
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal(config, str(error)) or _message(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise ConfigError(f"{' '.join(overrides)}: {_message(error)}") from None
     return values.config
@@ -84,11 +86,26 @@ def _read(path: Path, arg: str) -> Any:
         raise ConfigError(str(error)) from None
 
 
+def _illegal(config: Any, text: str) -> str:
+    """What an override with a value of another type should have been; "" where the field is not found."""
+    path, equals, rest = text.removeprefix("flag --").partition("=")
+    *parts, last = path.split(".")[1:]
+    try:
+        for part in parts:
+            config = config[part]
+        kind, now = config.get_type(last).__name__, config[last]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ""
+    example = "" if now is None else f", as in --{path}={now}"
+    return f"--{path}{equals}{rest.partition(': ')[0]}: expected {kind}{example}"
+
+
 def _message(error: Exception) -> str:
     """The last thing an ml_collections error says, on one line, without its quotes and its chain of causes."""
     text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
     lines = [line.strip(" \"'") for line in text.splitlines()]
-    if len(lines) > 1 and lines[1].startswith("Did you mean"):
+    guessed = len(lines) > 1 and lines[1].startswith("Did you mean")
+    if guessed or (isinstance(error, KeyError | AttributeError) and lines[0].isidentifier()):
         lines[0] = f"no such field {lines[0]!r}"
     return "; ".join(lines)
 
@@ -148,7 +165,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if unknown := sorted(set(values) - set(fields)):
         name = unknown[0]
-        raise ConfigError(f"{where}.{name}: no such field{_near(name, fields)}. Fields: {', '.join(fields)}")
+        raise ConfigError(f"{where}.{name}: no such field{near(name, fields)}. Fields: {', '.join(fields)}")
     out = {}
     for name, field in fields.items():
         if name in values:
@@ -180,7 +197,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         raise errors[0] if len(errors) == 1 else ConfigError(f"{where}={value!r}: expected {_name(hint)}")
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r}{_near(str(value), map(str, args))}: choose one of {list(args)}")
+            raise ConfigError(f"{where}={value!r}{near(str(value), map(str, args))}: choose one of {list(args)}")
         return value
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
@@ -226,6 +243,15 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def unequal(was: Any, now: Any, skip: Collection[str] = (), where: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two trees of dicts differ: (path, value there, value here), keys in `skip` left out at every depth."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted((was.keys() | now.keys()) - set(skip))
+        found = (unequal(was.get(k), now.get(k), skip, f"{where}.{k}" if where else k) for k in keys)
+        return [line for lines in found for line in lines]
+    return [] if was == now else [(where, was, now)]
+
+
 def to_config(value: Any) -> Any:
     """A dataclass tree as a ConfigDict to start a recipe from."""
     import ml_collections
@@ -239,6 +265,7 @@ def _name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _near(name: str, choices: Any) -> str:
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def near(name: str, choices: Any) -> str:
+    """The choice that a name is closest to, as a question in brackets; nothing where none is close."""
+    found = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,7 +1,11 @@
 """Progress on long work: a bar where somebody looks, a line now and then where it goes to a file."""
 
+import contextlib
 import io
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +29,30 @@ class _Lines(io.TextIOBase):
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says on standard error what is waited for; on a terminal with the seconds so far, until it is done."""
+    if not sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+        yield
+        return
+    began, done = time.monotonic(), threading.Event()
+    show = lambda end="": print(f"\r{text}, {time.monotonic() - began:.0f} s", end=end, file=sys.stderr, flush=True)  # noqa: E731
+
+    def tick() -> None:
+        while not done.wait(1.0):
+            show()
+
+    clock = threading.Thread(target=tick, daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        done.set()
+        clock.join()
+        show("\n")
 
 
 def bar(total: int, desc: str, unit: str = "", show: bool = True, **options: Any) -> "tqdm":

@@ -1,6 +1,8 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from lvlm_jax.data.registry import Choice
 from lvlm_jax.hub import beside
 from lvlm_jax.hub.configs import describe, public_config, read_json
 from lvlm_jax.llm.decoder import DecoderConfig
-from lvlm_jax.mesh import PRESETS
+from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
@@ -165,7 +167,8 @@ class StageRecipe:
     """One stage: what trains, on what, for how long, from where.
 
     lora: low-rank adapters that train beside what `trains` takes (then `trains` may be empty). average: a moving
-    average of the trained leaves.
+    average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
+    layers multiply, see `nn.quant.trained_in`.
     start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
     random. evaluate: when the evaluation runs, any of "before", "after".
     """
@@ -185,6 +188,8 @@ class StageRecipe:
     eval_every: int = 0
     evaluate: tuple[Literal["before", "after"], ...] = ()
     spike: SpikePolicy = dataclasses.field(default_factory=SpikePolicy)
+    profile: tuple[int, ...] = ()
+    matmul: Literal["float", "int8"] = "float"
 
     def stage(self, name: str) -> Stage:
         """The trainer's view of it."""
@@ -215,7 +220,12 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run. run: the stages' names in order. dtype and scan: "auto" chooses by device."""
+    """A whole run.
+
+    run: the stages' names in order. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
+    scan: "auto" chooses by device. remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
+    hang: seconds without a finished training step after which a process says where it stands and ends; 0: never.
+    """
 
     name: str
     model: Model
@@ -226,22 +236,29 @@ class Recipe:
     seed: int = 0
     mesh: str = "DP"
     tensor: int | None = None
+    fsdp: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     scan: Literal["auto", "yes", "no"] = "auto"
     remat: str = "none"
     log_to: tuple[str, ...] = ()
     export: bool = True
     report: bool = True
+    hang: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.mesh not in PRESETS:
             raise ConfigError(f"mesh={self.mesh!r}: choose one of {list(PRESETS)}")
+        if self.hang < 0:
+            raise ConfigError(f"hang={self.hang}: seconds, or 0 for never")
         if self.remat not in REMAT:
             raise ConfigError(f"remat={self.remat!r}: choose one of {list(REMAT)}")
         if unknown := [name for name in self.run if name not in self.stages]:
             raise ConfigError(f"run names {unknown}, which is no stage; the stages are {list(self.stages)}")
         for name, stage in self.stages.items():
-            stage.stage(name)  # its own checks
+            try:
+                stage.stage(name)  # its own checks
+            except ValueError as error:
+                raise ConfigError(f"config.{error}") from error
             self._check(name, stage)
         if self.export:
             self._check_export()
@@ -275,7 +292,45 @@ class Recipe:
         before = self.run[: self.run.index(name)] if name in self.run else tuple(self.stages)
         for part, start in stage.start.items():
             if start.stage and start.stage not in before:
-                raise ConfigError(f"stages.{name}.start.{part}.stage={start.stage!r} does not run before; {before} do")
+                raise ConfigError(self._not_before(f"stages.{name}.start.{part}", start.stage))
+
+    def _not_before(self, where: str, stage: str) -> str:
+        """That a stage begins with one that does not run before it, and how it can begin."""
+        if stage not in self.stages:
+            return f"{where}.stage={stage!r}: no such stage; the stages are {list(self.stages)}"
+        return (
+            f"{where}.stage={stage!r} does not run before; in config.run={self.run} name {stage!r} before it, or start "
+            f"from what another run left: --config.{where}.stage= --config.{where}.workdir=WORKDIR/{stage}"
+        )
+
+    def make_mesh(self, devices: Sequence[Any] | Absent | None = None) -> AnyMesh:
+        """Its mesh over these devices, default all.
+
+        Raises:
+          ConfigError: devices that do not divide into such a mesh, or a model that does not divide over it.
+        """
+        try:
+            mesh = make_mesh(self.mesh, devices, self.tensor, self.fsdp)
+        except ValueError as error:
+            raise ConfigError(f"config.mesh={self.mesh}: {error}") from error
+        width, ways = self.model.llm.width, mesh.shape["fsdp"]
+        if width % ways:
+            raise ConfigError(
+                f"config.mesh={self.mesh}: model.llm.width={width:,} does not divide over {ways:,} devices, so each "
+                f"would hold the weights whole; {self._fewer(width, ways, mesh.size // ways)}"
+            )
+        return mesh
+
+    def _fewer(self, width: int, ways: int, beside: int) -> str:
+        """What to do where `ways` devices do not divide a width; each of them stands for `beside` of the mesh."""
+        common = math.gcd(width, ways)
+        fewer = f"cut them over fewer: --config.fsdp={common}" if common > 1 else ""
+        if self.fsdp is not None:
+            return fewer or f"leave config.fsdp out, or give one that divides {width:,}"
+        below = max(n for n in range(1, ways) if width % n == 0)
+        above = min((n for n in range(ways, width + 1) if width % n == 0), default=below)
+        counts = " or ".join(f"{n * beside:,}" for n in dict.fromkeys((below, above)))
+        return f"{fewer and fewer + ', or '}take another number of devices, such as {counts}"
 
     @property
     def dual_encoder(self) -> DualEncoderConfig:
@@ -334,17 +389,3 @@ def model_of_folder(folder: str) -> Any:
     out = model_of(spec)
     out.system = template.system
     return out
-
-
-WITHOUT_EFFECT = {"workers", "threads", "log_every", "log_to", "save_every", "keep", "export", "report"}
-"""Fields of a recipe that may change between a run and its resumption: they decide no weight."""
-
-
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two recipes differ in what decides the bits of a run, one line each."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        out = []
-        for key in sorted((a.keys() | b.keys()) - WITHOUT_EFFECT):
-            out += differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
-        return out
-    return [] if a == b else [f"{where} was {a!r}, is now {b!r}"]

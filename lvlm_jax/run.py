@@ -6,35 +6,38 @@ The workdir holds everything: the resolved recipe, one folder a stage, ``evaluat
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 
-from lvlm_jax import assemble, checkpoint
+from lvlm_jax import assemble, checkpoint, compilation, finished, hosts
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
-from lvlm_jax.api import EXPORT
+from lvlm_jax import workdir as workdirs
+from lvlm_jax.api import EXPORT, export_line
 from lvlm_jax.config import ConfigError, convert, to_dict
-from lvlm_jax.data.loader import Loader
+from lvlm_jax.data.files import write_whole
+from lvlm_jax.data.loader import LateLoader, Loader
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.convert import export_folder
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract, init
+from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
 from lvlm_jax.train.log import read_rows
-from lvlm_jax.train.loop import Preempted, fit
+from lvlm_jax.train.loop import fit, stops_cleanly
 from lvlm_jax.train.stages import share_text, trained_share
 
 EVALUATION = "evaluation"
@@ -43,18 +46,26 @@ CACHE = "cache"
 """Folder of the workdir with what reading the records found."""
 
 
-def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> dict:
+def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True, keep_compiled: bool = False) -> dict:
     """Runs all stages of a recipe in `workdir`; returns the final parameters. The same call resumes.
+
+    keep_compiled: keep compiled programs in the workdir for the next start, a setting of the whole process.
 
     Raises:
       ConfigError: the workdir belongs to another recipe or another process, or something to read is not there.
       DataError: a bad record, before any weight is made.
     """
+    meshes.default_devices()  # a backend that cannot start is said first
+    if hosts.several():
+        hosts.compare(hosts.facts(recipe=to_dict(recipe), workdir=os.fspath(workdir), resume=resume))
     run = Run(recipe, workdir)
-    with _stops_cleanly(run.folder):
+    with stops_cleanly(run.folder):
+        run.written(resume)  # a wrong workdir is said before anything is looked for or fetched
         ahead = run.ahead(resume)
         with run.claim(resume):
-            print(describe(recipe), flush=True)
+            if keep_compiled:
+                compilation.keep(run.folder / CACHE / "compiled")
+            _say(describe(recipe))
             run.prepare(ahead)
             params: dict = {}
             for name in recipe.run:
@@ -63,45 +74,11 @@ def train(recipe: Recipe, workdir: str | os.PathLike, resume: bool = True) -> di
     return params
 
 
-@contextlib.contextmanager
-def _stops_cleanly(folder: Path) -> Iterator[None]:
-    """SIGTERM outside of a stage's steps (records are read, answers are scored) ends the run with status 0 too.
-
-    Within the steps the loop has a handler of its own, which saves first.
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        text = f"SIGTERM: what is finished is saved in {folder}; run the same command to resume"
-        print(text, file=sys.stderr, flush=True)
-        raise Preempted(text)
-
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
-
-
-def spread_over_cores(recipe: Recipe) -> None:
-    """Makes one CPU device a core, as many as divide the recipe's groups; call it before anything asks for devices.
-
-    XLA runs the small products of a small model on one core, and data parallelism keeps the others busy too. Without
-    effect where an accelerator is the default backend, or where XLA_FLAGS says how many devices there are.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    groups = [recipe.stages[name].data.groups for name in recipe.run]
-    ways = [n for n in range(1, (os.cpu_count() or 1) + 1) if all(count % n == 0 for count in groups)]
-    jax.config.update("jax_num_cpu_devices", max(ways))
-
-
 def describe(recipe: Recipe) -> str:
     """What a run will do, with the share of the weights that each stage trains: what ``--dry-run`` prints."""
+    devices = meshes.default_devices()
     lines = [
-        f"recipe {recipe.name}: mesh {recipe.mesh} on {jax.device_count()} {jax.devices()[0].device_kind} device(s)",
+        f"recipe {recipe.name}: mesh {recipe.mesh} on {len(devices)} {devices[0].device_kind} device(s)",
         assemble.dtype_line(recipe),
     ]
     for name in recipe.run:
@@ -114,16 +91,6 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-class _WhenAsked:
-    """Batches of a loader that is made when the first is asked for: a finished stage asks for none."""
-
-    def __init__(self, make: Callable[[], Loader]) -> None:
-        self.make = make
-
-    def iterate(self, start: int) -> Iterator[tuple[int, Any]]:
-        return self.make().iterate(start)
-
-
 class Run:
     """One recipe in one workdir: what its stages share."""
 
@@ -131,12 +98,16 @@ class Run:
         if "://" in os.fspath(workdir):
             raise ConfigError(f"--workdir={workdir}: give a folder; mount a bucket (gcsfuse) and give its path")
         self.recipe, self.folder = recipe, Path(workdir)
-        self.mesh = meshes.make_mesh(recipe.mesh, tensor=recipe.tensor) if jax.device_count() > 1 else None
-        self.tokenizer = assemble.tokenizer_of(recipe.model)
+        self.mesh = recipe.make_mesh() if jax.device_count() > 1 else None
         self.loaders: dict[str, Loader] = {}
         self.results: list[dict] = []
         self.samples: list[dict] = []
         self.questions: list | None = None
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the recipe; fetched when it is first asked for."""
+        return assemble.tokenizer_of(self.recipe.model)
 
     def ahead(self, resume: bool) -> list[str]:
         """The stages that are still to run. Raises ConfigError where something that they read is not there."""
@@ -144,6 +115,7 @@ class Run:
         ahead = [name for name in self.recipe.run if not done(name)]
         if gone := assemble.absent(self.recipe, ahead):
             raise ConfigError("; ".join(gone))
+        _ = self.tokenizer  # fetched before anything is written
         return ahead
 
     def prepare(self, stages: Sequence[str]) -> None:
@@ -177,21 +149,26 @@ class Run:
         except filelock.Timeout:
             raise ConfigError(f"{self.folder}: another process trains in this workdir; wait, or give another") from None
 
+    def written(self, resume: bool) -> dict | None:
+        """The recipe in the workdir, if any. Raises ConfigError where a run of another one has begun there."""
+        if not resume or not (self.folder / workdirs.RECIPE).exists():
+            return None
+        theirs, mine = workdirs.recipe_of(self.folder), to_dict(self.recipe)
+        if any((self.folder / name).exists() for name in (EVALUATION, *theirs["run"], *mine["run"])):
+            with contextlib.suppress(ConfigError):  # fields that did not exist when it was written: their defaults
+                theirs = to_dict(recipes.resolve(theirs))
+            workdirs.check_same(self.folder, theirs, mine)
+        return theirs
+
     def _claim(self, resume: bool) -> None:
         """Writes the resolved recipe into the workdir, or makes sure that the one there is the same.
 
         A recipe whose first stage never began (its data were bad, a path was wrong) claims nothing: it may be mended.
         Without `resume` all that the run before left goes, now: what a kill left of it would be taken up later.
         """
-        file, mine = self.folder / "recipe.json", json.loads(json.dumps(to_dict(self.recipe)))
-        if resume and file.exists():
-            theirs = json.loads(file.read_text())
-            begun = any((self.folder / name).exists() for name in (EVALUATION, *theirs["run"]))
-            if begun and (different := recipes.differences(theirs, mine)):
-                raise ConfigError(
-                    f"{self.folder} holds a run of another recipe: {'; '.join(different[:6])}. Give another --workdir, "
-                    "or --restart to throw that run away"
-                )
+        file, mine = self.folder / workdirs.RECIPE, to_dict(self.recipe)
+        theirs = self.written(resume)
+        hosts.agree(0)  # all have read it before it is written again
         if jax.process_index() == 0:
             for stale in () if resume or not file.exists() else (EVALUATION, EXPORT, *self.recipe.stages):
                 shutil.rmtree(self.folder / stale, ignore_errors=True)
@@ -199,8 +176,10 @@ class Run:
                 for measured in (self.folder / CACHE).glob("lengths-*"):
                     measured.unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(mine, indent=1))
-        checkpoint.agree(0)
+            if theirs != mine:
+                write_whole(epath.Path(file), json.dumps(mine, indent=1).encode())
+        hosts.agree(0)
+        workdirs.find(self.folder)
 
     def stage(self, name: str, resume: bool) -> dict:
         """Runs one stage (or takes up its result) with the evaluations around it."""
@@ -211,19 +190,20 @@ class Run:
         if stage.lora:
             where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
             params = lora.add(params, lora.split(axes)[0], stage.lora, self.key(name, 1), where)
-        share = trained_share(params, stage.stage(name).mask(params))[-1]
-        print(f"\nstage {name}: trains {share.trained:,} of {share.total:,} weights, {share.percent:.2f}%", flush=True)
+        mask = stage.stage(name).mask(params)
+        share = trained_share(params, mask)[-1]
+        done = "; done before" if resume and checkpoint.is_saved(self.folder / name / "params") else ""
+        _say(f"\nstage {name}: trains {share.trained:,} of {share.total:,} weights, {share.percent:.2f}%{done}")
         if "before" in stage.evaluate:
             self.evaluate(f"before {name}", params)
-        head_trained = trees.flatten(stage.stage(name).mask(params)).get(assemble.head_path(recipe), False)
         work = assemble.flops_of(recipe, stage, params)
         handed = [params]  # no reference of ours stays, so that what runs in few bits need not stand whole beside it
         del params
         params = fit(
             stage.stage(name),
-            loss_fn=assemble.loss_of(stage, model, head_trained, self.mesh),
+            loss_fn=assemble.loss_of(stage, model, assemble.trains_head(recipe, mask), self.mesh),
             params=handed.pop(),
-            batches=_WhenAsked(lambda: self.loaders.pop(name, None) or self.loader(name)),
+            batches=LateLoader(lambda: self.loaders.pop(name, None) or self.loader(name)),
             workdir=self.folder,
             mesh=self.mesh,
             axes=axes,
@@ -233,6 +213,8 @@ class Run:
             earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
             flops=work,
             writers=recipe.log_to,
+            hang=recipe.hang,
+            recipe=workdirs.digest(recipe),
         )
         if "after" in stage.evaluate:
             self.evaluate(f"after {name}", params)
@@ -247,9 +229,10 @@ class Run:
         given = {part: start for part, start in stage.start.items() if part != "all"}
         if unknown := sorted(set(given) - set(shapes)):
             raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
-        parts = self.parts(stage.start["all"], whole - set(given), shapes, where) if whole - set(given) else {}
-        for part, start in given.items():
-            parts |= self.parts(start, {part}, shapes, where)
+        wanted = {part: {part} for part in given} | ({"all": whole - set(given)} if whole - set(given) else {})
+        parts: dict = {}
+        for part, names in wanted.items():
+            parts |= self.parts(f"stages.{name}.start.{part}", stage.start[part], names, shapes, where)
         if missing := set(shapes) - set(parts):
             fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
             cut = None if where is None else {part: where[part] for part in missing}
@@ -262,16 +245,16 @@ class Run:
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
         return key if more is None else jax.random.fold_in(key, more)
 
-    def parts(self, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
+    def parts(self, field: str, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
         """Parts of the model from an earlier stage, another run, or a public checkpoint."""
         like = {part: shapes[part] for part in sorted(names)}
         if where is not None:
             lay = {part: where[part] for part in like}
             like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, lay)
         if start.hub:
-            return assemble.public_parts(start, like, self.mesh)
-        folder = self.folder / start.stage if start.stage else assemble.last_stage(start.workdir)
-        return assemble.saved_parts(folder / "params", like)
+            return assemble.public_parts(start, like, self.mesh, f"--config.{field}.hub")
+        folder = self.folder / start.stage if start.stage else finished.last_stage(start.workdir)
+        return finished.saved_parts(folder / "params", like)
 
     def loader(self, name: str) -> Loader:
         """The batches of a stage; its records are read and measured here, or were before."""
@@ -303,36 +286,48 @@ class Run:
                 scores=ask.scores,
                 batch_rows=ask.rows,
                 max_new_tokens=ask.max_new_tokens,
-                out=folder,
+                progress=jax.process_index() == 0,
+                out=folder if jax.process_index() == 0 else None,
                 data=ask.data.label,
             )
         floor, count = assemble.floor_of(ask), len(result.samples)
         self.results.append({"when": when, "scores": result.scores, "floor": floor, "count": count})
         self.samples = result.samples
         beside = f"   (question-only floor {floor:.2%})" if floor is not None else ""
-        print(_score_line(when, result) + beside, flush=True)
+        _say(_score_line(when, result) + beside)
         return result.scores
 
     def finish(self, params: dict) -> None:
         """Export, report, and the line to try next."""
         recipe, out = self.recipe, self.folder / EXPORT
-        if jax.process_count() > 1:
-            # No host holds all weights. They are saved; one host alone can load and export them.
-            print(f"\ntrained weights: {self.folder / recipe.run[-1] / 'params'}; on several hosts nothing is exported")
+        if jax.process_index() != 0:
             return
-        if recipe.export and not (out / "config.json").exists():
-            m = recipe.model
-            whole, template = lora.merge(params), assemble.template_of(m)
-            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, overwrite=out.exists())
         if recipe.report:
             page = self.folder / "report.html"
             stages = [stage_rows(recipe, self.folder, name) for name in recipe.run]
             shown = json.dumps(to_dict(recipe), indent=1)
             training.write(page, f"lvlm_jax: {recipe.name}", shown, stages, self.results, training.chosen(self.samples))
             print(f"\nreport: {page}")
-        if recipe.export:
-            picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
-            print(f"model:  {out}\ntry:    lvlm chat {out} --image {picture}")
+        if not recipe.export:
+            return
+        here = jax.process_count() == 1
+        if not here and all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params)):
+            params, here = jax.tree.map(np.asarray, params), True  # what follows is this process's alone
+        if not here:  # no host holds all weights, but each can read them
+            print(f"trained and saved; lvlm eval, chat and generate need, on one host: {export_line(self.folder)}")
+            return
+        if not (out / "config.json").exists():
+            m, whole = recipe.model, lora.merge(params)
+            template = assemble.template_of(m)
+            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, overwrite=out.exists())
+        picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
+        print(f"model:  {out}\ntry:    lvlm chat {out} --image {picture}")
+
+
+def _say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def evaluate_folder(
@@ -354,9 +349,8 @@ def evaluate_folder(
     """
     ask, lines = None, []
     samples = Path(out) if out else (Path(folder) if Path(folder).is_dir() else Path()) / EVALUATION / "lvlm_eval"
-    if (Path(folder) / "recipe.json").exists():
-        recipe = json.loads((Path(folder) / "recipe.json").read_text())
-        ask = convert(Evaluation | None, recipe["evaluation"], "evaluation")
+    if (Path(folder) / workdirs.RECIPE).exists():
+        ask = convert(Evaluation | None, workdirs.recipe_of(folder)["evaluation"], "evaluation")
         for kept in sorted((Path(folder) / EVALUATION).glob("*/summary.json"), key=lambda file: file.stat().st_mtime):
             if kept.parent != samples:
                 lines.append(_score_line(kept.parent.name.replace("_", " "), evaluations.load(kept.parent)))

@@ -68,6 +68,7 @@ def test_the_documented_example_runs(run, picture, monkeypatch, tmp_path):
 def test_it_loads_onto_a_mesh(system, run, picture):
     loaded = lvlm_jax.load(run, mesh=M.make_mesh("FSDP_TP"))
     assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(loaded.params))
+    assert lvlm_jax.load(run, mesh="FSDP_TP").mesh == loaded.mesh
     assert loaded.generate(**QUESTION, images=picture) == system.generate(**QUESTION, images=picture)
 
 
@@ -125,6 +126,8 @@ def test_end_tokens_of_the_folder_end_an_answer(run, tmp_path):
     ("name", "error", "message"),
     [
         ("absent/dir/x", FileNotFoundError, "no such folder"),
+        ("runs/nope", FileNotFoundError, "runs/nope: no such folder here, nor .* If a folder of yours is meant, check"),
+        ("llava15_7bb", FileNotFoundError, r"no system of that name \(did you mean 'llava15_7b'\?\), and not a hub"),
         ("empty", CheckpointError, "neither config.json nor export/config.json"),
     ],
 )
@@ -133,6 +136,21 @@ def test_a_wrong_name_says_what_to_give(tmp_path, monkeypatch, name, error, mess
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message):
         lvlm_jax.load(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mesh": "FSPD"}, ValueError, r"mesh='FSPD' \(did you mean 'FSDP'\?\): choose one of DP, FSDP, FSDP_TP, FSDP"),
+        ({"dtype": "float8"}, ValueError, "dtype='float8': choose one of float32, bfloat16, float16, or 'stored'"),
+        ({"dtype": "int8"}, ValueError, "dtype='int8': choose one of float32"),
+        ({"adapter": "adapter"}, FileNotFoundError, r"^adapter= \(--adapter\): adapter: no such folder here, and not"),
+        ({"tokenizer": "lvlm/absent"}, FileNotFoundError, "^tokenizer=: lvlm/absent: no such folder here, nor"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_give(run, options, error, message):
+    with pytest.raises(error, match=message):
+        lvlm_jax.load(run, **options)
 
 
 def test_a_folder_that_does_not_say_how_pictures_are_prepared(run, tmp_path):
@@ -145,7 +163,8 @@ def test_a_folder_that_does_not_say_how_pictures_are_prepared(run, tmp_path):
 
 def test_a_run_that_has_not_finished_and_imported_weights_say_what_they_are(tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"this training run has not finished.*run the same lvlm train command"):
+    said = r"nothing is exported yet.*run the same lvlm train.*lvlm convert export .*export --overwrite"
+    with pytest.raises(CheckpointError, match=said):
         lvlm_jax.load(tmp_path)
     (tmp_path / "weights" / "params").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="imported weights alone, for a recipe to start from"):

@@ -3,9 +3,11 @@
 Every refusal is one message that names the file, the field or line, and the fix, and leaves nothing half-written.
 """
 
+import io
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -66,7 +68,8 @@ def llava(image, question="<image>\nwhat is it?", answer="a circle"):
 REFUSED = {
     "missing picture": (
         lambda folder: llava("gone.png"),
-        "{folder}/gone.png: the file does not exist; check the path in the record and the image folder",
+        "{folder}/gone.png: the file does not exist; check the path in the record and the image folder, {folder} (set "
+        "by --images DIR, in a recipe by data.images, where the source has that field)",
     ),
     "truncated picture": (
         lambda folder: llava(truncated(folder)),
@@ -212,11 +215,33 @@ WORDS = {
     ),
     "config typo, in a value": (
         ["--config", "quickstart", "--config.mesh=FSPD"],
-        "mesh='FSPD': choose one of ['DP', 'FSDP', 'FSDP_TP']",
+        "mesh='FSPD': choose one of ['DP', 'FSDP', 'FSDP_TP', 'FSDP_TP_SP']",
     ),
     "config typo, in the recipe's name": (
         ["--config", "quickstrat"],
         "--config=quickstrat: no such recipe (did you mean 'quickstart'?)",
+    ),
+    "override of another type": (
+        ["--config", "quickstart:tiny", "--config.stages.align.steps=abc"],
+        "lvlm train: --config.stages.align.steps=abc: expected int, as in --config.stages.align.steps=4\n",
+    ),
+    "override of a bool": (
+        ["--config", "quickstart", "--config.export=maybe"],
+        "lvlm train: --config.export=maybe: expected bool, as in --config.export=True\n",
+    ),
+    "override of no field": (
+        ["--config", "quickstart", "--config.steps=3"],
+        "--config.steps=3: no such field 'steps'",
+    ),
+    "a value out of range": (
+        ["--config", "quickstart", "--config.stages.align.steps=0"],
+        "lvlm train: config.stages.align.steps=0: must be at least 1",
+    ),
+    "a stage whose beginning does not run": (
+        ["--config", "quickstart", "--config.run=instruct"],
+        "stages.instruct.start.all.stage='align' does not run before; in config.run=('instruct',) name 'align' before "
+        "it, or start from what another run left: --config.stages.instruct.start.all.stage= "
+        "--config.stages.instruct.start.all.workdir=WORKDIR/align",
     ),
     "override without dashes": (
         ["--config", "quickstart", "config.seed=1"],
@@ -241,6 +266,81 @@ def test_a_command_line_is_refused(line, tmp_path, capsys):
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("platforms", "error", "fix"),
+    [
+        (
+            "cuda",
+            AssertionError(),
+            "(it finds none); it needs such a device and its extra (pip install 'lvlm-jax[cuda12]'",
+        ),
+        (
+            "tpu,cpu",
+            RuntimeError("no 'tpu'. (set JAX_PLATFORMS='')"),
+            "(no 'tpu'); it needs such a device and its extra",
+        ),
+        ("gpus", RuntimeError("no 'gpus'"), "(no 'gpus'); the backends are cpu, cuda and tpu. Unset JAX_PLATFORMS"),
+    ],
+)
+def test_a_backend_that_cannot_start(platforms, error, fix, checkpoint, monkeypatch, capsys):
+    def start(*_):
+        raise error
+
+    before = jax.config.jax_platforms
+    monkeypatch.setattr(jax, "devices", start)
+    try:
+        jax.config.update("jax_platforms", platforms)
+        for words in (
+            ["generate", checkpoint, "--prompt", "hi"],
+            ["train", "--config", "quickstart:tiny", "--dry-run"],
+        ):
+            status, said = lvlm(capsys, *words)
+            assert status == 2
+            assert f"lvlm {words[0]}: JAX_PLATFORMS={platforms}: JAX cannot start this backend here {fix}" in said
+            assert said.count("\n") == 1
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures that are not where a user said: `lvlm data packing`, `lvlm eval`, `lvlm generate`
+
+
+def test_pictures_that_lie_elsewhere(checkpoint, tmp_path, monkeypatch, capsys):
+    """The folder that was searched, and how to name another one."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.json").write_text(json.dumps([llava("good.png")]))
+    message = (
+        f"good.png: the file does not exist; check the path in the record and the image folder, {tmp_path} (set by "
+    )
+    for words in (["data", "packing", "--config", "quickstart:tiny"], ["eval", checkpoint]):
+        status, said = lvlm(capsys, *words, "--llava", "train.json")
+        assert status == 2
+        assert f"{message}--images DIR, in a recipe by data.images" in said
+    (tmp_path / "pictures").mkdir()
+    picture(tmp_path / "pictures")
+    words = ["data", "packing", "--llava", "train.json", "--images", "pictures", "--length", 64]
+    assert lvlm(capsys, *words)[0] == 0
+
+
+def test_a_split_that_there_is_not(tmp_path, capsys):
+    """Found before the model is read."""
+    status, said = lvlm(capsys, "eval", tmp_path / "gone", "--easy-vqa", "tset")
+    message = "--easy-vqa tset (did you mean 'test'?): choose one of train, validation, test"
+    assert (status, said) == (2, f"lvlm eval: {message}\n")
+
+
+def test_a_picture_that_no_record_names(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    missing = "the file does not exist; check the path"
+    status, said = lvlm(capsys, "generate", checkpoint, "--prompt", "hi", "--image", "nope.png")
+    assert status == 2
+    assert said == f"lvlm generate: --image nope.png: {missing}, which starts in {tmp_path}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("/image /no/nope.png\n"))
+    _, said = lvlm(capsys, "chat", checkpoint)
+    assert f"/no/nope.png: {missing}\n" in said
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,8 +39,7 @@ def test_any_source_of_a_recipe_is_checked_and_shown(rename, table, capsys):
     assert "»" in out
     status, _, err = lvlm(capsys, "show", *words, "--index", 200)
     assert status == 2
-    assert "--index 200: Parquet(" in err
-    assert "has records 0 to 199" in err
+    assert err == f"lvlm data: --index 200: {table} has 200 records, --index 0 to 199\n"
 
 
 def test_how_full_rows_of_ones_own_data_are(table, capsys):
@@ -52,8 +52,15 @@ def test_how_full_rows_of_ones_own_data_are(table, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["check", "--source", "parket", "--path", "x"], "source='parket': choose one of ['easy_vqa',"),
-        (["check", "--source", "parquet"], "path: parquet needs it; give its path"),
+        (
+            ["check", "--source", "parket", "--path", "x"],
+            "--source parket (did you mean 'parquet'?): choose one of easy_vqa,",
+        ),
+        (["check", "--source", "parquet"], "lvlm data: --path: parquet needs it; give its path"),
+        (
+            ["check", "--source", "easy_vqa", "--images", "x"],
+            "lvlm data: --images='x' is not read by source='easy_vqa'",
+        ),
         (
             ["check", "--source", "parquet", "--path", "x", "--option", "min_score=1"],
             "min_score=1.0 is not read by sourc",
@@ -86,3 +93,16 @@ def test_a_public_set_is_prepared_with_lengths_in_tokens(tmp_path, capsys):
     status, out, _ = lvlm(capsys, "prepare", tmp_path, "--set", "558k")
     assert status == 0
     assert "words a record:" in out
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_named_by_its_flag(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    words = ["check", "--source", "parquet", "--path", table, "--option", "rename=conversations=talk"]
+    status, _, err = lvlm(capsys, *words, "--tokenizer", "lvlm/absent")
+    assert status == 2
+    assert err.startswith("lvlm data: --tokenizer: lvlm/absent: no such folder here")
+    status, _, err = lvlm(capsys, *words, "--config", "llava15_instruct")
+    assert status == 2
+    assert err.startswith(
+        "lvlm data: the tokenizer of --config=llava15_instruct (--tokenizer gives another): llava-hf/llava-1.5-7b-hf: "
+    )

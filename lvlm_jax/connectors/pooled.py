@@ -77,13 +77,20 @@ def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelShuffleConfig:
-    """Neighbours side by side in one token, then one dense layer without bias. `factor` is that of each side."""
+    """Neighbours side by side in one token, then one dense layer without bias.
+
+    `factor` is how many neighbours of each side. `std` is the deviation of a fresh dense layer's weights; None keeps
+    the features' own size, which is many times that of a small language model's embeddings.
+    """
 
     factor: int = 2
+    std: float | None = None
 
     def __post_init__(self) -> None:
         if self.factor < 1:
             raise ValueError(f"factor={self.factor}: how many neighbours of each side become one token, 1 or more")
+        if self.std is not None and self.std <= 0:
+            raise ValueError(f"std={self.std}: the deviation of fresh weights is positive; None leaves it to the width")
 
     def tokens(self, features: int) -> int:
         """Visual tokens of a vision row, from the tower's features.
@@ -95,7 +102,7 @@ class PixelShuffleConfig:
 
     def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
         """The module, with `width` the language model's."""
-        return PixelShuffle(self.factor, width, dtype)
+        return PixelShuffle(self.factor, width, self.std, dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,12 +134,13 @@ class PixelShuffle(nn.Module):
 
     factor: int
     width: int
+    std: float | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
         x = pixel_shuffle(x, self.factor)
-        return linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="linear_1")(x)
+        return linear(self.width, ("embed", "mlp"), dtype=self.dtype, std=self.std, name="linear_1")(x)
 
 
 class AveragePool(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lvlm_jax.data.sources import Source
-from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
+from lvlm_jax.processing.image import ImageError, ImageSpec, load_image, to_rows
+from lvlm_jax.processing.picture import no_such_file
 from lvlm_jax.processing.schema import Encoded, Example, Image
 from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.shapes import Int
@@ -149,7 +150,7 @@ def inspect(
         encoded = encode(source[index])
         for image in encoded.images if images == "present" else ():
             if isinstance(image.source, str) and "://" not in image.source and not os.path.exists(image.source):
-                raise FileNotFoundError(f"{image.source}: the file does not exist")
+                raise ImageError(no_such_file(image.source, image.under))
         for image in encoded.images if images is True else ():
             if seen is not None and isinstance(image.source, str):
                 if image.source in seen:
@@ -166,9 +167,9 @@ def inspect(
 
 def _decode(image: Image, spec: ImageSpec | None) -> None:
     if spec is None:
-        load_image(image.source)
+        load_image(image)
     else:
-        to_rows(load_image(image.source, max_pixels=spec.max_pixels), spec)
+        to_rows(load_image(image, max_pixels=spec.max_pixels), spec)
 
 
 def origin_of(source: Any, index: int) -> str:

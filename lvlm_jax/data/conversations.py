@@ -168,7 +168,7 @@ def _by_name(value: Any, field: str, root: epath.Path, where: str) -> Image:
             f"{where}: {field!r} is {value!r}, which leaves the picture folder {str(root)!r}; "
             "give a path inside it, without a leading '/' and without '..'"
         )
-    return Image(str(root / value))
+    return Image(str(root / value), under=str(root))
 
 
 def _data_url(url: str, field: str, where: str) -> bytes:

@@ -24,6 +24,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 ROLES = ("USER:", "ASSISTANT:")
+SPLITS = ("train", "validation", "test")
 HOLDOUT = 400
 """Validation is the last 400 training pictures, so that nothing is chosen on the test split."""
 
@@ -60,8 +61,8 @@ class EasyVqa:
             "partial_captions": self._caption_records,
             "text": self._text_records,
         }
-        if split not in ("train", "validation", "test"):
-            raise DataError(f"unknown split {split!r}; valid: 'train', 'validation', 'test'")
+        if split not in SPLITS:
+            raise DataError(f"unknown split {split!r}; valid: {', '.join(map(repr, SPLITS))}")
         if kind not in makers:
             raise DataError(f"unknown kind {kind!r}; valid: {', '.join(map(repr, makers))}")
         if turns < 1 or (turns > 1 and kind != "questions"):

@@ -3,15 +3,19 @@
 import itertools
 import os
 import re
+import sys
 import uuid
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
 from lvlm_jax.processing.encode import DataError
 
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+PATTERN = "*?[{"
+"""What makes a path a pattern of names."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -47,6 +51,18 @@ def write_whole(file: epath.Path, data: bytes) -> None:
     part = part_of(file)
     part.write_bytes(data)
     part.replace(file)
+
+
+def read_arrays(file: epath.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Arrays of an npz file, by its own checksums; None where there is none or it is damaged, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except Exception as error:  # zip, zlib, numpy and the file system each have their own
+        print(f"{file} is damaged ({error!r}) and is made again", file=sys.stderr, flush=True)
+        return None
 
 
 def braces(text: str) -> list[str]:

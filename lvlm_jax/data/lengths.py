@@ -12,12 +12,13 @@ import numpy as np
 from etils import epath
 
 from lvlm_jax.data.check import Bad, Encode, inspect_all
-from lvlm_jax.data.files import write_whole
+from lvlm_jax.data.files import read_arrays, write_whole
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.shapes import Int
 
+_FIELDS = ("lengths", "pictures", "bad")  # of the kept file
 _BLOCK = 512  # records that one host reads in a row
 
 
@@ -74,7 +75,7 @@ def measure_lengths(
     file = None
     if cache is not None:
         file = epath.Path(cache) / f"lengths-{fingerprint(source, encode, images and (spec or True))}.npz"
-    found = file.read_bytes() if file is not None and file.is_file() else b""
+    found = file.read_bytes() if file is not None and read_arrays(file, _FIELDS) is not None else b""
     kept = found
     if hosts is not None:
         kept = next((other for other in hosts.exchange(found) if other), b"")

@@ -26,7 +26,7 @@ from lvlm_jax.processing.weighting import weighted
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Loader", "Measured", "collate", "fingerprint", "measure_lengths", "picture_key"]
+__all__ = ["LateLoader", "Loader", "Measured", "collate", "fingerprint", "measure_lengths", "picture_key"]
 
 Picture = Callable[[Image, int, int], tuple[np.ndarray, np.ndarray]]
 """(picture, global row, vision rows before it in that row) -> (patches[R, P, C], positions[R, P, 2])."""
@@ -73,7 +73,7 @@ def collate(
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
     )
-    picture = picture or (lambda image, row, j: to_rows(load_image(image.source, max_pixels=spec.max_pixels), spec))
+    picture = picture or (lambda image, row, j: to_rows(load_image(image, max_pixels=spec.max_pixels), spec))
     slots: dict[Any, list[int]] = {}
     taken = 0
     for row, examples in enumerate(rows):
@@ -290,10 +290,10 @@ class Loader:
     def _opened(self, image: Image) -> "PIL.Image.Image":
         """The decoded picture; those of small data sets stay in memory (`keep_bytes`), since each epoch reads them."""
         if not isinstance(image.source, str):
-            return load_image(image.source, max_pixels=self.spec.max_pixels)
+            return load_image(image, max_pixels=self.spec.max_pixels)
         kept = self._kept.get(image.source)
         if kept is None:
-            kept = load_image(image.source, max_pixels=self.spec.max_pixels)
+            kept = load_image(image, max_pixels=self.spec.max_pixels)
             size = 3 * kept.width * kept.height
             if size <= self._room:
                 self._kept[image.source], self._room = kept, self._room - size
@@ -307,6 +307,17 @@ class Loader:
         examples = self.plan.batch(k)[row]
         ends = np.cumsum(self.plan.pictures[list(examples)])
         return examples[int(np.searchsorted(ends, j, side="right"))]
+
+
+class LateLoader:
+    """Batches of a loader that is made when the first is asked for: a finished stage asks for none."""
+
+    def __init__(self, make: Callable[[], Loader]) -> None:
+        self.make = make
+
+    def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
+        """As `Loader.iterate`."""
+        return self.make().iterate(start)
 
 
 class _Batches:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from etils import epath
 
-from lvlm_jax.config import ConfigError
+from lvlm_jax.config import ConfigError, near
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
 from lvlm_jax.data.emoji import EmojiDrawings
-from lvlm_jax.data.files import expand
+from lvlm_jax.data.files import PATTERN, expand
 from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
 from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
@@ -68,7 +68,9 @@ class _Opens:
 
     def __post_init__(self) -> None:
         if self.source not in self.kinds:
-            raise ConfigError(f"source={self.source!r}: choose one of {list(self.kinds)}")
+            raise ConfigError(
+                f"source={self.source!r}{near(self.source, self.kinds)}: choose one of {list(self.kinds)}"
+            )
         own = {field.name: field for field in dataclasses.fields(self.kinds[self.source])}
         for name, field in own.items():
             if field.default is field.default_factory is dataclasses.MISSING and not getattr(self, name):
@@ -108,14 +110,18 @@ class _Opens:
 
     def absent(self) -> list[str]:
         """What is not there of the files that it names, one ``field=value`` a line."""
+        there = lambda value: not value or epath.Path(value).expanduser().exists()  # noqa: E731
         out = []
-        for name, value in (("path", self.path), ("images", self.images)):
+        if not there(self.path):
+            install = getattr(self.kinds[self.source], "install", "").format(path=self.path)
+            fix = f"it comes by: {install}" if install else "check the path"
             try:
-                if value and not epath.Path(value).expanduser().exists():  # else a pattern, or nothing
-                    expand(value, ("",))
+                expand(self.path, ("",))  # a pattern
             except DataError as error:
-                install = getattr(self.kinds[self.source], "install", "").format(path=value)
-                out.append(f"{name}={value!r} does not exist ({error}){install and '; it comes by: ' + install}")
+                why = f" ({error})" if any(mark in self.path for mark in PATTERN) else ""
+                out.append(f"path={self.path!r} does not exist{why}; {fix}")
+        if not there(self.images):
+            out.append(f"images={self.images!r} does not exist; give the folder that picture paths start from")
         return out
 
 

@@ -58,7 +58,7 @@ def half_blocks(picture: PIL.Image.Image, columns: int = 24) -> str:
 def _read(image: Image) -> PIL.Image.Image | str:
     """The picture, or what is wrong with it: a person who looks at a record wants to see the rest of it."""
     try:
-        return load_image(image.source)
+        return load_image(image)
     except ImageError as error:
         return str(error)
 

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from lvlm_jax.data.conversations import LAYOUTS, picture_inside, turns_of
-from lvlm_jax.data.files import expand, read_ranges, write_whole
+from lvlm_jax.data.files import expand, read_arrays, read_ranges, write_whole
 from lvlm_jax.data.sources import Numbered, Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image
@@ -127,17 +127,13 @@ def _indexed(file: epath.Path, score: str, cache: str | os.PathLike | None, on_b
     stat = file.stat()
     name = hashlib.sha256(f"{file} {stat.length} {stat.mtime} {score} {on_bad}".encode()).hexdigest()[:20]
     kept = epath.Path(cache) / f"tar-{name}.npz"
-    if kept.exists():
-        with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            texts = json.loads(str(arrays["texts"]))
-            return Shard(
-                extensions=tuple(texts["extensions"]),
-                left_out=texts["left_out"],
-                **{field: arrays[field] for field in ("keys", "first", "members", "scores")},
-            )
+    fields = ("keys", "first", "members", "scores")
+    if (arrays := read_arrays(kept, ("texts", *fields))) is not None:
+        texts = json.loads(str(arrays.pop("texts")))
+        return Shard(extensions=tuple(texts["extensions"]), left_out=texts["left_out"], **arrays)
     shard = _index(file, score, on_bad)
     texts = json.dumps({"extensions": shard.extensions, "left_out": shard.left_out})
-    arrays = {field: getattr(shard, field) for field in ("keys", "first", "members", "scores")}
+    arrays = {field: getattr(shard, field) for field in fields}
     out = io.BytesIO()
     np.savez(out, texts=np.array(texts), **arrays)
     write_whole(kept, out.getvalue())

@@ -5,10 +5,8 @@ prompt, the template, the decoding settings, and one summary with the versions o
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_jax import __version__
 from lvlm_jax.data.loader import picture_key
 from lvlm_jax.evaluate import scores as scoring
 from lvlm_jax.infer.generate import Answer, bucket
 from lvlm_jax.infer.system import System
 from lvlm_jax.processing.schema import Encoded, Example, Text
 from lvlm_jax.progress import bar as progress_bar
+from lvlm_jax.versions import versions
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "tokenizers")
+"""What a score depends on."""
 RUNNING = ("exact", "vqa")
 """Scores that are means over samples, so that the progress bar can show them on the way."""
 
@@ -102,12 +101,15 @@ def evaluate(
 
 
 def load(folder: str | os.PathLike) -> Result | None:
-    """What `evaluate` wrote to a folder, None where nothing (or not all of it) stands."""
+    """What `evaluate` wrote to a folder, None where nothing (or not all of it) stands. ValueError: it is damaged."""
     files = Path(folder) / SAMPLES, Path(folder) / SUMMARY
     if not all(file.exists() for file in files):
         return None
-    rows, summary = [json.loads(line) for line in files[0].open(encoding="utf-8")], json.loads(files[1].read_text())
-    return Result(scores=summary["scores"], samples=rows, summary=summary)
+    try:
+        rows, summary = [json.loads(line) for line in files[0].open("rb")], json.loads(files[1].read_bytes())
+        return Result(scores=summary["scores"], samples=rows, summary=summary)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: {SAMPLES} or {SUMMARY} is damaged; delete the folder to score again") from error
 
 
 def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
@@ -206,19 +208,8 @@ def _summary(
         "system": system.template.system,
         "decoding": decoding,
         "dtype": np.dtype(system.model.dtype).name,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a score depends on."""
-    found = {"lvlm_jax": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
 
 
 def _write(folder: Path, rows: list[dict], summary: dict) -> None:

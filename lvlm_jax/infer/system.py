@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,20 @@ class System:
         return self.generator.generate([encoded], rows=1, **settings)[0].text.strip()
 
     def generate_batch(self, examples: Sequence[Any], **settings: Any) -> list[str]:
-        """The answers to many prompts, in order; `answer_batch` has their tokens and how each ended."""
+        """The answers to many prompts, in order; `answer_batch` has their tokens and how each ended.
+
+        Args:
+          examples: each an `Example`, or whatever `generate` takes as a prompt, its pictures in it.
+          settings: ``max_new_tokens, sampling, stop, rows`` of `answer_batch`.
+        """
+        taken = [name for name in inspect.signature(self.answer_batch).parameters if name != "examples"]
+        for name in sorted(settings.keys() - set(taken)):
+            fixes = {"images": ". Put each picture into its prompt: [[Path('a.png'), 'What is this?'], ...]"}
+            fixes |= {name: f". Give sampling=Sampling({name}=...)" for name in Sampling.__dataclass_fields__}
+            raise TypeError(
+                f"generate_batch() takes no {name}=; beside the prompts it takes {', '.join(f'{t}=' for t in taken)}"
+                f"{fixes.get(name, '')}"
+            )
         return [answer.text.strip() for answer in self.answer_batch(examples, **settings)]
 
     def answer_batch(

@@ -3,18 +3,24 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from lvlm_jax import mesh as meshes
 from lvlm_jax.nn.cache import LayerCache
 from lvlm_jax.nn.linear import linear
 from lvlm_jax.nn.norms import NORMS
-from lvlm_jax.nn.ranges import Ranges
+from lvlm_jax.nn.ranges import KEPT, Ranges
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
 Rotate = Callable[[Array], Array]
+
+KERNEL_FROM = 128
+"""Queries from which on the TPU kernel pays; a step of decoding has one."""
 
 
 def attend(
@@ -28,6 +34,7 @@ def attend(
 ) -> Float[Array, "B T H E"]:
     """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
 
+    On TPUs by a kernel whose memory is linear in the positions (`nn.range_attention`), elsewhere in plain products.
     Keys stand heads-first, as the cache holds them. Scores and softmax are float32. A query with an empty range gets
     zeros (a softmax over nothing would be uniform).
 
@@ -35,6 +42,39 @@ def attend(
       scale: what scores are multiplied by; default 1/sqrt(E).
       softcap: bound of the scaled scores, see `soft_cap`.
     """
+    if meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
+        return _on_tpu(q, k, v, ranges, scale, softcap)
+    return checkpoint_name(plain_attend(q, k, v, ranges, scale=scale, softcap=softcap), KEPT)
+
+
+def _on_tpu(q: Any, k: Any, v: Any, ranges: Ranges, scale: float | None, softcap: float | None) -> Any:
+    """The range kernel on each device's rows and heads: the partitioner cannot cut a kernel by itself."""
+    from lvlm_jax.nn import range_attention as kernel  # Pallas takes its time to load
+
+    run = functools.partial(kernel.range_attention, scale=scale, softcap=softcap)
+    mesh = meshes.active()
+    if mesh is None or mesh.size == 1:
+        return run(q, k, v, ranges.start, ranges.stop)
+    cut = functools.partial(meshes.spec, mesh)
+    queries = cut(("batch", None, "heads", None), (*q.shape[:2], k.shape[1], 1))  # heads go where their keys go
+    keys = cut(("batch", "kv_heads", None, None), k.shape)
+    ends = cut(("batch", None), ranges.start.shape)
+    whole = jax.shard_map(
+        run, mesh=mesh, in_specs=(queries, keys, keys, ends, ends), out_specs=queries, check_vma=False
+    )
+    return whole(q, k, v, ranges.start, ranges.stop)
+
+
+def plain_attend(
+    q: Float[Array, "B T H E"],
+    k: Float[Array, "B K S E"],
+    v: Float[Array, "B K S E"],
+    ranges: Ranges,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "B T H E"]:
+    """`attend` in plain products, on any device: scores of all queries and keys stand in memory at once."""
     batch, queries, heads, width = q.shape
     groups = k.shape[1]
     scale = 1 / math.sqrt(width) if scale is None else scale

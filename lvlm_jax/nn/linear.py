@@ -40,7 +40,8 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         if quant.is_quantized(kernel):
             kernel = quant.dequantize(kernel, self.dtype)
-        out = x @ kernel.astype(self.dtype)
+        # Not `x @ kernel`: qwix (`quant.trained_in`) puts its own in the place of this function alone.
+        out = jax.lax.dot_general(x, kernel.astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ())))
         if self.has_variable("params", lora.A):
             out = out + lora.delta(x, *(self.get_variable("params", name) for name in lora.NAMES))
         if self.use_bias:

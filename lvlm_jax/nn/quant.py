@@ -1,4 +1,7 @@
-"""Frozen dense kernels in few bits, by qwix: what QLoRA (Dettmers et al., arXiv 2305.14314) trains adapters over."""
+"""Dense layers in few bits, by qwix: frozen kernels, and the products of training.
+
+Frozen kernels in few bits are what QLoRA (Dettmers et al., arXiv 2305.14314) trains adapters over.
+"""
 
 import functools
 import math
@@ -41,6 +44,32 @@ def _quantizer(kind: str, inputs: int) -> Callable:
         raise ImportError(f"lora.base={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
     how = KINDS[kind](inputs)
     return jax.jit(lambda x: qwix.quantize(x.astype(jnp.float32), **how))
+
+
+_DENSE = r".*/(q|k|v|o|up|gate|down)"  # of attention and feed-forward; the head is outside, and so are norms and scores
+
+
+def trained_in(model: Any, kind: str) -> Any:
+    """The module with the dense products of its `__call__` in int8, forward and backward, weights as they are.
+
+    Activations, kernels and gradients are rounded at each product, with a scale a channel or row (AQT: Abdolrashidi et
+    al., arXiv 2105.03536): what TPUs from v5e and GPUs from the A100 on compute faster than bfloat16.
+
+    Args:
+      kind: "int8", or "float", which returns the module itself.
+
+    Raises:
+      ImportError: qwix is not installed.
+    """
+    if kind == "float":
+        return model
+    try:
+        import qwix
+    except ImportError as error:
+        raise ImportError(f"matmul={kind!r} needs qwix: pip install 'lvlm-jax[quant]'") from error
+    numbers = dict.fromkeys(("weight_qtype", "act_qtype", "bwd_qtype"), kind)
+    rule = qwix.QtRule(module_path=_DENSE, op_names=("dot_general",), **numbers)
+    return qwix.quantize_model(model, qwix.QtProvider([rule]))
 
 
 def is_quantized(kernel: Any) -> bool:

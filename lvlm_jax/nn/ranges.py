@@ -15,6 +15,9 @@ from lvlm_jax.shapes import Array, Bool, Int, pytree
 
 Kind = Literal["full", "causal", "packed_causal", "general"]
 
+KEPT = "attention"
+"""Name of what attention gives, by which a remat policy keeps it (`stack.REMAT`)."""
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from lvlm_jax.mesh import constrain
+from lvlm_jax.nn.ranges import KEPT
+
+_SAVE = jax.checkpoint_policies
+_ATTENTION = _SAVE.save_only_these_names(KEPT)
 
 REMAT: dict[str, Callable | None] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _SAVE.nothing_saveable,
+    "attention": _ATTENTION,
+    "dots": _SAVE.save_from_both_policies(_SAVE.dots_with_no_batch_dims_saveable, _ATTENTION),
 }
-"""What the backward pass keeps of a layer: everything, nothing, or the outputs of its matrix products."""
+"""What the backward pass keeps of a layer, by name.
+
+none: everything. full: nothing, all of the layer runs twice but its last product. attention: what attention gave, so
+that its cost, which grows with the square of the length, is paid once. dots: that, and the outputs of the matrix
+products with weights; norms, activations and rotations run twice.
+"""
+STREAM = ("batch", "length", None)
+"""The axes of what passes from layer to layer."""
 
 
 class Layers(nn.Module):
@@ -35,7 +47,7 @@ class Layers(nn.Module):
             if i >= take and not self.is_initializing():
                 continue
             y, out = self.block(name=str(i))(x, None if per_layer is None else per_layer[i], *shared)
-            x = y if i < take else x
+            x = constrain(y, STREAM) if i < take else x
             outs.append(out)
         return x, tuple(outs)
 
@@ -78,7 +90,7 @@ def run_stack(
       (x, outs): the last output, and each layer's second output (a tuple, or a tree with a leading axis L).
     """
     take = depth if take is None else take
-    x = constrain(x, ("batch", "length", None))
+    x = constrain(x, STREAM)
     if isinstance(stack, Layers):
         return stack(x, per_layer, take, *shared)
     return stack(x, (jnp.arange(depth) < take, per_layer), shared)
@@ -91,7 +103,7 @@ def _row(base: type[nn.Module]) -> type[nn.Module]:
         def __call__(self, x: Any, row: tuple, shared: tuple) -> tuple[Any, Any]:
             runs, value = row
             y, out = base.__call__(self, x, value, *shared)
-            return jnp.where(runs, y, x), out
+            return constrain(jnp.where(runs, y, x), STREAM), out
 
     return Row
 

@@ -75,7 +75,7 @@ def _span(image: Image, spec: ImageSpec | None, visual_tokens: int) -> Span:
         )
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
-    return span(*picture_size(image.source, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
+    return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
 
 
 def _assemble(

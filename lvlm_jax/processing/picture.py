@@ -39,8 +39,6 @@ def load_image(source: Any, root: str | Path | None = None, max_pixels: int = MA
     EXIF rotation is applied, 16 bits are scaled to 8, transparency lies on white, an animation gives its first frame.
     Raises ImageError and nothing else.
     """
-    if isinstance(source, Image):
-        source = source.source
     name, opened = _open(source, root)
     _check_size(name, opened, max_pixels)
     try:
@@ -65,8 +63,6 @@ def picture_size(source: Any, root: str | Path | None = None, max_pixels: int = 
 
     Raises ImageError as `load_image` does, for what a header can show.
     """
-    if isinstance(source, Image):
-        source = source.source
     name, opened = _open(source, root)
     _check_size(name, opened, max_pixels)
     try:
@@ -96,6 +92,9 @@ def _check_size(name: str, opened: PIL.Image.Image, max_pixels: int) -> None:
 
 def _open(source: Any, root: str | Path | None) -> tuple[str, PIL.Image.Image]:
     """(name for messages, image whose header is read)."""
+    under = ""
+    if isinstance(source, Image):
+        source, under = source.source, source.under
     if isinstance(source, PIL.Image.Image):
         return getattr(source, "filename", "") or "<PIL image>", source
     if isinstance(source, np.ndarray):
@@ -105,18 +104,30 @@ def _open(source: Any, root: str | Path | None) -> tuple[str, PIL.Image.Image]:
     if isinstance(source, str) and source.startswith("data:"):
         return "<data URL>", _decode_header(_data_url(source), "<data URL>")
     if isinstance(source, str | os.PathLike):
-        name, data = _read_file(source, root)
+        name, data = _read_file(source, root, under)
         return name, _decode_header(data, name)
     raise ImageError(
         f"<{type(source).__name__}>: not a picture; give a path, bytes, a PIL image or a uint8 array of [H, W, 3]"
     )
 
 
-def _read_file(source: str | os.PathLike, root: str | Path | None) -> tuple[str, bytes]:
+def no_such_file(path: str, under: str = "") -> str:
+    """What to say of a picture that is not there. under: the folder that a record's paths start from, if it has one."""
+    if not under:
+        start = "" if os.path.isabs(path) or "://" in path else f", which starts in {os.getcwd()}"
+        return f"{path}: the file does not exist; check the path{start}"
+    folder = under if "://" in under else os.path.abspath(under)
+    return (
+        f"{path}: the file does not exist; check the path in the record and the image folder, {folder} (set by "
+        "--images DIR, in a recipe by data.images, where the source has that field)"
+    )
+
+
+def _read_file(source: str | os.PathLike, root: str | Path | None, under: str) -> tuple[str, bytes]:
     name = os.fspath(source)
     name = name.decode(errors="replace") if isinstance(name, bytes) else name
     if name.startswith(REMOTE):
-        return _read_remote(name, root)
+        return _read_remote(name, root, under)
     if "://" in name:
         raise ImageError(f"{name}: is an address, and nothing is fetched here; download it and give the path")
     try:
@@ -128,7 +139,7 @@ def _read_file(source: str | os.PathLike, root: str | Path | None) -> tuple[str,
                 "choose a folder that holds it"
             )
         if not real.exists():
-            raise ImageError(f"{path}: the file does not exist; check the path in the record and the image folder")
+            raise ImageError(no_such_file(str(path), under or os.fspath(root or "")))
         if not real.is_file():
             raise ImageError(f"{path}: is a folder or a device, not a picture file; name the file itself")
         return str(path), real.read_bytes()
@@ -140,7 +151,7 @@ def _read_file(source: str | os.PathLike, root: str | Path | None) -> tuple[str,
         ) from error
 
 
-def _read_remote(name: str, root: str | Path | None) -> tuple[str, bytes]:
+def _read_remote(name: str, root: str | Path | None, under: str) -> tuple[str, bytes]:
     """A file of a bucket, by etils; `root` is for records that name files, and those may not name buckets."""
     from etils import epath
 
@@ -149,7 +160,7 @@ def _read_remote(name: str, root: str | Path | None) -> tuple[str, bytes]:
     try:
         return name, epath.Path(name).read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{name}: the file does not exist; check the path in the record and the bucket") from None
+        raise ImageError(no_such_file(name, under)) from None
     except ImportError as error:
         raise ImageError(f"{name}: cannot be reached ({_reason(error)}); pip install gcsfs, s3fs or adlfs") from error
     except Exception as error:

@@ -27,9 +27,13 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture: a path, encoded bytes, a PIL image, or uint8[H, W, 3]."""
+    """A picture: a path, encoded bytes, a PIL image, or uint8[H, W, 3].
+
+    under: of a path that a record names, the folder that such paths start from; for messages.
+    """
 
     source: Any
+    under: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 Segment = Text | Image

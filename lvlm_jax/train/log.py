@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,34 +12,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from lvlm_jax import chips, hosts
 from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.train.stages import Stage
 
 WRITERS = ("tensorboard", "wandb")
-
-PEAKS = (
-    (r"TPU v4$", 275e12),
-    (r"TPU v5 ?(lite|e)", 197e12),
-    (r"TPU v5p?$", 459e12),
-    (r"TPU v6 ?(lite|e)", 918e12),
-    (r"\bA100\b", 312e12),
-    (r"\b(H100|H200)\b(?!.*(PCIe|NVL))", 989e12),
-)
-"""Device kind -> dense bfloat16 FLOP/s of one chip (vendors' figures). A kind that is not here gets no MFU."""
-
-
-def peak_flops(kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one chip by its `device_kind`, None where it is not known (and on any CPU)."""
-    return next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), None)
 
 
 class Log:
     """A hook that writes one row every `stage.log_every` steps.
 
     Columns: step, loss, lr, grad_norm, accuracy (where the loss counts it), tokens_per_s, images_per_s, data_wait
-    (share of the time in which the device had nothing to do but wait for a batch), mfu, trained (share of the
-    weights), labelled (share of the tokens), skipped. Speeds are averages since the last row; compilation, evaluation
-    and saving do not count. On resume, rows of steps that will run again are dropped: each step stands there once.
+    (share of the time in which the device had nothing to do but wait for a batch), mfu, goodput (share of all the time
+    since this process took up the stage that went into steps), trained (share of the weights), labelled (share of the
+    tokens), skipped. Speeds are averages since the last row; compilation, evaluation and saving do not count. Several
+    processes: data_wait is that of the one that waits most, `waits` says which, and `spread` is how much longer the
+    steps of the slowest took, as a share. On resume, rows of steps that will run again are dropped: each step stands
+    there once.
     """
 
     def __init__(
@@ -52,18 +40,21 @@ class Log:
         trained: float = 1.0,
         flops: float | None = None,
         writers: Sequence[str] = (),
+        began: float | None = None,
     ) -> None:
         self.stage, self.trained = stage, trained
         self.first = jax.process_index() == 0
-        peak = peak_flops(jax.devices()[0].device_kind)
-        self.ideal = flops / peak / jax.device_count() if flops and peak else None  # seconds of a step at the peak
+        peak = chips.peak(jax.devices()[0].device_kind, jax.device_count())
+        self.ideal = flops / peak if flops and peak else None  # seconds of a step at the peak
         self.writers = [_writer(name, folder, stage) for name in writers] if self.first else []
         self.bar: Any = None
         self.file: Any = None
+        self.again = 0  # the last step of an earlier start that was not saved, and runs again
         if self.first:
-            self.file = _reopen(folder, start)
+            self.path, self.file, self.again = _reopen(folder, start)
             if sys.stderr.isatty():
                 self.bar = progress_bar(stage.steps, stage.name, unit="step", initial=start)
+        self._began, self._good = time.perf_counter() if began is None else began, 0.0
         self._since: float | None = None
         self._restart()
 
@@ -98,7 +89,9 @@ class Log:
                 if name in metrics:
                     values[f"{name}_per_s"] = float(sum(int(c[name]) for c in counted)) / seconds
             values["steps_per_s"] = self._steps / seconds
-            values["data_wait"] = min(1.0, self._wait / seconds)
+            values |= _of_all(min(1.0, self._wait / seconds), seconds)
+            self._good += seconds * (1 - values["data_wait"])
+            values["goodput"] = self._good / (time.perf_counter() - self._began)
             if self.ideal is not None:
                 values["mfu"] = self.ideal * self._steps / seconds
         if "tokens" in metrics:
@@ -111,8 +104,7 @@ class Log:
             return
         values = {k: v.item() if isinstance(v, np.generic | np.ndarray | jax.Array) else v for k, v in values.items()}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.file.write(json.dumps({"stage": self.stage.name, "step": step, **finite}, allow_nan=False) + "\n")
-        self.file.flush()
+        self._write(json.dumps({"stage": self.stage.name, "step": step, **finite}, allow_nan=False) + "\n")
         for write, _ in self.writers:
             write(step, {k: v for k, v in values.items() if isinstance(v, int | float)})
         text = "  ".join(f"{name} {_shown(name, value)}" for name, value in values.items() if value != "")
@@ -120,6 +112,16 @@ class Log:
             self.bar.set_postfix_str(text, refresh=False)
         else:
             print(f"{self.stage.name} {step}/{self.stage.steps}  {text}", file=sys.stderr, flush=True)
+
+    def _write(self, line: str) -> None:
+        """Appends a line. An error names the file; one that was deleted or unmounted would take lines still."""
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path} is gone; was the workdir removed, or its disk unmounted?")
+        try:
+            self.file.write(line)
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def note(self, text: str) -> None:
         """One line of words on the console."""
@@ -141,13 +143,23 @@ class Log:
         for _, close in self.writers:
             close()
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # rows are flushed one by one: one that could not be was raised then
+                self.file.close()
         if self.bar is not None:
             self.bar.close()
 
 
+def _of_all(wait: float, seconds: float) -> dict[str, float]:
+    """How long this process waited for data, or the one that waited most; how unequal their times were."""
+    if jax.process_count() == 1:
+        return {"data_wait": wait}
+    rows = [json.loads(row) for row in hosts.exchange(json.dumps([wait, seconds]).encode())]
+    waits, times = zip(*rows)
+    return {"data_wait": max(waits), "waits": waits.index(max(waits)), "spread": max(times) / min(times) - 1}
+
+
 def _shown(name: str, value: Any) -> str:
-    if name in ("data_wait", "mfu", "trained", "labelled", "accuracy"):
+    if name in ("data_wait", "mfu", "goodput", "trained", "labelled", "accuracy", "spread"):
         return f"{100 * value:.3g}%"
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
@@ -155,30 +167,35 @@ def _shown(name: str, value: Any) -> str:
 
 
 def read_rows(file: str | os.PathLike) -> list[dict]:
-    """The rows of a ``metrics.jsonl``; a last line that was cut off by a kill is left out."""
+    """The rows of a ``metrics.jsonl``; a line that was cut off by a kill, or damaged, is left out and named."""
     from etils import epath
 
     rows = []
     path = epath.Path(file)
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else ()):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f"{path}:{number + 1} was cut off and is left out", file=sys.stderr)
+            row = json.loads(line)
+        except ValueError:  # UnicodeDecodeError too
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            print(f"{path}:{number} was cut off or damaged, and is left out", file=sys.stderr)
     return rows
 
 
-def _reopen(folder: str | os.PathLike, start: int) -> Any:
-    """The open metrics file, rewritten without the rows after step `start`."""
+def _reopen(folder: str | os.PathLike, start: int) -> tuple[Any, Any, int]:
+    """(path, open file) of the metrics, rewritten without the rows after step `start`, and the last of those, or 0."""
     from etils import epath
 
     path = epath.Path(folder) / "metrics.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [row for row in read_rows(path) if row["step"] <= start]
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= start]
     unfinished = path.parent / "metrics.jsonl.tmp"
     unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
     unfinished.replace(path)
-    return path.open("a")
+    return path, path.open("a"), max((row["step"] for row in rows if row["step"] > start), default=0)
 
 
 def _writer(name: str, folder: str | os.PathLike, stage: Stage) -> tuple:

@@ -1,5 +1,6 @@
 """The loop: restore, step, hooks, save. It knows files and signals; the step it calls is pure."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,14 +16,17 @@ import jax
 
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
-from lvlm_jax.checkpoint import Checkpoints, by_path, fingerprints, is_saved, load_params, save_params, to_disk
+from lvlm_jax.checkpoint import Checkpoints, damage, fingerprints, is_saved, load_params, save_params, to_disk
 from lvlm_jax.checkpoint import saved_fingerprints as saved_prints
+from lvlm_jax.errors import Diverged
+from lvlm_jax.hosts import Watchdog
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import DTypeLike
 from lvlm_jax.train.log import Log
-from lvlm_jax.train.optim import make_optimizer, make_schedule
+from lvlm_jax.train.observe import Trace, memory
+from lvlm_jax.train.program import Program
 from lvlm_jax.train.stages import Stage, in_stage_dtype, trained_share
-from lvlm_jax.train.step import LossFn, TrainState, init_state, make_train_step
+from lvlm_jax.train.step import LossFn, TrainState
 
 Hook = Callable[[int, TrainState, dict], None]
 """hook(steps done, state, metrics of the last step): decides by the step number; must not keep the state."""
@@ -47,16 +51,34 @@ class IndexedBatches:
         return ((k, self.make(k)) for k in itertools.count(start))
 
 
-class Diverged(RuntimeError):
-    """Too many updates in a row were not finite, or spikes."""
-
-
 class Preempted(SystemExit):
     """A signal asked the run to stop; everything is saved. Leaves the process with exit code 0."""
 
     def __init__(self, message: str) -> None:
         super().__init__(0)
         self.message = message
+
+
+@contextlib.contextmanager
+def stops_cleanly(folder: str | os.PathLike) -> Iterator[None]:
+    """SIGTERM outside of a stage's steps (records are read, answers are scored) ends the run with status 0 too.
+
+    Within the steps `fit` has a handler of its own, which saves first.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        text = f"SIGTERM: what is finished is saved in {folder}; run the same command to resume"
+        print(text, file=sys.stderr, flush=True)
+        raise Preempted(text)
+
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def fit(
@@ -75,6 +97,8 @@ def fit(
     frozen_dtype: DTypeLike | None = None,
     flops: float | None = None,
     writers: Sequence[str] = (),
+    hang: float = 0.0,
+    recipe: str = "",
 ) -> dict:
     """Runs one stage in ``workdir/<stage.name>`` and returns the parameters after it.
 
@@ -88,38 +112,59 @@ def fit(
       earlier: folders of stages that ran before: frozen leaves that stand there are not stored again.
       frozen_dtype: dtype in which frozen leaves run; default by device (`mesh.compute_dtype`).
       flops: model FLOPs of one step, for MFU. writers: "tensorboard", "wandb".
+      hang: seconds without a finished step after which the process ends (`hosts.Watchdog`); 0: never.
+      recipe: digest of what the run was asked, kept in each checkpoint; those of another one are refused.
 
     Raises:
       Diverged: `stage.spike.patience` skipped updates in a row.
       Preempted: SIGTERM or SIGINT came; the step was finished and saved.
+      OutOfMemory: on a device; ``memory.prof`` in the stage's folder says what fills it.
+      CheckpointError: a save failed (at the next step, since they are written in the background), nothing whole is
+        there to resume from, or it is of another recipe or tree.
     """
-    folder = os.path.join(os.fspath(workdir), stage.name)
-    saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep)
-    start = (saved.latest() if resume else saved.clear()) or 0
+    began, folder = time.perf_counter(), os.path.join(os.fspath(workdir), stage.name)
+    saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep, recipe=recipe)
+    start = saved.begin(resume)
     run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start))
     del params  # kernels that run in few bits leave the device, unless the caller holds them
-    state = saved.restore(like=run.like) if start else run.fresh()
+    state = saved.restore(like=run.program.state) if start else run.fresh()
     start = int(state.step)  # an earlier one where the newest was damaged
     if start == stage.steps and is_saved(os.path.join(folder, "params")):
         return run.whole(state)
-    log = Log(folder, stage=stage, start=start, trained=run.share, flops=flops, writers=writers)
+    log = Log(folder, stage=stage, start=start, trained=run.share, flops=flops, writers=writers, began=began)
     if start:
         log.note(f"{stage.name}: resuming after step {start} of {stage.steps} from {saved.folder}")
-    watch = _Watch(stage, folder, log)
+    if log.again:
+        log.note(f"{stage.name}: steps {start + 1} to {log.again} had not been saved, and run again")
+    watch, trace = _Watch(stage, folder, log), Trace(stage.profile, folder)
     try:
-        with meshes.use(mesh), _Feed(batches, start, stage.steps, run.place) as feed, _Signals() as signals:
+        with (
+            meshes.use(mesh),
+            memory(folder),
+            _Feed(batches, start, stage.steps, run.place) as feed,
+            _Signals() as signals,
+            Watchdog(hang, f"{stage.name}: no step was finished within {hang:.0f} s; where it stands:") as watchdog,
+        ):
+            trace(start)
             for step in range(start + 1, stage.steps + 1):
+                saved.check()
                 batch, waited = feed.get()
-                state, metrics = run.step(state, run.frozen, batch)
+                state, metrics = run.program.step(state, run.frozen, batch)
                 feed.busy = metrics["loss"]
                 watch(step, metrics, saved)
+                watchdog.heard()
                 for hook in (log, *hooks):
                     hook(step, state, metrics | {"data_wait": waited})
+                trace(step, metrics)
                 stop = signals.stop(step)
-                with log.off_clock():
-                    if stop or step == stage.steps or (stage.save_every and step % stage.save_every == 0):
+                saves = stop or step == stage.steps or _every(stage.save_every, step)
+                scores = evaluate is not None and _every(stage.eval_every, step)
+                if saves or scores:
+                    jax.block_until_ready(metrics["loss"])  # while the watchdog listens
+                with log.off_clock(), watchdog.asleep():
+                    if saves:
                         saved.save(step, state)
-                    if evaluate and stage.eval_every and step % stage.eval_every == 0:
+                    if scores:
                         log.row(step, evaluate(trees.merge(run.result(state), run.frozen), step))
                 if stop and step < stage.steps:
                     saved.wait()
@@ -131,16 +176,24 @@ def fit(
         log.note(stopped.message)
         raise
     finally:
-        saved.wait()
-        log.close()
+        trace.close()
+        try:
+            saved.wait()
+        finally:
+            log.close()
     return run.finish(state)
 
 
+def _every(steps: int, step: int) -> bool:
+    """Whether it is due at this step; every 0 steps is never."""
+    return bool(steps) and step % steps == 0
+
+
 class _Run:
-    """The compiled step of a stage, and its parameters placed on the devices."""
+    """A stage's program, and its parameters placed on the devices."""
 
     def __init__(self, stage, loss_fn, params, mesh, axes, folder, earlier, frozen_dtype, resumed) -> None:
-        self.folder, self.earlier, self.mesh = folder, earlier, mesh
+        self.folder, self.earlier, self.mesh, self.average = folder, earlier, mesh, stage.average
         mask = stage.mask(params)
         self.share = trained_share(params, mask)[-1].percent / 100
         trained, self.originals = trees.split(params, mask)
@@ -153,36 +206,12 @@ class _Run:
             frozen = lora.quantized(frozen, lora.split(trained)[1], stage.lora.base)
             # Memory is saved only if the full weights leave the device; they wait on the host for the stage's end.
             self.originals = self.originals if jax.process_count() > 1 else jax.device_get(self.originals)
-        self.tx, self.average = make_optimizer(stage.optimizer, stage.steps, trained), stage.average
-        if mesh is None:
-            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            where, apart, self.rows = jax.tree.map(lambda x: one, trained), one, one
-            frozen_where = one
-        else:
-            names = trees.split(axes, mask) if axes is not None else (None, None)
-            where = meshes.shardings(mesh, names[0], trained)
-            frozen_where = meshes.shardings(mesh, names[1], frozen)
-            apart = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-            self.rows = meshes.batch_sharding(mesh)
-        self.frozen = jax.device_put(frozen, frozen_where)
-        shapes = jax.eval_shape(self.init, trained)
-        self.shardings = _like_trained(shapes, trees.flatten(trained), trees.flatten(where), apart)
-        self.like = jax.tree.map(
-            lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, self.shardings
-        )
-        self.step = make_train_step(
-            loss_fn,
-            self.tx,
-            accumulate=stage.accumulate,
-            spike=stage.spike,
-            schedule=make_schedule(stage.optimizer, stage.steps),
-            shardings=self.shardings,
-            decay=stage.average.decay if stage.average else 0.0,
-        )
+        self.program = Program(stage, loss_fn, trained, frozen, mesh, axes)
+        self.frozen = jax.device_put(frozen, self.program.frozen)
 
-    def init(self, trained: dict) -> TrainState:
-        """The state before the first step."""
-        return init_state(trained, self.tx, smooth=self.average is not None)
+    def fresh(self) -> TrainState:
+        """The first state."""
+        return self.program.fresh(self.trained)
 
     def _stored(self, frozen: dict, resumed: bool) -> dict:
         """The frozen leaves, saved once; on resume those that were saved, should the given ones differ."""
@@ -193,6 +222,9 @@ class _Run:
             save_params(store, frozen, elsewhere=self._known())
             return frozen
         if fingerprints(to_disk(frozen)) == saved_prints(store):
+            if what := damage(store):
+                print(f"{store} is damaged ({what}) and is written again from the weights given", file=sys.stderr)
+                save_params(store, frozen, elsewhere=self._known())
             return frozen
         print(f"the frozen weights given are not those of this run: reading {store}", file=sys.stderr)
         return load_params(store, like=frozen)
@@ -200,23 +232,19 @@ class _Run:
     def _known(self) -> list[str]:
         return [os.path.join(os.fspath(f), name) for f in self.earlier for name in ("frozen", "params")]
 
-    def fresh(self) -> TrainState:
-        """The first state; the trained leaves are copies, since the step donates them."""
-        copies = jax.device_put(self.trained, self.shardings.trained, may_alias=False)
-        return jax.jit(self.init, out_shardings=self.shardings)(copies)
-
     def place(self, batch: Any) -> Any:
         """A host batch on the devices, its leading axis over the data axes of the mesh."""
+        rows = self.program.batch
         if self.mesh is None:
-            return jax.device_put(batch, self.rows)
-        ways = self.rows.num_devices // max(1, self.mesh.shape.get("tensor", 1))
+            return jax.device_put(batch, rows)
+        ways = rows.num_devices // max(1, self.mesh.shape.get("tensor", 1))
         for leaf in jax.tree.leaves(batch):
             if leaf.shape[0] * jax.process_count() % ways:
                 raise ValueError(
                     f"a batch with a leading axis of {leaf.shape[0]} does not divide over {ways} data shards of the "
                     f"mesh: choose rows and groups that are multiples of {ways}"
                 )
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.rows, leaf), batch)
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, leaf), batch)
 
     def result(self, state: TrainState) -> dict:
         """The trained leaves that the stage hands on: the last ones, or their average."""
@@ -235,18 +263,6 @@ class _Run:
             save_params(os.path.join(self.folder, "average"), average, elsewhere=known)
         save_params(os.path.join(self.folder, "params"), params, elsewhere=known)
         return params
-
-
-def _like_trained(shapes: Any, trained: dict, where: dict, otherwise: Any) -> Any:
-    """Shardings of a state: a moment lies as its parameter does (its path ends in the parameter's), the rest whole."""
-    flat, treedef = by_path(shapes)
-    found = []
-    for path, leaf in flat.items():
-        keys = path.split("/")
-        ends = ("/".join(keys[i:]) for i in range(len(keys)))
-        end = next((e for e in ends if e in trained and trained[e].shape == leaf.shape), None)
-        found.append(otherwise if end is None else where[end])
-    return jax.tree.unflatten(treedef, found)
 
 
 class _Watch:
@@ -342,20 +358,23 @@ class _Feed:
 class _Signals:
     """Turns SIGTERM and a first SIGINT into a request to stop after the step; a second SIGINT interrupts as usual.
 
-    With several hosts JAX's own preemption service decides at which step all of them stop.
+    With several processes JAX's own preemption service, which takes SIGTERM, decides at which step all of them stop;
+    a first SIGINT is handed to it as one.
     """
 
     def __enter__(self) -> "_Signals":
         self._came = ""
         self._old: dict = {}
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._catch)
+        if threading.current_thread() is threading.main_thread():
+            ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+            self._old = {number: signal.signal(number, self._catch) for number in ours}
         return self
 
     def _catch(self, number: int, frame: Any) -> None:
         self._came = signal.Signals(number).name
         signal.signal(number, self._old[number] or signal.SIG_DFL)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self, step: int) -> str:
         """Why to stop now, '' to go on."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lvlm_jax.mesh import constrain
 from lvlm_jax.nn.attention import soft_cap
 from lvlm_jax.nn.norms import unit
 from lvlm_jax.shapes import Array, Bool, Float, Int
@@ -125,7 +126,13 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
         return sums, None
     if skip:
         dhidden = jax.vmap(lambda row, index: row[index])(dhidden, jnp.argsort(order, axis=1))
-    return sums, (dhidden[:, :T], None if dkernel is None else dkernel.sum(0).astype(kernel.dtype))
+    dhidden = dhidden[:, :T]
+    if dkernel is None:
+        return sums, (dhidden, None)
+    # Cut like the head itself, so that devices add up their own part alone, and before the backward pass goes on: else
+    # every device holds a whole float32 head through it.
+    dkernel = constrain(dkernel.sum(0).astype(kernel.dtype), ("embed", "vocab"))
+    return sums, jax.lax.optimization_barrier((dhidden, dkernel))
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]

@@ -61,6 +61,7 @@ class Stage:
     trains: path patterns (``("connector/**",)``) of the leaves that move. lora: adapters, which move besides.
     accumulate: microbatches a step. average: whether and how a moving average of the trained leaves is kept.
     log_every, save_every, eval_every: in steps; 0 means never (the last step is always saved). keep: checkpoints kept.
+    profile: first and last step of a profiler's trace.
     """
 
     name: str
@@ -76,24 +77,28 @@ class Stage:
     keep: int = 2
     eval_every: int = 0
     spike: SpikePolicy = SpikePolicy()
+    profile: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"stage.name={self.name!r}: a folder name, such as 'align' or 'instruct'")
+        at = f"stages.{self.name}"
         if isinstance(self.trains, str) or not (self.trains or self.lora):
-            raise ValueError(
-                f"stage.trains={self.trains!r} of {self.name!r}: a tuple of path patterns, ('connector/**',)"
-            )
+            raise ValueError(f"{at}.trains={self.trains!r}: a tuple of path patterns, ('connector/**',)")
         if self.loss not in LOSSES:
-            raise ValueError(f"stage.loss={self.loss!r} of {self.name!r}: choose one of {list(LOSSES)}")
+            raise ValueError(f"{at}.loss={self.loss!r}: choose one of {list(LOSSES)}")
         for name, least in (("steps", 1), ("accumulate", 1), ("log_every", 0), ("save_every", 0), ("keep", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"stage.{name}={getattr(self, name)} of {self.name!r}: must be at least {least}")
+                raise ValueError(f"{at}.{name}={getattr(self, name)}: must be at least {least}")
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1] <= self.steps):
+            raise ValueError(
+                f"{at}.profile={self.profile}: the first and the last step, as in (10, 12), of {self.steps}"
+            )
         if self.eval_every < 0:
-            raise ValueError(f"stage.eval_every={self.eval_every} of {self.name!r}: must be at least 0")
+            raise ValueError(f"{at}.eval_every={self.eval_every}: must be at least 0")
         if self.loss == "contrastive" and self.accumulate > 1:
             raise ValueError(
-                f"stage.accumulate={self.accumulate} of {self.name!r}: a contrastive loss couples all rows of the "
+                f"{at}.accumulate={self.accumulate}: a contrastive loss couples all rows of the "
                 "batch, so microbatches would change it; use accumulate=1 and more devices"
             )
 

@@ -19,7 +19,7 @@ def _system(name: str, decoder: str, side: int, factor: int, source: str) -> Spe
     sizes = dataclasses.replace(tower, image_size=side, pool="none", feature_layer=-1, feature_norm=True)
     # SmolLM2's 49152 words, then <image>, padded to a multiple of 64.
     words = dataclasses.replace(llm.smollm2.PRESETS[decoder], vocab=49216)
-    config = LVLMConfig(vision=sizes, connector=PixelShuffleConfig(factor=factor), llm=words)
+    config = LVLMConfig(vision=sizes, connector=PixelShuffleConfig(factor=factor, std=0.02), llm=words)
     image = ImageSpec(size=side, patch=16, mean=HALF, std=HALF, resample="bicubic", fit="squash")
     return Spec(
         name=name,

@@ -13,7 +13,7 @@ from lvlm_jax.train.stages import trained_share
 ARGUMENTS = {
     "quickstart": ("tiny",),
     "llava15_align": ("13b", "perceiver"),
-    "llava15_instruct": ("13b", "perceiver"),
+    "llava15_instruct": ("13b", "perceiver", "full"),
     "llavanext_instruct": ("13b",),
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
@@ -26,6 +26,7 @@ FULL = {
     "llava15_align": {"align": (7_063_427_072, 0.297)},
     "llava15_align:13b": {"align": (13_351_494_656, 0.236)},
     "llava15_instruct": {"instruct": (7_063_427_072, 95.7)},
+    "llava15_instruct:full": {"instruct": (7_063_427_072, 100)},
     # 32 layers of rank 128 beside seven kernels are 319,815,680 weights and 224 strengths; and the projector.
     "lora_your_data": {"tune": (7_063_427_072 + 319_815_680 + 224, 4.616)},
     "llavanext_instruct": {"instruct": (7_063_431_168, 100)},

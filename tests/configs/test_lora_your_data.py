@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 import lvlm_jax
-from lvlm_jax import assemble, cli, recipe
+from lvlm_jax import cli, finished, recipe
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import load_params
 from lvlm_jax.config import ConfigError
@@ -117,7 +117,7 @@ def test_the_next_stage_starts_from_the_merged_weights(scan, run):
     wanted = {"llm": lora.merge(load_params(run / "tune" / "params"))["llm"]}
     wanted = P.stack_layers(wanted) if scan else wanted
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
-    got = assemble.saved_parts(run / "tune" / "params", like)
+    got = finished.saved_parts(run / "tune" / "params", like)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 

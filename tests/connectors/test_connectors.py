@@ -19,7 +19,7 @@ from lvlm_jax.connectors import (
     keys,
 )
 from lvlm_jax.connectors.pooled import average_pool, pixel_shuffle
-from lvlm_jax.nn.linear import abstract
+from lvlm_jax.nn.linear import abstract, init
 
 CASES = {
     "linear": LinearConfig(),
@@ -112,8 +112,17 @@ def test_features_that_do_not_divide(config, features, message):
         abstract(config.build(8, jnp.float32), jnp.zeros((1, features, 4)))
 
 
+@pytest.mark.parametrize(("std", "expected"), [(None, 1 / np.sqrt(4 * 64)), (0.005, 0.005)])
+def test_the_size_of_fresh_weights(std, expected):
+    module = PixelShuffleConfig(std=std).build(128, jnp.float32)
+    kernel = init(module, jax.random.key(0), jnp.zeros((1, 16, 64)))["linear_1"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), expected, rtol=0.02)  # of 32,768 draws
+
+
 def test_sizes_of_none():
     with pytest.raises(ValueError, match=r"factor=0: how many neighbours"):
         PixelShuffleConfig(factor=0)
+    with pytest.raises(ValueError, match=r"std=0.0: the deviation of fresh weights is positive"):
+        PixelShuffleConfig(std=0.0)
     with pytest.raises(ValueError, match=r"side=0: how many tokens"):
         AveragePoolConfig(side=0)

@@ -112,7 +112,7 @@ def test_a_recipe_opens_it(root):
     with pytest.raises(ConfigError, match="path: emoji needs it"):
         Choice(source="emoji")
     (line,) = Choice(source="emoji", path="nowhere").absent()
-    assert line.startswith("path='nowhere' does not exist")
+    assert line.startswith("path='nowhere' does not exist; it comes by: ")
     assert "npm install --no-save --ignore-scripts --prefix nowhere @iconify-json/noto@" in line
 
 

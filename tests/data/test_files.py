@@ -1,6 +1,10 @@
-import pytest
+import random
 
-from lvlm_jax.data.files import braces, expand, read_ranges
+import numpy as np
+import pytest
+from etils import epath
+
+from lvlm_jax.data.files import braces, expand, read_arrays, read_ranges
 from lvlm_jax.processing.encode import DataError
 
 
@@ -47,3 +51,22 @@ def test_a_file_that_became_shorter(tmp_path):
     assert read_ranges(epath.Path(tmp_path / "a"), [(1, 3), (0, 1)]) == [b"234", b"1"]
     with pytest.raises(DataError, match="ends at byte 5, the index expects 7; it has changed"):
         read_ranges(epath.Path(tmp_path / "a"), [(4, 3)])
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_no_flipped_bit_of_kept_arrays_passes_as_another_number(tmp_path, capsys, write):
+    """A bit of a zip file either matters to nobody (a date), or is found by its checksums."""
+    file, wanted = epath.Path(tmp_path / "kept.npz"), {"lengths": np.arange(40), "texts": np.array("{'a': [1, 2]}")}
+    write(file, **wanted)
+    whole, chance, found = file.read_bytes(), random.Random(0), 0
+    for bit in chance.sample(range(8 * len(whole)), 1000):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bytes(data))
+        got = read_arrays(file, list(wanted))
+        found += got is None
+        assert got is None or all(np.array_equal(got[name], wanted[name]) for name in wanted), f"bit {bit}"
+    assert capsys.readouterr().err.count("is damaged (") == found > 500
+    file.write_bytes(whole)
+    assert read_arrays(file, list(wanted)).keys() == wanted.keys()
+    assert read_arrays(epath.Path(tmp_path / "gone.npz"), ["lengths"]) is None

@@ -288,7 +288,7 @@ def test_a_plan_made_for_another_template_is_noticed(album, encoder, spec):
         loader.build(0)
 
 
-def test_lengths_are_measured_once_and_found_by_content(album, encoder, tmp_path):
+def test_lengths_are_measured_once_and_found_by_content(album, encoder, tmp_path, capsys):
     source, cache = LlavaJson(album), tmp_path / "cache"
     lengths, pictures, bad = measure_lengths(source, encoder, cache, progress=False)
     assert lengths.tolist() == [len(encoder(source[i]).tokens) for i in range(40)]
@@ -302,6 +302,12 @@ def test_lengths_are_measured_once_and_found_by_content(album, encoder, tmp_path
     unread = Unread(album)
     Unread.__repr__ = lambda self: repr(source)
     assert (measure_lengths(unread, encoder, cache, progress=False).lengths == lengths).all()
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert (measure_lengths(source, encoder, cache, progress=False).lengths == lengths).all()
+    assert f"{kept} is damaged" in capsys.readouterr().err
+    assert kept.read_bytes() == whole
     other = functools.partial(encoder, template=encoder.keywords["template"].with_system("x"))
     assert fingerprint(source, encoder) == fingerprint(LlavaJson(album), functools.partial(encoder))
     assert fingerprint(source, encoder) != fingerprint(source, other)

@@ -77,7 +77,7 @@ def test_records_below_a_score_are_left_out_and_counted(tmp_path):
         Data(source="webdataset", path="x", min_score=0.3)
 
 
-def test_the_index_is_built_once(tmp_path, monkeypatch):
+def test_the_index_is_built_once(tmp_path, monkeypatch, capsys):
     path = shard(tmp_path / "a.tar", pairs(0, 5, lambda n: n / 10))
     wanted = TarPairs(path, "similarity", 0.2, cache=tmp_path / "cache")
     monkeypatch.setattr(tarfile, "open", None)
@@ -85,6 +85,13 @@ def test_the_index_is_built_once(tmp_path, monkeypatch):
     assert repr(again) == repr(wanted)
     assert again[2].turns == wanted[2].turns
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+    monkeypatch.undo()
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-40])
+    assert repr(TarPairs(path, "similarity", 0.2, cache=tmp_path / "cache")) == repr(wanted)
+    assert f"{kept} is damaged" in capsys.readouterr().err
+    monkeypatch.setattr(tarfile, "open", None)
+    assert repr(TarPairs(path, "similarity", 0.2, cache=tmp_path / "cache")) == repr(wanted)
     monkeypatch.undo()
     shard(path, pairs(0, 7, lambda n: n / 10))
     assert len(TarPairs(path, "similarity", 0.2, cache=tmp_path / "cache")) == 5

@@ -81,13 +81,14 @@ def whole(tmp_path_factory):
 
 
 # In the default run tests/models has the loss and gradients of every preset.
-CUTS = [pytest.param("DP", 1, marks=pytest.mark.slow), ("FSDP", 8), pytest.param("FSDP_TP", 8, marks=pytest.mark.slow)]
+PARTS = {"DP": 1, "FSDP": 8, "FSDP_TP": 8, "FSDP_TP_SP": 8}
+CUTS = [pytest.param(name, marks=() if name == "FSDP" else pytest.mark.slow) for name in PARTS]
 
 
-@pytest.mark.parametrize(("preset", "parts"), CUTS)
-def test_a_training_step(preset, parts, whole, tmp_path):
+@pytest.mark.parametrize("preset", CUTS)
+def test_a_training_step(preset, whole, tmp_path):
     got, cut = step(tmp_path, meshes.make_mesh(preset))
-    assert cut == parts
+    assert cut == PARTS[preset]
     assert whole["norm"] > 0.1
     np.testing.assert_allclose(got["loss"], whole["loss"], rtol=TOLERANCE)
     np.testing.assert_allclose(got["norm"], whole["norm"], rtol=TOLERANCE)
@@ -129,4 +130,4 @@ def test_greedy_generation(preset, answers):
     kernel = system.generator.params["llm"]["layers"]["0"]["mlp"]["up"]["kernel"]
     assert len(kernel.sharding.device_set) == 8
     assert [a.tokens for a in system.answer_batch(PROMPTS, max_new_tokens=12, rows=16)] == answers
-    assert jnp.size(kernel) == kernel.addressable_shards[0].data.size * {"DP": 1, "FSDP": 8, "FSDP_TP": 8}[preset]
+    assert jnp.size(kernel) == kernel.addressable_shards[0].data.size * PARTS[preset]

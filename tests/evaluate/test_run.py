@@ -75,7 +75,7 @@ def test_questions_about_one_picture_share_a_batch_and_its_vision_row(system, sa
     assert sorted(index for batch in batches for index in batch) == list(range(9))
     for batch in batches:
         assert len({id(encoded[i].images[0].source) for i in batch}) == 1
-        assert system.generator._collate([encoded[i] for i in batch], 3).patches.shape[1] == 1
+        assert system.generator.batch_of([encoded[i] for i in batch], 3).patches.shape[1] == 1
 
 
 def test_batches_go_by_length_and_questions_without_pictures_stand_alone(system):

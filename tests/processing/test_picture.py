@@ -38,7 +38,10 @@ def bomb(width=12_000, height=12_000):
 
 NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 BAD_FILES = {
-    "missing.jpg": (None, r"missing\.jpg: the file does not exist; check the path in the record and the image folder"),
+    "missing.jpg": (
+        None,
+        r"missing\.jpg: the file does not exist; check the path in the record and the image folder, ",
+    ),
     "empty.jpg": (b"", r"empty\.jpg: the file is empty; download or export it again"),
     "cut.jpg": (
         encoded(NOISE, "JPEG")[:-900],

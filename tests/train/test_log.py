@@ -4,7 +4,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from lvlm_jax.train.log import Log, peak_flops, read_rows
+from lvlm_jax import chips
+from lvlm_jax.train.log import Log, read_rows
 from tests.train import tiny
 
 STATE = None
@@ -28,7 +29,8 @@ def test_rows_and_columns(tmp_path, capsys):
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
     names = {"stage", "step", "loss", "lr", "grad_norm", "tokens_per_s", "images_per_s", "steps_per_s", "data_wait"}
-    assert rows[1].keys() == names | {"labelled", "trained", "skipped"}  # no MFU on a CPU
+    assert rows[1].keys() == names | {"labelled", "trained", "skipped", "goodput"}  # no MFU on a CPU
+    assert 0 < rows[1]["goodput"] <= 1
     assert (rows[1]["labelled"], rows[1]["trained"], rows[1]["loss"]) == (0.5, 0.25, 0.25)
     text = capsys.readouterr().err  # plain lines where there is no terminal
     assert "align 4/10  loss 0.25" in text
@@ -39,6 +41,9 @@ def test_resume_drops_rows_that_will_run_again(tmp_path):
     _run(tmp_path, 0, 8)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')  # cut off by a kill
+    again = Log(tmp_path, stage=tiny.stage(), start=6)
+    again.close()
+    assert again.again == 8
     _run(tmp_path, 4, 10)
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8, 10]
 
@@ -88,10 +93,11 @@ def test_unknown_and_missing_writers(tmp_path, monkeypatch):
     ],
 )
 def test_peaks(kind, peak):
-    assert peak_flops(kind) == peak
+    chip = chips.of_kind(kind)
+    assert (chip and chip.flops) == peak
 
 
 def test_mfu_where_the_peak_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr("lvlm_jax.train.log.peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(chips, "of_kind", lambda kind: chips.CHIPS["v5e"])
     _run(tmp_path, 0, 4, flops=1e6)
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["mfu"] > 0

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import Checkpoints, load_params
+from lvlm_jax.errors import Diverged
 from lvlm_jax.train.log import read_rows
-from lvlm_jax.train.loop import Diverged, IndexedBatches, Preempted, fit
+from lvlm_jax.train.loop import IndexedBatches, Preempted, fit
+from lvlm_jax.train.program import Program
 from lvlm_jax.train.stages import SpikePolicy
 from tests.train import tiny
 
@@ -277,3 +280,63 @@ def test_sharded_equals_unsharded(tmp_path, preset, accumulate):
 def test_rows_that_do_not_divide(tmp_path):
     with pytest.raises(ValueError, match="leading axis of 6 does not divide over 8 data shards"):
         _fit(tmp_path, make=lambda k: tiny.batch(k, 6), mesh=meshes.make_mesh("DP"))
+
+
+def _axes(params):
+    """Logical names: matrices over both axes of a mesh, scanned stacks layer by layer."""
+    names = {1: ("mlp",), 2: ("embed", "mlp"), 3: ("layers", "embed", "mlp")}
+    return jax.tree.map(lambda x: names[x.ndim], params)
+
+
+def _state_after(workdir, mesh):
+    """The state of a run's last checkpoint, as a run on `mesh` would take it up."""
+    params = tiny.params(depth=3)
+    trained, frozen = trees.split(params, tiny.stage().mask(params))
+    program = Program(tiny.stage(), tiny.loss_fn, trained, frozen, mesh, None if mesh is None else _axes(params))
+    return Checkpoints(workdir / "align" / "checkpoints").restore(like=program.state), program.state
+
+
+MESHES = {
+    "FSDP_TP on 4 x 2": lambda: meshes.make_mesh("FSDP_TP", tensor=2),
+    "FSDP_TP on 2 x 4": lambda: meshes.make_mesh("FSDP_TP", tensor=4),
+    "DP on 8": lambda: meshes.make_mesh("DP"),
+    "FSDP on 2": lambda: meshes.make_mesh("FSDP", jax.devices()[:2]),
+    "FSDP_TP on 1 x 2": lambda: meshes.make_mesh("FSDP_TP", jax.devices()[4:6], tensor=2),
+    "FSDP on 1": lambda: meshes.make_mesh("FSDP", jax.devices()[3:4]),
+    "no mesh": lambda: None,
+}
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    """The workdir of a run that was stopped on FSDP over 8 devices, and its state there."""
+    workdir, params = tmp_path_factory.mktemp("eight"), tiny.params(depth=3)
+    mesh = meshes.make_mesh("FSDP")
+    with pytest.raises(Preempted):
+        _fit(
+            workdir,
+            params=params,
+            mesh=mesh,
+            axes=_axes(params),
+            hooks=(lambda s, *_: s == 7 and os.kill(os.getpid(), signal.SIGTERM),),
+        )
+    return workdir, _state_after(workdir, mesh)[0]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_state_saved_on_eight_devices_is_the_same_bits_on_any_mesh(on_eight, name):
+    workdir, wanted = on_eight
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(wanted.opt_state))
+    got, asked = _state_after(workdir, MESHES[name]())
+    assert int(got.step) == 7
+    _equal(got, wanted)
+    assert jax.tree.map(lambda x: x.sharding, got) == jax.tree.map(lambda x: x.sharding, asked)
+
+
+def test_a_run_stopped_on_eight_devices_goes_on_on_four(on_eight, tmp_path):
+    workdir, params = shutil.copytree(on_eight[0], tmp_path / "run"), tiny.params(depth=3)
+    whole = _fit(tmp_path / "whole", params=params)
+    mesh = meshes.make_mesh("FSDP_TP", jax.devices()[:4], tensor=2)
+    resumed = _fit(workdir, params=params, mesh=mesh, axes=_axes(params))
+    assert [row[0] for row in _curve(workdir)] == list(range(1, 25))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), resumed, whole)

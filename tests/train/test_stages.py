@@ -8,11 +8,11 @@ from tests.train import tiny
     ("change", "says"),
     [
         ({"name": "a/b"}, "stage.name='a/b'"),
-        ({"trains": "connector/**"}, r"stage.trains='connector/\*\*'.*tuple"),
-        ({"trains": ()}, r"stage.trains=\(\)"),
-        ({"loss": "languag"}, r"stage.loss='languag'.*\['language', 'contrastive'\]"),
-        ({"steps": 0}, "stage.steps=0"),
-        ({"keep": 0}, "stage.keep=0"),
+        ({"trains": "connector/**"}, r"stages.align.trains='connector/\*\*'.*tuple"),
+        ({"trains": ()}, r"stages.align.trains=\(\)"),
+        ({"loss": "languag"}, r"stages.align.loss='languag'.*\['language', 'contrastive'\]"),
+        ({"steps": 0}, "stages.align.steps=0"),
+        ({"keep": 0}, "stages.align.keep=0"),
         ({"loss": "contrastive", "accumulate": 2}, "contrastive loss couples all rows"),
     ],
 )
