@@ -30,7 +30,7 @@ def keep(folder: str | os.PathLike, least_seconds: float = 0.1) -> bool:
     """
     if jax.config.jax_compilation_cache_dir:
         return False
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # a process that changes its directory still finds it
     if jax.process_index() == 0:  # which alone writes
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.glob(f"*{_ENTRY}"):

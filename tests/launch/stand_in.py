@@ -17,4 +17,5 @@ else:
     jax.distributed.initialize(address, int(processes), int(process))
 total = int(np.sum(multihost_utils.process_allgather(np.int32(10 ** jax.process_index()))))
 devices = [jax.local_device_count(), jax.device_count()]
-print(json.dumps({"process": jax.process_index(), "total": total, "devices": devices, "words": sys.argv[1:]}))
+row = {"process": jax.process_index(), "total": total, "devices": devices, "words": sys.argv[1:]}
+sys.stdout.write(json.dumps(row) + "\n")  # one write: print makes two where Python does not buffer, and rows would mix
