@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_jax import cli_bench, cli_data, cli_plan, errors
+from lvlm_jax import cli_bench, cli_data, cli_list, cli_plan, errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     here = (_add_train, _add_eval, _add_generate, _add_chat, _add_convert)
-    for build in (*here, cli_plan.add, cli_data.add, cli_bench.add, _add_list):
+    for build in (*here, cli_plan.add, cli_data.add, cli_bench.add, cli_list.add):
         build(add)
     return parser
 
@@ -307,37 +307,6 @@ def _verify(args: argparse.Namespace, _: Sequence[str]) -> int:
     found = verify(args.folder, args.theirs, picture=args.picture, vision=args.vision)
     print(found)
     return 0 if found.passed else 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# list
-
-
-def _add_list(add: Any) -> None:
-    add("list", _list, "recipes, systems, data sources, templates and mesh presets by name")
-
-
-def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import config, mesh, zoo
-    from lvlm_jax.data.registry import SOURCES
-    from lvlm_jax.processing.chat_templates import TEMPLATES
-
-    print("recipes (lvlm train --config NAME)")
-    for name in config.names():
-        print(f"  {name:<24} {_first_line(config.find(name))}")
-    print("systems (lvlm_jax.load(NAME); weights come from the hub name beside it)")
-    for name, spec in zoo.SYSTEMS.items():
-        print(f"  {name:<24} {spec.source}{'' if spec.released else ' (the language model alone: train the rest)'}")
-    print(f"data sources\n  {', '.join(SOURCES)}")
-    print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
-    return 0
-
-
-def _first_line(path: Path) -> str:
-    """The first line of a recipe's docstring, without running it."""
-    import ast
-
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
 if __name__ == "__main__":

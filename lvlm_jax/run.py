@@ -38,7 +38,7 @@ from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
 from lvlm_jax.report import training
 from lvlm_jax.train.log import read_rows
 from lvlm_jax.train.loop import fit, stops_cleanly
-from lvlm_jax.train.stages import share_text, trained_share
+from lvlm_jax.train.stages import Share, share_text, trained_share
 
 EVALUATION = "evaluation"
 """Folder of the workdir with one folder a time that the model was scored."""
@@ -83,12 +83,18 @@ def describe(recipe: Recipe) -> str:
     ]
     for name in recipe.run:
         stage = recipe.stages[name]
-        shapes, _ = assemble.stage_shapes(recipe, stage)
         sources = ", ".join(f"{part} from {start.origin}" for part, start in stage.start.items())
         begins = f"; {sources}" if sources else ""
         lines.append(f"\nstage {name}: {stage.steps:,} steps of {stage.data.rows} rows x {stage.data.length}{begins}")
-        lines.append(share_text(trained_share(shapes, stage.stage(name).mask(shapes))))
+        lines.append(share_text(share_of(recipe, name)))
     return "\n".join(lines)
+
+
+def share_of(recipe: Recipe, name: str) -> list[Share]:
+    """What one stage trains of each part, and last of the whole; nothing is computed but shapes."""
+    stage = recipe.stages[name]
+    shapes, _ = assemble.stage_shapes(recipe, stage)
+    return trained_share(shapes, stage.stage(name).mask(shapes))
 
 
 class Run:

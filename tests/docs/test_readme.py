@@ -10,6 +10,7 @@ import pytest
 from lvlm_jax import cli, recipe
 from lvlm_jax.data.sources import LlavaJson, Messages
 from lvlm_jax.processing.schema import Image
+from lvlm_jax.zoo import status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +68,11 @@ def test_records_load(source, number, home):
     assert [segment.source for turn in example.turns for segment in turn.segments if isinstance(segment, Image)] == [
         str(home / "cat.png")
     ]
+
+
+def test_the_table_of_models_is_the_one_that_lvlm_list_prints():
+    assert status.markdown() in README
+    assert [path for row in status.STATUS for path in row.tested if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
