@@ -46,6 +46,7 @@ def started(stubs):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_signals,
         )
         running.append(process)
         return process
@@ -55,6 +56,12 @@ def started(stubs):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _hear_signals() -> None:
+    """What nohup or a shell's `&` has ignored stays ignored in every child, and a shell cannot trap it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def read_until(process, text: str, times: int) -> str:
