@@ -42,12 +42,35 @@ def flax_patches(size: int) -> Change:
     return Change(lambda x: x.reshape(size * size * 3, -1), lambda x: x.reshape(size, size, 3, -1))
 
 
-def joined(parts: int, inner: Change = SAME) -> Change:
-    """Leaves of ours that stand in one tensor of theirs, one after the other along its first axis (fused q, k, v)."""
+def joined(parts: int | Sequence[int], inner: Change = SAME) -> Change:
+    """Leaves of ours that stand in one tensor of theirs, one after the other along its first axis (fused q, k, v).
+
+    parts: how many equal ones, or how long each is.
+    """
+    cuts = parts if isinstance(parts, int) else np.cumsum(parts)[:-1]
     return Change(
-        lambda x: tuple(inner.load(part) for part in np.split(x, parts)),
+        lambda x: tuple(inner.load(part) for part in np.split(x, cuts)),
         lambda *parts: np.concatenate([inner.save(part) for part in parts]),
     )
+
+
+def by_head(heads: int, inner: Change = SAME) -> Change:
+    """Queries, keys and values in one tensor of theirs in which those of a head stand together, along its first axis.
+
+    inner: what each of the three, the heads one after the other, becomes.
+    """
+
+    def load(x: Any) -> tuple[Any, Any, Any]:
+        apart = x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1)
+        q, k, v = (inner.load(part.reshape(-1, *x.shape[1:])) for part in apart)
+        return q, k, v
+
+    def save(*parts: Any) -> Any:
+        rows = [inner.save(part) for part in parts]
+        apart = [x.reshape(heads, 1, -1, *x.shape[1:]) for x in rows]
+        return np.concatenate(apart, axis=1).reshape(-1, *rows[0].shape[1:])
+
+    return Change(load, save)
 
 
 def stacked(inner: Change = SAME, parts: int = 1) -> Change:
@@ -138,6 +161,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",

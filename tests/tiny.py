@@ -76,6 +76,12 @@ TURNED = dataclasses.replace(  # every way of rotating that the others lack
     rotary_pairs="interleaved",
     rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context=8),
 )
+_PLAIN = {"activation": "gelu", "norm": "layer", "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+_SMALL = dataclasses.replace(LLAMA, kv_heads=4, head_dim=None)
+OPT = dataclasses.replace(_SMALL, **_PLAIN, positions="learned", position_offset=2, tied=True)
+OPT_350M = dataclasses.replace(OPT, order="post", final_norm=False, embed_width=16)
+NEOX = dataclasses.replace(_SMALL, **_PLAIN, order="parallel", rotary_fraction=0.25)
+MPT = dataclasses.replace(_SMALL, **llm.mpt.PARTS, mlp_dim=128, clip_qkv=1.0, alibi_max=4.0, tied=True)
 DECODERS: dict[str, DecoderConfig] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
@@ -83,6 +89,10 @@ DECODERS: dict[str, DecoderConfig] = {
     "qwen3": QWEN3,
     "mistral": MISTRAL,
     "partial, interleaved, yarn": TURNED,
+    "opt": OPT,
+    "opt_350m": OPT_350M,
+    "gpt_neox": NEOX,
+    "mpt": MPT,
 }
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)

@@ -37,13 +37,13 @@ UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
 class Kind:
     """A kind of model.
 
-    rows(config, layout) is its key table, layouts the names of the layouts with the prefix that each is known by (the
-    first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the patterns of keys
+    rows(config, layout) is its key table, layouts the names of the layouts with the prefix, or the prefixes, that each
+    is known by (the first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the patterns of keys
     that a folder may hold beside its own, default(config) the layout that every version of the torch library loads.
     """
 
     rows: Callable[[Any, str], list[Row]]
-    layouts: Mapping[str, str]
+    layouts: Mapping[str, str | tuple[str, ...]]
     shapes: Callable[[Any, bool], tuple[Params, Params]]
     unused: tuple[str, ...] = UNUSED
     default: Callable[[Any], str] = lambda config: "hf-4"
@@ -64,7 +64,8 @@ class Kind:
                 return llava.layout_of(keys)
             except ValueError as error:
                 raise CheckpointError(f"{source}: {error}") from error
-        prefixes = ", ".join(f"{name}: {prefix}..." for name, prefix in known.items())
+        each = {name: (prefix,) if isinstance(prefix, str) else prefix for name, prefix in known.items()}
+        prefixes = ", ".join(f"{name}: {'... or '.join(prefix)}..." for name, prefix in each.items())
         raise CheckpointError(
             f"{source}: its keys are in no known layout ({prefixes}); "
             f"the first are {', '.join(sorted(keys)[:6])}. Is config.json that of another model?"
@@ -81,7 +82,8 @@ class Kind:
 _VISION_AT = {"hf-4": "vision_model.", "hf-5": "", "hf-vit": "", "hf-vit-classifier": "vit."}
 _VISION_ROWS = {"timm": timm.rows, "vit_jax": vit_jax.rows}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
-_DECODER_AT = {"hf": "model.", "bare": ""}
+_DECODERS = llm.FAMILIES.values()
+_DECODER_LAYOUTS = {"hf": tuple({f.BASE + f.LAYERS for f in _DECODERS}), "bare": tuple({f.LAYERS for f in _DECODERS})}
 
 
 def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
@@ -115,7 +117,8 @@ def _dual_rows(config: DualEncoderConfig, layout: str) -> list[Row]:
 
 
 def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
-    rows = llm.FAMILIES[llm.family_of(config)].rows(config, "", _DECODER_AT[layout])
+    family = llm.FAMILIES[llm.family_of(config)]
+    rows = family.rows(config, "", "" if layout == "bare" else family.BASE)
     # The bare model ends at its final norm: it gives hidden states, no logits.
     return [row for row in rows if row.ours != "head/kernel"] if layout == "bare" else rows
 
@@ -195,7 +198,12 @@ KINDS: dict[str, Kind] = {
         shapes=_text_shapes,
         unused=(*UNUSED, r"vision_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
     ),
-    "decoder": Kind(rows=_decoder_rows, layouts={"hf": "model.layers.", "bare": "layers."}, shapes=_decoder_shapes),
+    "decoder": Kind(
+        rows=_decoder_rows,
+        layouts=_DECODER_LAYOUTS,
+        shapes=_decoder_shapes,
+        unused=(*UNUSED, *dict.fromkeys(pattern for family in _DECODERS for pattern in family.UNUSED)),
+    ),
 }
 """Every kind of model there is."""
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from lvlm_jax.llm import gemma, gemma2, gemma3, llama, mistral, qwen2, qwen3, smollm2
+from lvlm_jax.llm import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3, smollm2
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 
 FAMILIES: dict[str, ModuleType] = {
@@ -13,8 +13,12 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3,
+    "opt": opt,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
+    "mpt": mpt,
 }
-"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits."""
+"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS."""
 
 PRESETS: dict[str, DecoderConfig] = {
     name: config for family in (*FAMILIES.values(), smollm2) for name, config in family.PRESETS.items()
@@ -37,8 +41,8 @@ def family_of(config: DecoderConfig) -> str:
     parts = ", ".join(f"{name}={value!r}" for name, value in config.parts.items()) or "no parts of its own"
     raise ValueError(
         f"no public family ({', '.join(names)}) holds a decoder with {parts} and {config.heads} heads of "
-        f"{config.head_width} at width {config.width}; Qwen2 needs heads x head width = width, Gemma 2 and 3 a width "
-        "that their heads divide"
+        f"{config.head_width} at width {config.width}; Qwen2, OPT, GPT and MPT need heads x head width = width, Gemma 2 "
+        "and 3 a width that their heads divide"
     )
 
 
@@ -51,8 +55,12 @@ __all__ = [
     "gemma",
     "gemma2",
     "gemma3",
+    "gpt2",
+    "gpt_neox",
     "llama",
     "mistral",
+    "mpt",
+    "opt",
     "qwen2",
     "qwen3",
     "smollm2",

@@ -11,7 +11,7 @@ from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
 
 rows = llama.rows
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 PARTS = {"activation": "gelu_tanh", "norm": "offset_rms", "scale_embeddings": True}
 """What all Gemmas have and LLaMA has not."""

@@ -12,7 +12,7 @@ from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.layer_types import every, pattern_from_hf, types_to_hf
 
 rows = llama.rows
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 PARTS = {**gemma.PARTS, "post_norms": True}
 """What all its sizes have and LLaMA has not."""

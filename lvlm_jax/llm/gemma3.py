@@ -15,7 +15,7 @@ from lvlm_jax.llm.rope import rope_from_hf, rope_to_hf
 from lvlm_jax.nn.positions import RopeScaling
 
 rows = llama.rows
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 PARTS = {**gemma2.PARTS, "qk_norm": True}
 """What all its sizes have and LLaMA has not."""

@@ -58,6 +58,9 @@ PRESETS: dict[str, DecoderConfig] = {
 UNUSED = (r".*rotary_emb\.inv_freq",)
 """Patterns of checkpoint keys that hold no weights."""
 
+BASE, LAYERS = "model.", "layers."
+"""Prefix of the keys in a whole language model (the bare one's have none), and what comes before a layer's number."""
+
 DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -115,9 +118,13 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = "model.", head:
     return out if config.tied else [*out, Row(f"{base}head/kernel", head, TRANSPOSE)]
 
 
-def values(f: Mapping[str, Any]) -> dict[str, Any]:
-    """The `DecoderConfig` fields that LLaMA and its kin write under the same public names."""
-    theta, scaling = rope_from_hf(f)
+def values(f: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
+    """The `DecoderConfig` fields that LLaMA and its kin write under the same public names.
+
+    Args:
+      partial: as `rope.rope_from_hf` takes it.
+    """
+    theta, scaling = rope_from_hf(f, partial)
     return {
         "vocab": f["vocab_size"],
         "width": f["hidden_size"],

@@ -11,7 +11,7 @@ from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
 
 rows = llama.rows
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 _7B = {"width": 4096, "depth": 32, "heads": 32, "kv_heads": 8, "mlp_dim": 14336, "context": 32768, "public": "mistral"}
 

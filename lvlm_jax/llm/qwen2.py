@@ -8,7 +8,7 @@ from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
 
 rows = llama.rows
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 _QWEN = {"qkv_bias": True, "rope_theta": 1000000.0, "norm_eps": 1e-6}
 _05B = {"vocab": 151936, "width": 896, "depth": 24, "heads": 14, "kv_heads": 2, "mlp_dim": 4864, "tied": True}

@@ -10,8 +10,11 @@ DEFAULT_THETA = 10000.0
 """What the public classes assume where a config gives none."""
 
 
-def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def rope_from_hf(config: Mapping[str, Any], partial: bool = False) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from ``rope_parameters`` (nested), or from ``rope_theta`` and ``rope_scaling`` (top level).
+
+    Args:
+      partial: whether the family may rotate a part of a head, which `fraction_from_hf` reads.
 
     Raises:
       ValueError: a rope_type or partial rotation that we do not have, or a scaling without its factor.
@@ -20,8 +23,8 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     name = "rope_parameters" if nested else "rope_scaling"
     found = {**(config.get("rope_scaling") or {}), **nested}
     theta = float(found.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)))
-    partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    one_of("partial_rotary_factor", float(partial), [1.0])
+    if not partial:
+        one_of("partial_rotary_factor", fraction_from_hf(config), [1.0])
     kind = found.get("rope_type", found.get("type", "default"))
     one_of(f"{name}.rope_type", kind, ["default", *_NEEDED])
     if kind == "default":
@@ -34,6 +37,12 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     given = {_OURS[field]: found[field] for field in _fields(kind) if found.get(field) is not None}
     makers = {"original_context": int, "truncate": bool}
     return theta, RopeScaling(kind=kind, **{field: makers.get(field, float)(value) for field, value in given.items()})
+
+
+def fraction_from_hf(config: Mapping[str, Any], default: float = 1.0) -> float:
+    """How much of a head is rotated: ``partial_rotary_factor``, nested or at the top level."""
+    found = {"partial_rotary_factor": default, **config, **(config.get("rope_parameters") or {})}
+    return float(found["partial_rotary_factor"])
 
 
 _CONTEXT = "original_max_position_embeddings"
@@ -56,12 +65,20 @@ def _fields(kind: str) -> list[str]:
     return [*_NEEDED[kind], *_MORE.get(kind, ())]
 
 
-def rope_to_hf(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """Both forms, so that older and newer software read the same: they hold the same values."""
+def rope_to_hf(theta: float, scaling: RopeScaling | None, fraction: float | None = None) -> dict[str, Any]:
+    """Both forms, so that older and newer software read the same: they hold the same values.
+
+    Args:
+      fraction: how much of a head is rotated, for the families that may rotate a part.
+    """
     if scaling is None:
         found: dict[str, Any] = {"rope_type": "default"}
     else:
         values = {field: getattr(scaling, _OURS[field]) for field in _fields(scaling.kind)}
         found = {"rope_type": scaling.kind} | {field: value for field, value in values.items() if value is not None}
     old = {"rope_theta": theta, "rope_scaling": None if scaling is None else dict(found)}
-    return {**old, "rope_parameters": {**found, "rope_theta": theta}}
+    new = {**found, "rope_theta": theta}
+    if fraction is None:
+        return {**old, "rope_parameters": new}
+    part = {"partial_rotary_factor": fraction}
+    return {**old, **part, "rope_parameters": new | part}

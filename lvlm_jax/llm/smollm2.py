@@ -7,7 +7,7 @@ from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
 
 rows, fits, from_hf, to_hf = llama.rows, llama.fits, llama.from_hf, llama.to_hf
-UNUSED = llama.UNUSED
+UNUSED, BASE, LAYERS = llama.UNUSED, llama.BASE, llama.LAYERS
 
 _SMOLLM2 = {"vocab": 49152, "norm_eps": 1e-5, "tied": True, "context": 8192}
 

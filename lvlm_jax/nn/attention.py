@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lvlm_jax import mesh as meshes
+from lvlm_jax.nn import positions
 from lvlm_jax.nn.cache import LayerCache
 from lvlm_jax.nn.linear import linear
 from lvlm_jax.nn.norms import NORMS
@@ -31,20 +32,23 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
 
-    On TPUs by a kernel whose memory is linear in the positions (`nn.range_attention`), elsewhere in plain products.
+    On TPUs by a kernel whose memory is linear in the positions (`nn.range_attention`), elsewhere, and where scores have
+    a bias, in plain products.
     Keys stand heads-first, as the cache holds them. Scores and softmax are float32. A query with an empty range gets
     zeros (a softmax over nothing would be uniform).
 
     Args:
       scale: what scores are multiplied by; default 1/sqrt(E).
       softcap: bound of the scaled scores, see `soft_cap`.
+      bias: what is added to them then, the same for all rows.
     """
-    if meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
+    if bias is None and meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
         return _on_tpu(q, k, v, ranges, scale, softcap)
-    return checkpoint_name(plain_attend(q, k, v, ranges, scale=scale, softcap=softcap), KEPT)
+    return checkpoint_name(plain_attend(q, k, v, ranges, scale=scale, softcap=softcap, bias=bias), KEPT)
 
 
 def _on_tpu(q: Any, k: Any, v: Any, ranges: Ranges, scale: float | None, softcap: float | None) -> Any:
@@ -73,6 +77,7 @@ def plain_attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """`attend` in plain products, on any device: scores of all queries and keys stand in memory at once."""
     batch, queries, heads, width = q.shape
@@ -82,6 +87,8 @@ def plain_attend(
     scores = jnp.einsum("BTKRE,BKSE->BKRTS", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(groups, heads // groups, *bias.shape[1:])
     if ranges.kind != "full":
         seen = ranges.dense(k.shape[2])[:, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
@@ -110,6 +117,8 @@ class Attention(nn.Module):
 
     Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
     `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
+    `clip` cuts queries, keys and values to [-clip, clip]. With `alibi` scores fall with the distance between query and
+    key (`positions.alibi`).
     """
 
     heads: int
@@ -121,6 +130,8 @@ class Attention(nn.Module):
     qk_norm_eps: float = 1e-5
     scale: float | None = None
     softcap: float | None = None
+    clip: float | None = None
+    alibi: float | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -139,6 +150,8 @@ class Attention(nn.Module):
         q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
         k = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="k")(source), self.kv_heads)
         v = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="v")(source), self.kv_heads)
+        if self.clip is not None:
+            q, k, v = (jnp.clip(heads, -self.clip, self.clip) for heads in (q, k, v))
         if self.qk_norm:
             norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
@@ -148,7 +161,11 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(k, v, index)
             k, v = cache.k, cache.v
-        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap)
+        bias = None
+        if self.alibi is not None:
+            slots = jnp.arange(x.shape[1]) + (0 if cache is None else index)
+            bias = positions.alibi(slots, k.shape[2], self.heads, self.alibi)
+        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap, bias=bias)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache

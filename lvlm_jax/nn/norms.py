@@ -1,5 +1,7 @@
 """Normalisation layers, computed in float32."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,20 +41,22 @@ class OffsetRMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with scale and bias."""
+    """Layer norm with scale and, unless told otherwise, bias."""
 
     eps: float
     dtype: DTypeLike = jnp.float32
     axes: tuple[str | None, ...] = ("embed",)
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", named(nn.initializers.ones, self.axes), (x.shape[-1],))
-        bias = self.param("bias", named(nn.initializers.zeros, self.axes), (x.shape[-1],))
+        bias = self.param("bias", named(nn.initializers.zeros, self.axes), (x.shape[-1],)) if self.use_bias else None
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         wide = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
-        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+        wide = wide * scale.astype(jnp.float32)
+        return (wide if bias is None else wide + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -61,4 +65,9 @@ def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-16)
 
 
-NORMS = {"rms": RMSNorm, "offset_rms": OffsetRMSNorm, "layer": LayerNorm}
+NORMS = {
+    "rms": RMSNorm,
+    "offset_rms": OffsetRMSNorm,
+    "layer": LayerNorm,
+    "layer_no_bias": functools.partial(LayerNorm, use_bias=False),
+}

@@ -1,4 +1,4 @@
-"""Rotary positions with the scalings and pairings in use, and the resize of learned position tables."""
+"""Rotary positions with the scalings and pairings in use, and scores that fall with the distance (ALiBi)."""
 
 import dataclasses
 import math
@@ -124,3 +124,29 @@ def _turn(first: Array, second: Array, cos: Turned, sin: Turned) -> tuple[Array,
 
 ROTATIONS: dict[str, Callable] = {"half": rotate_half, "interleaved": rotate_pairs}
 """Which values of a head are rotated together."""
+
+
+def alibi_slopes(heads: int, top: float = 8.0) -> Float[np.ndarray, "H"]:
+    """How much a head's scores fall with each position between query and key.
+
+    Powers of two, evenly spread in the exponent from 2^-(top / heads) down to 2^-top; where the heads are no power of
+    two, every other one of the next power's comes first, then those between.
+
+    Source: ALiBi (arXiv 2108.12409), section 3, in the order in which MPT's heads have them.
+    """
+    power = 1 << (heads - 1).bit_length()
+    slopes = 2.0 ** -(np.arange(1, power + 1, dtype=np.float32) * np.float32(top / power))
+    if power != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)
+
+
+def alibi(queries: Int[Array, "T"], keys: int, heads: int, top: float = 8.0) -> Float[Array, "H T S"]:
+    """What ALiBi adds to the scores: minus slope times distance.
+
+    Args:
+      queries: the slot of each query among the keys. Examples packed into a row lie together, and rows are padded at
+        their ends, so a distance in slots is one in positions.
+    """
+    distance = jnp.abs(queries[:, None] - jnp.arange(keys)).astype(jnp.float32)
+    return -alibi_slopes(heads, top)[:, None, None] * distance

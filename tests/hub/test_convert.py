@@ -22,6 +22,7 @@ from tests.hub import tiny
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
 DECODERS = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "qwen3", "mistral", "mistral_v03")
 ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
+GPTS = ("opt", "gpt2", "gpt_neox", "mpt")
 TOWERS = ("siglip2", "siglip2_vision", "vit", "vit_classifier", "dinov2", "dinov2_registers")
 
 
@@ -85,7 +86,8 @@ def test_parity_of_every_layout(llavas, layout):
     ("name", "dtype"),
     [(name, dtype) for dtype in (tiny.torch.float32, tiny.torch.bfloat16) for name in ALONE]
     + [(name, tiny.torch.float32) for name in TOWERS]
-    + [pytest.param(name, tiny.torch.bfloat16, marks=SLOW) for name in TOWERS],
+    + [pytest.param(name, tiny.torch.bfloat16, marks=SLOW) for name in TOWERS]
+    + [pytest.param(name, tiny.torch.float32, marks=SLOW) for name in GPTS],
 )
 def test_models_alone(tmp_path, name, dtype):
     folder = tiny.saved(tiny.perturbed(getattr(tiny, name)(), dtype), tmp_path / "in")

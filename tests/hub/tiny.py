@@ -71,6 +71,24 @@ def mistral_v03(tied=False):
     return hf.MistralForCausalLM(hf.MistralConfig(**DECODER, sliding_window=None, tie_word_embeddings=tied))
 
 
+def opt(tied=True):
+    return hf.OPTForCausalLM(hf.OPTConfig(**DECODER, ffn_dim=48, word_embed_proj_dim=16, tie_word_embeddings=tied))
+
+
+def gpt2(tied=True):
+    sizes = {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, **WORDS}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, tie_word_embeddings=tied))
+
+
+def gpt_neox(tied=False):
+    return hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**DECODER, tie_word_embeddings=tied))
+
+
+def mpt(tied=True):
+    sizes = {"vocab_size": 512, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, **WORDS}
+    return hf.MptForCausalLM(hf.MptConfig(**sizes, tie_word_embeddings=tied))
+
+
 def clip(**towers):
     vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, **WORDS}
     return hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lvlm_jax import llm
-from lvlm_jax.llm import gemma, gemma2, gemma3, llama, mistral, qwen2, qwen3
+from lvlm_jax.llm import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.nn.positions import RopeScaling
 
@@ -31,6 +31,29 @@ def test_presets_go_out_and_come_back(name):
     back = family.from_hf(family.to_hf(config))
     assert back == config or back == DecoderConfig(**{**vars(config), "head_dim": None})
     assert back.head_width == config.head_width
+
+
+def test_hub_configs_of_gpts():
+    """As the releases' files have them: what is no difference from the class defaults is often left out."""
+    pythia = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
+    pythia |= {"vocab_size": 50304, "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": True}
+    assert gpt_neox.from_hf(pythia) == gpt_neox.PRESETS["pythia_70m"]
+    assert gpt_neox.from_hf({"hidden_act": "gelu_fast"}) == gpt_neox.PRESETS["gpt_neox_20b"]
+    assert gpt_neox.from_hf({**pythia, "rotary_emb_base": 500}).rope_theta == 500
+    assert opt.from_hf({"_remove_final_layer_norm": False, "prefix": "</s>"}) == opt.PRESETS["opt_125m"]
+    assert gpt2.from_hf({"n_ctx": 1024, "task_specific_params": {}}) == gpt2.PRESETS["gpt2"]
+    story = {"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6, "prefix_lm": False, "softmax_scale": None}
+    sizes = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 65536, "vocab_size": 50432}
+    assert mpt.from_hf({**sizes, "attn_config": story}) == mpt.PRESETS["mpt_7b_storywriter"]
+
+
+@pytest.mark.parametrize("name", ["opt_350m", "gpt2", "pythia_70m", "mpt_7b"])
+def test_what_a_public_class_cannot_hold(name):
+    """Each of these differs from a released decoder in what its class has no field for."""
+    config = llm.PRESETS[name]
+    for change in ({"kv_heads": 1}, {"scale_embeddings": True}, {"mlp": "gated"}, {"norm": "rms"}):
+        with pytest.raises(ValueError, match="no public family"):
+            llm.family_of(dataclasses.replace(config, **change))
 
 
 def test_the_old_and_the_new_form_of_rotary_settings_are_one():
@@ -153,6 +176,18 @@ def test_yarn_as_public_configs_write_it():
             {"layer_types": ["full_attention"]},
             r"layer_types is 'full_attention'.*supported: 'sliding_attention'",
         ),
+        (opt, {"enable_bias": False}, r"enable_bias is False.*supported: True"),
+        (opt, {"layer_norm_elementwise_affine": False}, r"layer_norm_elementwise_affine is False.*supported: True"),
+        (opt, {"activation_function": "mish"}, r"activation_function is 'mish'.*'relu'"),
+        (gpt2, {"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx is True"),
+        (gpt2, {"add_cross_attention": True}, r"add_cross_attention is True.*supported: False"),
+        (gpt_neox, {"attention_bias": False}, r"attention_bias is False.*supported: True"),
+        (gpt_neox, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_scaling.rope_type is 'dynamic'"),
+        (mpt, {"attn_config": {"qk_ln": True}}, r"attn_config.qk_ln is True.*supported: False"),
+        (mpt, {"attn_config": {"alibi": False}}, r"attn_config.alibi is False.*supported: True"),
+        (mpt, {"no_bias": False}, r"no_bias is False.*supported: True"),
+        (mpt, {"expansion_ratio": 2}, r"expansion_ratio is 2.*supported: 4"),
+        (mpt, {"logit_scale": "inv_sqrt_d_model"}, r"logit_scale is 'inv_sqrt_d_model'.*supported: None"),
         (gemma2, {"layer_types": ["chunked_attention"] * 26}, r"layer_types is 'chunked_attention'.*'full_attention'"),
     ],
 )
@@ -181,6 +216,9 @@ def test_a_decoder_no_public_class_holds():
         ({"pattern": ("local",), "window": 0}, r"window=0: a local layer sees at least its own position"),
         ({"local_theta": 1e4}, r"local_theta=10000.0 rotates local layers, and pattern=\('global',\) has none"),
         ({"rotary_fraction": 0.3}, r"rotary_fraction=0.3 rotates 1 of 4 values of a head"),
+        ({"positions": "learned", "rotary_fraction": 0.5}, r"positions='learned' rotates nothing: leave out rotary_fra"),
+        ({"order": "parallel", "post_norms": True}, r"post_norms=True with order='parallel': only order='pre'"),
+        ({"clip_qkv": 0.0}, r"clip_qkv=0.0: values are cut to \[-clip, clip\]; None leaves them"),
         ({"final_softcap": 0.0}, r"final_softcap=0.0: scores are bent into .*None leaves them"),
     ],
 )

@@ -17,8 +17,14 @@ from tests import tiny
 LENGTH = 20
 # Four rows: whole, padded on the left, and two that hold several examples.
 SEGMENTS = np.array([[1] * 20, [0] * 7 + [1] * 13, [1] * 4 + [2] * 11 + [3] * 5, [1] * 9 + [2] * 9 + [0] * 2], np.int32)
+# Where learned positions are looked up, each example begins anew.
+POSITIONS = np.array([[(row[:t] == row[t]).sum() for t in range(LENGTH)] for row in SEGMENTS], np.int32)
 LEFT = np.repeat([0, 2, 7, 11], 1)
 WINDOWED = [name for name, config in tiny.DECODERS.items() if config.window]
+SLOW = pytest.mark.slow
+# One of each way in which the rest of a decoder takes part: windows, scaled rotations; positions added, scores biased.
+QUICK = ("gemma", "gemma2", "gemma3", "qwen3", "mistral", "partial, interleaved, yarn", "opt_350m", "mpt")
+FAMILIES = [name if name in QUICK else pytest.param(name, marks=SLOW) for name in tiny.DECODERS]
 
 
 def scores(decoder, tokens, positions, ranges, cache=None, index=None):
@@ -49,7 +55,9 @@ def scanned(name, remat="none"):
 
 
 @pytest.mark.parametrize(
-    ("name", "scan"), [(name, False) for name in tiny.DECODERS] + [(name, True) for name in WINDOWED[:1]]
+    ("name", "scan"),
+    [(name, False) if name in QUICK else pytest.param(name, False, marks=SLOW) for name in tiny.DECODERS]
+    + [(WINDOWED[0], True), pytest.param("mpt", True, marks=SLOW)],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     """Rows padded on the left; the last eleven tokens one by one, then two and three at once: past any window."""
@@ -74,12 +82,14 @@ def test_prefill_and_decode_equal_the_full_pass(name, scan):
     assert at == LENGTH
 
 
-@pytest.mark.parametrize("name", tiny.DECODERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_packed_examples_equal_examples_alone(name):
     decoder, params = make(name)
     tokens, positions, _ = batch(len(SEGMENTS))
-    packed = run(decoder, params, tokens, positions, R.packed_causal(jnp.asarray(SEGMENTS)))[0]
-    row, where = 2, slice(4, 15)  # only distances count, so positions need not begin anew
+    learned = decoder.config.positions == "learned"  # else only distances count, and positions need not begin anew
+    counted = jnp.asarray(POSITIONS) if learned else positions
+    packed = run(decoder, params, tokens, counted, R.packed_causal(jnp.asarray(SEGMENTS)))[0]
+    row, where = 2, slice(4, 15)
     alone = run(decoder, params, tokens[row : row + 1, where], positions[:1, :11], R.causal(1, 11))[0]
     tiny.close(packed[row, where], alone[0])
 
@@ -126,7 +136,6 @@ def agree(got, name):
     jax.tree.map(close, P.unstack_layers(grads), slopes)
 
 
-SLOW = pytest.mark.slow
 FIRST = WINDOWED[0]  # local and global layers in one stack; the others after it are slow
 
 

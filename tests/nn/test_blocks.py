@@ -9,7 +9,7 @@ from scipy.special import erf
 from lvlm_jax.nn.embed import Embed
 from lvlm_jax.nn.linear import init
 from lvlm_jax.nn.mlp import ACTIVATIONS
-from lvlm_jax.nn.norms import LayerNorm, OffsetRMSNorm, RMSNorm
+from lvlm_jax.nn.norms import NORMS, LayerNorm, OffsetRMSNorm, RMSNorm
 
 X = np.random.default_rng(0).normal(2, 3, size=(4, 16)).astype(np.float32)
 FORMULAS = {
@@ -38,6 +38,8 @@ def test_norms():
     layer = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.1) * scale + bias
     got = LayerNorm(0.1).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(X))
     np.testing.assert_allclose(got, layer, rtol=2e-5, atol=1e-6)
+    got = NORMS["layer_no_bias"](0.1).apply({"params": {"scale": scale}}, jnp.asarray(X))
+    np.testing.assert_allclose(got, layer - bias, rtol=2e-5, atol=1e-6)
 
 
 def test_norms_of_large_values_in_bfloat16_are_computed_in_float32():

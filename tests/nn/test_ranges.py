@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lvlm_jax import mesh as meshes
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.attention import attend
 
@@ -118,14 +119,16 @@ def test_cached(queries):
             assert mask[b, q].tolist() == [start[b] <= s <= newest for s in range(10)]
 
 
-def softmax_loops(q, k, v, mask):
+def softmax_loops(q, k, v, mask, bias=None):
     """Attention of each query on its own, in float64; a query that sees nothing gives zeros."""
+    bias = np.zeros((q.shape[2], q.shape[1], k.shape[2])) if bias is None else bias
     out = np.zeros(q.shape, np.float64)
     per = q.shape[2] // k.shape[1]
     for b, t, h in np.ndindex(*q.shape[:3]):
         seen = np.flatnonzero(mask[b, t])
         if len(seen):
             scores = k[b, h // per, seen].astype(np.float64) @ q[b, t, h] / np.sqrt(q.shape[-1])
+            scores = scores + bias[h, t, seen]
             weights = np.exp(scores - scores.max())
             out[b, t, h] = (weights / weights.sum()) @ v[b, h // per, seen]
     return out
@@ -155,6 +158,20 @@ def test_attend(kv_heads):
         expected = softmax_loops(q, k, v, np.asarray(ranges.dense(10)))
         out = attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), ranges)
         np.testing.assert_allclose(out, expected, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_attend_with_a_bias(monkeypatch, platform, kv_heads):
+    """On TPUs too, whose kernel knows none."""
+    monkeypatch.setattr(meshes, "platform", lambda: platform)
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(1, 130, 4, 8)).astype(np.float32)
+    k, v = rng.normal(size=(2, 1, kv_heads, 130, 8)).astype(np.float32)
+    bias = rng.normal(size=(4, 130, 130)).astype(np.float32)
+    ranges = R.packed_causal(jnp.asarray([[1] * 50 + [2] * 75 + [0] * 5]))
+    out = attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), ranges, bias=jnp.asarray(bias))
+    np.testing.assert_allclose(out, softmax_loops(q, k, v, np.asarray(ranges.dense(130)), bias), atol=2e-6)
 
 
 def test_a_query_that_sees_nothing_gives_zeros():

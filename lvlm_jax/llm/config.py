@@ -1,0 +1,151 @@
+"""What a decoder is: its sizes, and the parts in which families differ."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from lvlm_jax.nn.positions import RopeScaling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of a decoder, and the parts in which families differ; the defaults are LLaMA's.
+
+    Sizes: `context` is the longest sequence it was trained for; `head_dim` None means width / heads; `embed_width`
+    that of the embedding table and of the head, with a projection between it and the layers; None means the width.
+
+    Parts: `norm` is a key of `nn.norms.NORMS`, used throughout; `order` says where norms stand and what is added to
+    what (`llm.block.Block`), `residual_scale` what the stream is multiplied by in the order that scales it;
+    `final_norm` is the one behind the last layer. `post_norms` adds one behind each branch, `qk_norm` one for each
+    head's queries and keys. `mlp` is "gated" or "plain". `clip_qkv` bounds queries, keys and values.
+    `scale_embeddings` multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by
+    sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
+
+    Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
+    says. "learned": a table of context + `position_offset` rows is added to what goes in, row position +
+    `position_offset`. "alibi": scores fall with the distance, the steepest head by 2^-`alibi_max`... see
+    `nn.positions.alibi_slopes`.
+
+    `pattern` repeats over the layers: a "global" one sees all before, a "local" one the last `window` positions,
+    rotated by `local_theta` without scaling where that is given.
+
+    `public`: the public ``model_type`` to write where several hold the same values; None takes the first that does.
+    """
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    mlp_dim: int
+    head_dim: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    tied: bool = False
+    context: int = 4096
+    activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
+    norm: Literal["rms", "offset_rms", "layer", "layer_no_bias"] = "rms"
+    qk_norm: bool = False
+    post_norms: bool = False
+    scale_embeddings: bool = False
+    query_scalar: int | None = None
+    attn_softcap: float | None = None
+    final_softcap: float | None = None
+    window: int | None = None
+    pattern: tuple[str, ...] = ("global",)
+    local_theta: float | None = None
+    rotary_fraction: float = 1.0
+    rotary_pairs: Literal["half", "interleaved"] = "half"
+    order: Literal["pre", "post", "parallel", "parallel_shared"] = "pre"
+    final_norm: bool = True
+    mlp: Literal["gated", "plain"] = "gated"
+    mlp_bias: bool = False
+    out_bias: bool = False
+    clip_qkv: float | None = None
+    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    position_offset: int = 0
+    alibi_max: float = 8.0
+    embed_width: int | None = None
+    public: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_heads()
+        self._check_positions()
+        if self.post_norms and self.order != "pre":
+            raise ValueError(f"post_norms=True with order={self.order!r}: only order='pre' has norms behind its branches")
+        for name in ("attn_softcap", "final_softcap"):
+            if (cap := getattr(self, name)) is not None and cap <= 0:
+                raise ValueError(f"{name}={cap}: scores are bent into (-cap, cap); None leaves them as they are")
+        if self.clip_qkv is not None and self.clip_qkv <= 0:
+            raise ValueError(f"clip_qkv={self.clip_qkv}: values are cut to [-clip, clip]; None leaves them as they are")
+        if not self.pattern or not set(self.pattern) <= {"global", "local"}:
+            raise ValueError(f"pattern={self.pattern!r}: a tuple of 'global' and 'local', repeated over the layers")
+        if ("local" in self.pattern) != (self.window is not None):
+            raise ValueError(
+                f"pattern={self.pattern!r} and window={self.window}: local layers, and only they, need one"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window}: a local layer sees at least its own position")
+        if self.local_theta is not None and self.window is None:
+            raise ValueError(
+                f"local_theta={self.local_theta} rotates local layers, and pattern={self.pattern!r} has none"
+            )
+
+    def _check_heads(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} do not divide into groups of kv_heads={self.kv_heads}")
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width={self.width} does not divide into heads={self.heads}; change one, or set head_dim")
+
+    def _check_positions(self) -> None:
+        if self.positions != "rotary":
+            turning = ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta")
+            given = [name for name in turning if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+            if given:
+                raise ValueError(f"positions={self.positions!r} rotates nothing: leave out {', '.join(given)}")
+            return
+        if self.head_width % 2:
+            raise ValueError(f"heads of width {self.head_width} cannot be rotated in pairs; choose an even head_dim")
+        if not 0 < self.rotary_width <= self.head_width or self.rotary_width % 2:
+            raise ValueError(
+                f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of {self.head_width} values of a "
+                "head; it must be an even number of them, at least 2"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head (E)."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def rotary_width(self) -> int:
+        """How many values of a head are rotated."""
+        return int(self.head_width * self.rotary_fraction)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """ "global" or "local" for each layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
+
+    def holds(self, parts: Mapping[str, Any], optional: Iterable[str] = ()) -> bool:
+        """Whether it has exactly these `parts`, and beside them at most the `optional` ones; the rest is LLaMA's."""
+        found = self.parts
+        extra = found.keys() - set(optional) - parts.keys()
+        return not extra and all(found.get(name) == value for name, value in parts.items())
+
+    @property
+    def whole_heads(self) -> bool:
+        """Whether every head has keys of its own and all together are as wide as the model."""
+        return self.kv_heads == self.heads and self.heads * self.head_width == self.width
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The values in which it differs from LLaMA's decoder, sizes apart."""
+        fields = [f for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING and f.name not in _COMMON]
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+
+
+_COMMON = ("head_dim", "norm_eps", "rope_theta", "rope_scaling", "tied", "context", "public")
+"""Fields with a default that every family has."""
