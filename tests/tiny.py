@@ -82,6 +82,8 @@ OPT = dataclasses.replace(_SMALL, **_PLAIN, positions="learned", position_offset
 OPT_350M = dataclasses.replace(OPT, order="post", final_norm=False, embed_width=16)
 NEOX = dataclasses.replace(_SMALL, **_PLAIN, order="parallel", rotary_fraction=0.25)
 MPT = dataclasses.replace(_SMALL, **llm.mpt.PARTS, mlp_dim=128, clip_qkv=1.0, alibi_max=4.0, tied=True)
+PALM = dataclasses.replace(LLAMA, **llm.palm.PARTS, kv_heads=1, mlp_dim=64, tied=True)
+GLM4 = dataclasses.replace(TURNED, qkv_bias=True, post_norms=True, rope_scaling=None)
 DECODERS: dict[str, DecoderConfig] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
@@ -93,6 +95,8 @@ DECODERS: dict[str, DecoderConfig] = {
     "opt_350m": OPT_350M,
     "gpt_neox": NEOX,
     "mpt": MPT,
+    "glm4": GLM4,
+    "palm": PALM,
 }
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)

@@ -2,7 +2,25 @@
 
 from types import ModuleType
 
-from lvlm_jax.llm import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3, smollm2
+from lvlm_jax.llm import (
+    chatglm,
+    gemma,
+    gemma2,
+    gemma3,
+    glm,
+    glm4,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mpt,
+    opt,
+    palm,
+    qwen,
+    qwen2,
+    qwen3,
+    smollm2,
+)
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 
 FAMILIES: dict[str, ModuleType] = {
@@ -17,6 +35,11 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "mpt": mpt,
+    "glm": glm,
+    "glm4": glm4,
+    "chatglm": chatglm,
+    "qwen": qwen,
+    "palm": palm,
 }
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS."""
 
@@ -52,15 +75,20 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "family_of",
+    "chatglm",
     "gemma",
     "gemma2",
     "gemma3",
+    "glm",
+    "glm4",
     "gpt2",
     "gpt_neox",
     "llama",
     "mistral",
     "mpt",
     "opt",
+    "palm",
+    "qwen",
     "qwen2",
     "qwen3",
     "smollm2",

@@ -5,7 +5,23 @@ import dataclasses
 import pytest
 
 from lvlm_jax import llm
-from lvlm_jax.llm import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, mpt, opt, qwen2, qwen3
+from lvlm_jax.llm import (
+    chatglm,
+    gemma,
+    gemma2,
+    gemma3,
+    glm,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mpt,
+    opt,
+    palm,
+    qwen,
+    qwen2,
+    qwen3,
+)
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.nn.positions import RopeScaling
 
@@ -45,6 +61,20 @@ def test_hub_configs_of_gpts():
     story = {"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6, "prefix_lm": False, "softmax_scale": None}
     sizes = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 65536, "vocab_size": 50432}
     assert mpt.from_hf({**sizes, "attn_config": story}) == mpt.PRESETS["mpt_7b_storywriter"]
+
+
+def test_hub_configs_of_glm_and_qwen():
+    released = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True, "original_rope": True}
+    assert chatglm.from_hf({**released, "seq_length": 32768}) == chatglm.PRESETS["chatglm2_6b"]
+    assert chatglm.from_hf({**released, "seq_length": 8192}) == chatglm.PRESETS["chatglm3_6b"]
+    # GLM-4 under its first name is the GLM-4 of the torch library.
+    sizes = {"num_layers": 40, "padded_vocab_size": 151552, "rope_ratio": 500, "layernorm_epsilon": 1.5625e-7}
+    first = chatglm.from_hf({**released, **sizes, "seq_length": 131072})
+    assert dataclasses.replace(first, public=None) == glm.PRESETS["glm4_9b_chat"]
+    assert glm.from_hf({"rope_theta": 5e6}) == glm.PRESETS["glm4_9b_chat"]
+    assert glm.from_hf({"partial_rotary_factor": 0.25}).rotary_fraction == 0.25
+    assert qwen.from_hf({"seq_length": 8192, "use_dynamic_ntk": True}) == qwen.PRESETS["qwen_7b"]
+    assert llm.family_of(dataclasses.replace(qwen.PRESETS["qwen_7b"], public=None)) == "qwen2"
 
 
 @pytest.mark.parametrize("name", ["opt_350m", "gpt2", "pythia_70m", "mpt_7b"])
@@ -188,6 +218,13 @@ def test_yarn_as_public_configs_write_it():
         (mpt, {"no_bias": False}, r"no_bias is False.*supported: True"),
         (mpt, {"expansion_ratio": 2}, r"expansion_ratio is 2.*supported: 4"),
         (mpt, {"logit_scale": "inv_sqrt_d_model"}, r"logit_scale is 'inv_sqrt_d_model'.*supported: None"),
+        (glm, {"hidden_act": "gelu"}, r"hidden_act is 'gelu'.*supported: 'silu'"),
+        (chatglm, {"position_encoding_2d": True}, r"position_encoding_2d is True.*supported: False"),
+        (chatglm, {"rmsnorm": False}, r"rmsnorm is False.*supported: True"),
+        (chatglm, {"rope_ratio": 50}, r"rope_ratio is 50.*supported: 1"),
+        (qwen, {"no_bias": False}, r"no_bias is False.*supported: True"),
+        (qwen, {"kv_channels": 64}, r"kv_channels is 64.*supported: 128"),
+        (palm, {"dim": 512, "depth": 2}, r"config.json of a PaLM lacks num_tokens"),
         (gemma2, {"layer_types": ["chunked_attention"] * 26}, r"layer_types is 'chunked_attention'.*'full_attention'"),
     ],
 )

@@ -22,8 +22,8 @@ POSITIONS = np.array([[(row[:t] == row[t]).sum() for t in range(LENGTH)] for row
 LEFT = np.repeat([0, 2, 7, 11], 1)
 WINDOWED = [name for name, config in tiny.DECODERS.items() if config.window]
 SLOW = pytest.mark.slow
-# One of each way in which the rest of a decoder takes part: windows, scaled rotations; positions added, scores biased.
-QUICK = ("gemma", "gemma2", "gemma3", "qwen3", "mistral", "partial, interleaved, yarn", "opt_350m", "mpt")
+# One of each way in which positions take part: windows, rotations of a part, biased scores.
+QUICK = ("gemma", "gemma2", "gemma3", "qwen3", "mistral", "partial, interleaved, yarn", "mpt")
 FAMILIES = [name if name in QUICK else pytest.param(name, marks=SLOW) for name in tiny.DECODERS]
 
 

@@ -16,8 +16,6 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
-    GlmConfig,
-    GlmForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -214,30 +212,6 @@ def test_pictures_that_see_themselves_whole(length):
     ranges = R.packed_blocks(jnp.ones((2, 24), jnp.int32), jnp.asarray(blocks))
     ours = Decoder(config).apply({"params": params}, jnp.asarray(ids), positions, ranges, method=scores)
     compare.close(ours, expected, f"gemma3, blocks of {length}")
-
-
-def test_half_of_each_head_rotated_in_neighbouring_pairs():
-    """GLM-4 is LLaMA's decoder with biases on q, k and v, this rotation, and gate and up in one matrix."""
-    torch.manual_seed(0)
-    sizes = SIZES | {"head_dim": 16, "pad_token_id": None}
-    model = compare.perturb(GlmForCausalLM(GlmConfig(**sizes, attention_bias=True)))
-    assert model.config.rope_parameters["partial_rotary_factor"] == 0.5
-    public = LlamaConfig(**SIZES, head_dim=16, rms_norm_eps=model.config.rms_norm_eps).to_dict()
-    plain_llama = FAMILIES["llama"].from_hf(public)
-    config = dataclasses.replace(plain_llama, qkv_bias=True, rotary_fraction=0.5, rotary_pairs="interleaved")
-    theirs = compare.tensors(model)
-    for name in [name for name in theirs if name.endswith("gate_up_proj.weight")]:
-        fused = theirs.pop(name)
-        for part, half in zip(("gate_proj", "up_proj"), np.split(fused, 2)):
-            theirs[name.replace("gate_up_proj", part)] = half
-    decoder = Decoder(config)
-    shapes, _ = abstract(decoder, jnp.zeros((1, 4), jnp.int32), *plain(1, 4), method=scores)
-    params = compare.load(FAMILIES["llama"].rows(config, ""), theirs, shapes)
-    ids = tokens()
-    with torch.no_grad():
-        expected = model(torch.tensor(ids)).logits
-    run = lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores)  # noqa: E731
-    compare.close(jax.jit(run)(params), expected, "GLM's rotation")
 
 
 @pytest.mark.parametrize("case", ["llama, llama3 scaling", "qwen2, tied", "gemma2", "gemma3"])
