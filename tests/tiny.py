@@ -76,7 +76,7 @@ TURNED = dataclasses.replace(  # every way of rotating that the others lack
     rotary_pairs="interleaved",
     rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context=8),
 )
-_PLAIN = {"activation": "gelu", "norm": "layer", "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+_PLAIN = {**llm.gpt2.LAYER, "activation": "gelu"}
 _SMALL = dataclasses.replace(LLAMA, kv_heads=4, head_dim=None)
 OPT = dataclasses.replace(_SMALL, **_PLAIN, positions="learned", position_offset=2, tied=True)
 OPT_350M = dataclasses.replace(OPT, order="post", final_norm=False, embed_width=16)

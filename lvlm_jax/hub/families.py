@@ -38,8 +38,9 @@ class Kind:
     """A kind of model.
 
     rows(config, layout) is its key table, layouts the names of the layouts with the prefix, or the prefixes, that each
-    is known by (the first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the patterns of keys
-    that a folder may hold beside its own, default(config) the layout that every version of the torch library loads.
+    is known by (the first that occurs wins), shapes(config, scan) the shapes and axes of its parameters, unused the
+    patterns of keys that a folder may hold beside its own, default(config) the layout that every version of the torch
+    library loads.
     """
 
     rows: Callable[[Any, str], list[Row]]

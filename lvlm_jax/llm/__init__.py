@@ -64,7 +64,7 @@ def family_of(config: DecoderConfig) -> str:
     parts = ", ".join(f"{name}={value!r}" for name, value in config.parts.items()) or "no parts of its own"
     raise ValueError(
         f"no public family ({', '.join(names)}) holds a decoder with {parts} and {config.heads} heads of "
-        f"{config.head_width} at width {config.width}; Qwen2, OPT, GPT and MPT need heads x head width = width, Gemma 2 "
+        f"{config.head_width} at width {config.width}; Qwen, OPT, GPT and MPT need heads x head width = width, Gemma 2 "
         "and 3 a width that their heads divide"
     )
 
@@ -74,8 +74,8 @@ __all__ = [
     "PRESETS",
     "Decoder",
     "DecoderConfig",
-    "family_of",
     "chatglm",
+    "family_of",
     "gemma",
     "gemma2",
     "gemma3",

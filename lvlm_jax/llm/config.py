@@ -22,9 +22,9 @@ class DecoderConfig:
     sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
-    says. "learned": a table of context + `position_offset` rows is added to what goes in, row position +
-    `position_offset`. "alibi": scores fall with the distance, the steepest head by 2^-`alibi_max`... see
-    `nn.positions.alibi_slopes`.
+    says. "learned": a table of context + `position_offset` rows is added to what goes in, from row `position_offset`
+    on. "alibi": scores fall with the distance, in the head that falls least by 2^-`alibi_max` a position
+    (`nn.positions.alibi`).
 
     `pattern` repeats over the layers: a "global" one sees all before, a "local" one the last `window` positions,
     rotated by `local_theta` without scaling where that is given.
@@ -74,7 +74,9 @@ class DecoderConfig:
         self._check_heads()
         self._check_positions()
         if self.post_norms and self.order != "pre":
-            raise ValueError(f"post_norms=True with order={self.order!r}: only order='pre' has norms behind its branches")
+            raise ValueError(
+                f"post_norms=True with order={self.order!r}: only order='pre' has norms behind its branches"
+            )
         for name in ("attn_softcap", "final_softcap"):
             if (cap := getattr(self, name)) is not None and cap <= 0:
                 raise ValueError(f"{name}={cap}: scores are bent into (-cap, cap); None leaves them as they are")

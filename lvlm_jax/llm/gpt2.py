@@ -20,14 +20,10 @@ from lvlm_jax.keymap import (
 )
 from lvlm_jax.llm.config import DecoderConfig
 
-PARTS = {
-    "norm": "layer",
-    "mlp": "plain",
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
-    "positions": "learned",
-}
+LAYER = {"norm": "layer", "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+"""What its layers have, and those of its kin, and LLaMA's have not."""
+
+PARTS = {**LAYER, "positions": "learned"}
 """What all its sizes have and LLaMA has not."""
 
 OPTIONAL = ("activation",)
@@ -36,15 +32,16 @@ OPTIONAL = ("activation",)
 _GPT2 = {**PARTS, "activation": "gelu_tanh", "vocab": 50257, "norm_eps": 1e-5, "tied": True, "context": 1024}
 
 
-def _sizes(width: int, depth: int, heads: int) -> dict[str, int]:
+def sizes(width: int, depth: int, heads: int) -> dict[str, int]:
+    """Sizes of a decoder whose heads share its width and whose feed-forward is four times as wide."""
     return {"width": width, "depth": depth, "heads": heads, "kv_heads": heads, "mlp_dim": 4 * width}
 
 
 PRESETS: dict[str, DecoderConfig] = {
-    "gpt2": DecoderConfig(**_GPT2, **_sizes(768, 12, 12)),  # openai-community/gpt2
-    "gpt2_medium": DecoderConfig(**_GPT2, **_sizes(1024, 24, 16)),  # openai-community/gpt2-medium
-    "gpt2_large": DecoderConfig(**_GPT2, **_sizes(1280, 36, 20)),  # openai-community/gpt2-large
-    "gpt2_xl": DecoderConfig(**_GPT2, **_sizes(1600, 48, 25)),  # openai-community/gpt2-xl
+    "gpt2": DecoderConfig(**_GPT2, **sizes(768, 12, 12)),  # openai-community/gpt2
+    "gpt2_medium": DecoderConfig(**_GPT2, **sizes(1024, 24, 16)),  # openai-community/gpt2-medium
+    "gpt2_large": DecoderConfig(**_GPT2, **sizes(1280, 36, 20)),  # openai-community/gpt2-large
+    "gpt2_xl": DecoderConfig(**_GPT2, **sizes(1600, 48, 25)),  # openai-community/gpt2-xl
 }
 """Decoders, each from the config.json of the release named beside it."""
 
@@ -115,10 +112,10 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     one_of("scale_attn_weights", f["scale_attn_weights"], [True])
     one_of("scale_attn_by_inverse_layer_idx", f["scale_attn_by_inverse_layer_idx"], [False])
     one_of("add_cross_attention", f["add_cross_attention"], [False])
-    sizes = _sizes(f["n_embd"], f["n_layer"], f["n_head"])
+    found = sizes(f["n_embd"], f["n_layer"], f["n_head"])
     return DecoderConfig(
         **PARTS,
-        **sizes | {"mlp_dim": f["n_inner"] or sizes["mlp_dim"]},
+        **found | {"mlp_dim": f["n_inner"] or found["mlp_dim"]},
         vocab=f["vocab_size"],
         norm_eps=float(f["layer_norm_epsilon"]),
         context=f["n_positions"],

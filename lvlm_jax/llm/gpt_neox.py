@@ -20,9 +20,10 @@ from lvlm_jax.keymap import (
     one_of,
 )
 from lvlm_jax.llm.config import DecoderConfig
+from lvlm_jax.llm.gpt2 import LAYER, sizes
 from lvlm_jax.llm.rope import DEFAULT_THETA, fraction_from_hf, rope_from_hf, rope_to_hf
 
-PARTS = {"norm": "layer", "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+PARTS = LAYER
 """What all its sizes have and LLaMA has not."""
 
 OPTIONAL = ("activation", "order", "rotary_fraction")
@@ -31,25 +32,20 @@ OPTIONAL = ("activation", "order", "rotary_fraction")
 _NEOX = {**PARTS, "activation": "gelu", "norm_eps": 1e-5, "context": 2048}
 _PYTHIA = {**_NEOX, "order": "parallel", "rotary_fraction": 0.25}
 
-
-def _sizes(width: int, depth: int, heads: int) -> dict[str, int]:
-    return {"width": width, "depth": depth, "heads": heads, "kv_heads": heads, "mlp_dim": 4 * width}
-
-
 PRESETS: dict[str, DecoderConfig] = {
-    "pythia_70m": DecoderConfig(**_PYTHIA, **_sizes(512, 6, 8), vocab=50304),  # EleutherAI/pythia-70m
-    "pythia_160m": DecoderConfig(**_PYTHIA, **_sizes(768, 12, 12), vocab=50304),  # EleutherAI/pythia-160m
-    "pythia_410m": DecoderConfig(**_PYTHIA, **_sizes(1024, 24, 16), vocab=50304),  # EleutherAI/pythia-410m
-    "pythia_1b": DecoderConfig(**_PYTHIA, **_sizes(2048, 16, 8), vocab=50304),  # EleutherAI/pythia-1b
-    "pythia_1.4b": DecoderConfig(**_PYTHIA, **_sizes(2048, 24, 16), vocab=50304),  # EleutherAI/pythia-1.4b
-    "pythia_2.8b": DecoderConfig(**_PYTHIA, **_sizes(2560, 32, 32), vocab=50304),  # EleutherAI/pythia-2.8b
-    "pythia_6.9b": DecoderConfig(**_PYTHIA, **_sizes(4096, 32, 32), vocab=50432),  # EleutherAI/pythia-6.9b
-    "pythia_12b": DecoderConfig(**_PYTHIA, **_sizes(5120, 36, 40), vocab=50688),  # EleutherAI/pythia-12b
+    "pythia_70m": DecoderConfig(**_PYTHIA, **sizes(512, 6, 8), vocab=50304),  # EleutherAI/pythia-70m
+    "pythia_160m": DecoderConfig(**_PYTHIA, **sizes(768, 12, 12), vocab=50304),  # EleutherAI/pythia-160m
+    "pythia_410m": DecoderConfig(**_PYTHIA, **sizes(1024, 24, 16), vocab=50304),  # EleutherAI/pythia-410m
+    "pythia_1b": DecoderConfig(**_PYTHIA, **sizes(2048, 16, 8), vocab=50304),  # EleutherAI/pythia-1b
+    "pythia_1.4b": DecoderConfig(**_PYTHIA, **sizes(2048, 24, 16), vocab=50304),  # EleutherAI/pythia-1.4b
+    "pythia_2.8b": DecoderConfig(**_PYTHIA, **sizes(2560, 32, 32), vocab=50304),  # EleutherAI/pythia-2.8b
+    "pythia_6.9b": DecoderConfig(**_PYTHIA, **sizes(4096, 32, 32), vocab=50432),  # EleutherAI/pythia-6.9b
+    "pythia_12b": DecoderConfig(**_PYTHIA, **sizes(5120, 36, 40), vocab=50688),  # EleutherAI/pythia-12b
     "gpt_neox_20b": DecoderConfig(  # EleutherAI/gpt-neox-20b
-        **{**_PYTHIA, "activation": "gelu_tanh"}, **_sizes(6144, 44, 64), vocab=50432
+        **{**_PYTHIA, "activation": "gelu_tanh"}, **sizes(6144, 44, 64), vocab=50432
     ),
     "redpajama_3b": DecoderConfig(  # togethercomputer/RedPajama-INCITE-Base-3B-v1
-        **_NEOX, **_sizes(2560, 32, 32), vocab=50432
+        **_NEOX, **sizes(2560, 32, 32), vocab=50432
     ),
 }
 """Decoders, each from the config.json of the release named beside it."""
@@ -122,7 +118,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     theta, scaling = rope_from_hf({"rope_theta": f["rotary_emb_base"], **f}, partial=True)
     return DecoderConfig(
         **PARTS,
-        **_sizes(f["hidden_size"], f["num_hidden_layers"], f["num_attention_heads"])
+        **sizes(f["hidden_size"], f["num_hidden_layers"], f["num_attention_heads"])
         | {"mlp_dim": f["intermediate_size"]},
         vocab=f["vocab_size"],
         norm_eps=float(f["layer_norm_eps"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 from lvlm_jax.keymap import TRANSPOSE, Row, dense, fields, joined, one_of
 from lvlm_jax.llm.config import DecoderConfig
+from lvlm_jax.llm.gpt2 import sizes
 
 PARTS = {"norm": "layer_no_bias", "mlp": "plain", "activation": "gelu", "positions": "alibi"}
 """What all its sizes have and LLaMA has not."""
@@ -21,17 +22,12 @@ _TIMES = 4
 
 _MPT = {**PARTS, "vocab": 50432, "norm_eps": 1e-5, "tied": True}
 
-
-def _sizes(width: int, depth: int, heads: int) -> dict[str, int]:
-    return {"width": width, "depth": depth, "heads": heads, "kv_heads": heads, "mlp_dim": _TIMES * width}
-
-
 PRESETS: dict[str, DecoderConfig] = {
-    "mpt_7b": DecoderConfig(**_MPT, **_sizes(4096, 32, 32), context=2048),  # mosaicml/mpt-7b
+    "mpt_7b": DecoderConfig(**_MPT, **sizes(4096, 32, 32), context=2048),  # mosaicml/mpt-7b
     "mpt_7b_storywriter": DecoderConfig(  # mosaicml/mpt-7b-storywriter
-        **_MPT, **_sizes(4096, 32, 32), context=65536, clip_qkv=6.0, alibi_max=16.0
+        **_MPT, **sizes(4096, 32, 32), context=65536, clip_qkv=6.0, alibi_max=16.0
     ),
-    "mpt_30b": DecoderConfig(**_MPT, **_sizes(7168, 48, 64), context=8192),  # mosaicml/mpt-30b
+    "mpt_30b": DecoderConfig(**_MPT, **sizes(7168, 48, 64), context=8192),  # mosaicml/mpt-30b
 }
 """Decoders, each from the config.json of the release named beside it."""
 
@@ -105,7 +101,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     clip = attention.get("clip_qkv")
     return DecoderConfig(
         **PARTS,
-        **_sizes(f["d_model"], f["n_layers"], f["n_heads"]),
+        **sizes(f["d_model"], f["n_layers"], f["n_heads"]),
         vocab=f["vocab_size"],
         norm_eps=float(f["layer_norm_epsilon"]),
         context=f["max_seq_len"],

@@ -9,16 +9,9 @@ from typing import Any
 
 from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, TRANSPOSE, Row, activation, dense, fields, layer_norm, one_of
 from lvlm_jax.llm.config import DecoderConfig
+from lvlm_jax.llm.gpt2 import LAYER, sizes
 
-PARTS = {
-    "norm": "layer",
-    "mlp": "plain",
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
-    "positions": "learned",
-    "position_offset": 2,
-}
+PARTS = {**LAYER, "positions": "learned", "position_offset": 2}
 """What all its sizes have and LLaMA has not."""
 
 OPTIONAL = ("activation", "order", "final_norm", "embed_width")
@@ -29,22 +22,17 @@ _EPS = 1e-5
 
 _OPT = {**PARTS, "activation": "relu", "vocab": 50272, "norm_eps": _EPS, "tied": True, "context": 2048}
 
-
-def _sizes(width: int, depth: int, heads: int) -> dict[str, int]:
-    return {"width": width, "depth": depth, "heads": heads, "kv_heads": heads, "mlp_dim": 4 * width}
-
-
 PRESETS: dict[str, DecoderConfig] = {
-    "opt_125m": DecoderConfig(**_OPT, **_sizes(768, 12, 12)),  # facebook/opt-125m
+    "opt_125m": DecoderConfig(**_OPT, **sizes(768, 12, 12)),  # facebook/opt-125m
     "opt_350m": DecoderConfig(  # facebook/opt-350m
-        **_OPT, **_sizes(1024, 24, 16), order="post", final_norm=False, embed_width=512
+        **_OPT, **sizes(1024, 24, 16), order="post", final_norm=False, embed_width=512
     ),
-    "opt_1.3b": DecoderConfig(**_OPT, **_sizes(2048, 24, 32)),  # facebook/opt-1.3b
-    "opt_2.7b": DecoderConfig(**_OPT, **_sizes(2560, 32, 32)),  # facebook/opt-2.7b
-    "opt_6.7b": DecoderConfig(**_OPT, **_sizes(4096, 32, 32)),  # facebook/opt-6.7b
-    "opt_13b": DecoderConfig(**_OPT, **_sizes(5120, 40, 40)),  # facebook/opt-13b
-    "opt_30b": DecoderConfig(**_OPT, **_sizes(7168, 48, 56)),  # facebook/opt-30b
-    "opt_66b": DecoderConfig(**_OPT, **_sizes(9216, 64, 72)),  # facebook/opt-66b
+    "opt_1.3b": DecoderConfig(**_OPT, **sizes(2048, 24, 32)),  # facebook/opt-1.3b
+    "opt_2.7b": DecoderConfig(**_OPT, **sizes(2560, 32, 32)),  # facebook/opt-2.7b
+    "opt_6.7b": DecoderConfig(**_OPT, **sizes(4096, 32, 32)),  # facebook/opt-6.7b
+    "opt_13b": DecoderConfig(**_OPT, **sizes(5120, 40, 40)),  # facebook/opt-13b
+    "opt_30b": DecoderConfig(**_OPT, **sizes(7168, 48, 56)),  # facebook/opt-30b
+    "opt_66b": DecoderConfig(**_OPT, **sizes(9216, 64, 72)),  # facebook/opt-66b
 }
 """Decoders, each from the config.json of the release named beside it."""
 
@@ -127,7 +115,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     before, table = f["do_layer_norm_before"], f["word_embed_proj_dim"]
     return DecoderConfig(
         **PARTS,
-        **_sizes(f["hidden_size"], f["num_hidden_layers"], f["num_attention_heads"]) | {"mlp_dim": f["ffn_dim"]},
+        **sizes(f["hidden_size"], f["num_hidden_layers"], f["num_attention_heads"]) | {"mlp_dim": f["ffn_dim"]},
         vocab=f["vocab_size"],
         norm_eps=_EPS,
         context=f["max_position_embeddings"],

@@ -253,7 +253,10 @@ def test_a_decoder_no_public_class_holds():
         ({"pattern": ("local",), "window": 0}, r"window=0: a local layer sees at least its own position"),
         ({"local_theta": 1e4}, r"local_theta=10000.0 rotates local layers, and pattern=\('global',\) has none"),
         ({"rotary_fraction": 0.3}, r"rotary_fraction=0.3 rotates 1 of 4 values of a head"),
-        ({"positions": "learned", "rotary_fraction": 0.5}, r"positions='learned' rotates nothing: leave out rotary_fra"),
+        (
+            {"positions": "learned", "rotary_fraction": 0.5},
+            r"positions='learned' rotates nothing: leave out rotary_fra",
+        ),
         ({"order": "parallel", "post_norms": True}, r"post_norms=True with order='parallel': only order='pre'"),
         ({"clip_qkv": 0.0}, r"clip_qkv=0.0: values are cut to \[-clip, clip\]; None leaves them"),
         ({"final_softcap": 0.0}, r"final_softcap=0.0: scores are bent into .*None leaves them"),

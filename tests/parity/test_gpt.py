@@ -91,7 +91,9 @@ def test_logits(case):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("case", ["opt", "opt, 350m's order and table", "gpt_neox", "gpt2", "mpt, six heads, clipped", "glm4"])
+@pytest.mark.parametrize(
+    "case", ["opt", "opt, 350m's order and table", "gpt_neox", "gpt2", "mpt, six heads, clipped", "glm4"]
+)
 def test_padding(case, side):
     model, decoder, _, _, params = make(case, CASES)
     ids, mask = tokens(3, 12), np.ones((3, 12), np.int32)
