@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from lvlm_jax import llm, vision, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.keymap import Row
-from lvlm_jax.llm.decoder import Decoder, DecoderConfig
+from lvlm_jax.llm.decoder import Decoder, DecoderConfig, dummy_inputs
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
-from lvlm_jax.nn import ranges
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
@@ -140,8 +139,7 @@ def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
 
 @functools.lru_cache(maxsize=8)
 def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
-    x = jnp.zeros((1, 2, config.width))
-    return abstract(Decoder(config, scan=scan), x, jnp.zeros((1, 2), jnp.int32), ranges.causal(1, 2))
+    return abstract(Decoder(config, scan=scan), *dummy_inputs(config))
 
 
 @functools.lru_cache(maxsize=8)

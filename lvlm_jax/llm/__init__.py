@@ -4,6 +4,7 @@ from types import ModuleType
 
 from lvlm_jax.llm import (
     chatglm,
+    chatglm_6b,
     gemma,
     gemma2,
     gemma3,
@@ -38,10 +39,13 @@ FAMILIES: dict[str, ModuleType] = {
     "glm": glm,
     "glm4": glm4,
     "chatglm": chatglm,
+    "chatglm_6b": chatglm_6b,
     "qwen": qwen,
     "palm": palm,
 }
-"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS."""
+"""Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS.
+
+ChatGLM-6B's files say "chatglm" as its successors' do; here it has a name of its own."""
 
 PRESETS: dict[str, DecoderConfig] = {
     name: config for family in (*FAMILIES.values(), smollm2) for name, config in family.PRESETS.items()
@@ -75,6 +79,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "chatglm",
+    "chatglm_6b",
     "family_of",
     "gemma",
     "gemma2",

@@ -44,7 +44,8 @@ class Block(nn.Module):
 
     pre: x + attn(norm1(x)), then the same with the feed-forward and norm2; with `post_norms`, each branch is normed
     again before it is added. post: norm1(x + attn(x)), then the same (the first transformer; OPT-350m). parallel:
-    x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX). parallel_shared: the same from one norm (PaLM).
+    x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX). parallel_shared: the same from one norm (PaLM). normed: with
+    y = norm1(x), `residual_scale` y + attn(y), then the same with norm2 (ChatGLM-6B).
     """
 
     heads: int
@@ -59,6 +60,7 @@ class Block(nn.Module):
     activation: str = "silu"
     norm: str = "rms"
     order: str = "pre"
+    residual_scale: float = 1.0
     qk_norm: bool = False
     post_norms: bool = False
     query_scalar: int | None = None
@@ -94,6 +96,9 @@ class Block(nn.Module):
         if self.order == "post":
             x = norm(name="norm1")(x + out)
             return norm(name="norm2")(x + mlp(x)), cache
+        if self.order == "normed":
+            seen = norm(name="norm2")(self.residual_scale * seen + out)
+            return self.residual_scale * seen + mlp(seen), cache
         x = x + after(name="post_norm1")(out)
         return x + after(name="post_norm2")(mlp(norm(name="norm2")(x))), cache
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax.keymap import SAME, TRANSPOSE, Row, dense, fields, joined, one_of
-from lvlm_jax.llm import glm
+from lvlm_jax.llm import chatglm_6b, glm
 from lvlm_jax.llm.config import DecoderConfig
 from lvlm_jax.llm.rope import DEFAULT_THETA
 
@@ -61,7 +61,6 @@ DEFAULTS = {
 """What the authors' class assumes for fields that a config leaves out."""
 
 FIXED = {
-    "position_encoding_2d": False,
     "rmsnorm": True,
     "add_bias_linear": False,
     "post_layer_norm": True,
@@ -108,15 +107,17 @@ def rows(
 
 
 def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
-    """A config.json of the authors.
+    """A config.json of the authors; one of ChatGLM-6B, the first, is `chatglm_6b`'s.
 
     ``rope_ratio`` multiplies the rotary base, as in ChatGLM3 and GLM-4; ChatGLM2-6B-32k, whose file has the same
     field, divides positions by it, and nothing in the file tells them apart: it is refused where it is not 1 and the
     vocabulary is not GLM-4's.
 
     Raises:
-      ValueError: a value that cannot be run, naming the field and what is supported; ChatGLM-6B, the first, among them.
+      ValueError: a value that cannot be run, naming the field and what is supported.
     """
+    if config.get("position_encoding_2d") or "inner_hidden_size" in config:
+        return chatglm_6b.from_hf(config)
     f = fields(config, DEFAULTS)
     for name, value in FIXED.items():
         one_of(name, f.get(name, value), [value])

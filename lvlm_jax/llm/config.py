@@ -15,16 +15,16 @@ class DecoderConfig:
     that of the embedding table and of the head, with a projection between it and the layers; None means the width.
 
     Parts: `norm` is a key of `nn.norms.NORMS`, used throughout; `order` says where norms stand and what is added to
-    what (`llm.block.Block`), `residual_scale` what the stream is multiplied by in the order that scales it;
+    what (`llm.block.Block`), `residual_scale` what the stream is multiplied by in the order "normed";
     `final_norm` is the one behind the last layer. `post_norms` adds one behind each branch, `qk_norm` one for each
     head's queries and keys. `mlp` is "gated" or "plain". `clip_qkv` bounds queries, keys and values.
     `scale_embeddings` multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by
     sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
-    says. "learned": a table of context + `position_offset` rows is added to what goes in, from row `position_offset`
-    on. "alibi": scores fall with the distance, in the head that falls least by 2^-`alibi_max` a position
-    (`nn.positions.alibi`).
+    says; with "halves", positions are counted twice, and each half of a head is rotated by its own count. "learned": a
+    table of context + `position_offset` rows is added to what goes in, from row `position_offset` on. "alibi": scores
+    fall with the distance, in the head that falls least by 2^-`alibi_max` a position (`nn.positions.alibi`).
 
     `pattern` repeats over the layers: a "global" one sees all before, a "local" one the last `window` positions,
     rotated by `local_theta` without scaling where that is given.
@@ -57,8 +57,9 @@ class DecoderConfig:
     pattern: tuple[str, ...] = ("global",)
     local_theta: float | None = None
     rotary_fraction: float = 1.0
-    rotary_pairs: Literal["half", "interleaved"] = "half"
-    order: Literal["pre", "post", "parallel", "parallel_shared"] = "pre"
+    rotary_pairs: Literal["half", "interleaved", "halves"] = "half"
+    order: Literal["pre", "post", "normed", "parallel", "parallel_shared"] = "pre"
+    residual_scale: float = 1.0
     final_norm: bool = True
     mlp: Literal["gated", "plain"] = "gated"
     mlp_bias: bool = False
@@ -80,6 +81,10 @@ class DecoderConfig:
         for name in ("attn_softcap", "final_softcap"):
             if (cap := getattr(self, name)) is not None and cap <= 0:
                 raise ValueError(f"{name}={cap}: scores are bent into (-cap, cap); None leaves them as they are")
+        if self.residual_scale != 1 and self.order != "normed":
+            raise ValueError(
+                f"residual_scale={self.residual_scale} with order={self.order!r}: only 'normed' scales sums"
+            )
         if self.clip_qkv is not None and self.clip_qkv <= 0:
             raise ValueError(f"clip_qkv={self.clip_qkv}: values are cut to [-clip, clip]; None leaves them as they are")
         if not self.pattern or not set(self.pattern) <= {"global", "local"}:
@@ -110,6 +115,11 @@ class DecoderConfig:
             return
         if self.head_width % 2:
             raise ValueError(f"heads of width {self.head_width} cannot be rotated in pairs; choose an even head_dim")
+        if self.rotary_pairs == "halves" and (self.rotary_fraction != 1 or self.head_width % 4 or self.local_theta):
+            raise ValueError(
+                f"rotary_pairs='halves' with rotary_fraction={self.rotary_fraction}, heads of {self.head_width} and "
+                f"local_theta={self.local_theta}: it rotates both halves of a head whole, each in pairs, by one base"
+            )
         if not 0 < self.rotary_width <= self.head_width or self.rotary_width % 2:
             raise ValueError(
                 f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of {self.head_width} values of a "
@@ -130,6 +140,11 @@ class DecoderConfig:
     def layer_kinds(self) -> tuple[str, ...]:
         """ "global" or "local" for each layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
+
+    @property
+    def counts(self) -> int:
+        """How many numbers say where a position stands."""
+        return 2 if self.rotary_pairs == "halves" else 1
 
     def holds(self, parts: Mapping[str, Any], optional: Iterable[str] = ()) -> bool:
         """Whether it has exactly these `parts`, and beside them at most the `optional` ones; the rest is LLaMA's."""

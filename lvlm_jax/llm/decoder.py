@@ -15,8 +15,8 @@ from lvlm_jax.nn.cache import empty_cache
 from lvlm_jax.nn.embed import Embed
 from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.norms import NORMS
-from lvlm_jax.nn.positions import rotary
-from lvlm_jax.nn.ranges import Ranges, sliding
+from lvlm_jax.nn.positions import RopeScaling, rotary
+from lvlm_jax.nn.ranges import Ranges, causal, sliding
 from lvlm_jax.nn.stack import make_stack, run_stack
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | Int[Array, "B T 2"],
         ranges: Ranges,
         cache: Any = None,
         index: Int[Array, ""] | None = None,
@@ -81,11 +81,20 @@ class Decoder(nn.Module):
         They are as wide as the model, or as `DecoderConfig.embed_width` says.
 
         Args:
-          positions: position of each embedding in its example, below the context.
+          positions: position of each embedding in its example, below the context; two counts of it where the config
+            says so (`DecoderConfig.rotary_pairs`).
           ranges: the keys each query sees: of `x` itself, or of the cache when one is given.
           cache: from `new_cache`; the new keys are written at `index`.
+
+        Raises:
+          ValueError: positions counted once for a decoder that counts them twice, or the other way round.
         """
         c = self.config
+        if positions.ndim != c.counts + 1:
+            raise ValueError(
+                f"positions of shape {positions.shape}: this decoder (rotary_pairs={c.rotary_pairs!r}) takes "
+                f"{('[B, T]', '[B, T, 2], both counts of each')[c.counts - 1]}"
+            )
         if self.is_initializing():  # the table and the head are read by other methods only
             self.embed_tokens(jnp.zeros((1, 1), jnp.int32))
             self.head_kernel()
@@ -97,11 +106,15 @@ class Decoder(nn.Module):
         return x if c.embed_width is None else self.project_out(x), None if cache is None else new
 
     def views(
-        self, positions: Int[Array, "B T"], ranges: Ranges, cached: bool = False, index: Int[Array, ""] | None = None
+        self,
+        positions: Int[Array, "B T"] | Int[Array, "B T 2"],
+        ranges: Ranges,
+        cached: bool = False,
+        index: Int[Array, ""] | None = None,
     ) -> tuple[View, ...]:
         """What its global layers see, then its local ones; one view where all see the same."""
         c = self.config
-        turned = functools.partial(rotary, positions, c.rotary_width) if c.positions == "rotary" else lambda *_: None
+        turned = functools.partial(self._turned, positions)
         far = View(ranges, turned(c.rope_theta, c.rope_scaling))
         # Without a cache the keys are the queries, so a window that holds them all cuts nothing.
         reaches = c.window is None or (not cached and positions.shape[1] <= c.window)
@@ -112,6 +125,19 @@ class Decoder(nn.Module):
             far.rope if c.local_theta is None else turned(c.local_theta),
         )
         return (far, near) if "global" in c.pattern else (near,)
+
+    def _turned(
+        self, positions: Int[Array, "B T"] | Int[Array, "B T 2"], theta: float, scaling: RopeScaling | None = None
+    ) -> tuple[Array, Array] | None:
+        """(cos, sin) of each position, those of its two counts one after the other; None where nothing is rotated."""
+        c = self.config
+        if c.positions != "rotary":
+            return None
+        if c.counts == 1:
+            return rotary(positions, c.rotary_width, theta, scaling)
+        both = [rotary(positions[..., n], c.rotary_width // 2, theta, scaling) for n in range(2)]
+        cos, sin = (jnp.concatenate(parts, axis=-1) for parts in zip(*both))
+        return cos, sin
 
     def _per_layer(self, cache: Any) -> Any:
         """Each layer's (cache, number of its view)."""
@@ -153,6 +179,12 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self) -> Float[Array, "D V"]:
         return self.param("kernel", named(nn.initializers.lecun_normal(), ("embed", "vocab")), (self.width, self.vocab))
+
+
+def dummy_inputs(config: DecoderConfig, length: int = 2) -> tuple[Array, Array, Ranges]:
+    """Smallest inputs of the right shapes, for `init` and for shapes alone."""
+    positions = jnp.zeros((1, length, 2)[: config.counts + 1], jnp.int32)
+    return jnp.zeros((1, length, config.width)), positions, causal(1, length)
 
 
 def new_cache(

@@ -117,12 +117,18 @@ def rotate_pairs(x: Float[Array, "B T H E"], cos: Turned, sin: Turned) -> Float[
     return jnp.concatenate([pairs.reshape(turned.shape).astype(x.dtype), rest], axis=-1)
 
 
+def rotate_halves(x: Float[Array, "B T H E"], cos: Turned, sin: Turned) -> Float[Array, "B T H E"]:
+    """Rotates each half of a head as `rotate_half`, by its half of the angles: ChatGLM-6B, positions counted twice."""
+    halves = zip(*(jnp.split(part, 2, axis=-1) for part in (x, cos, sin)))
+    return jnp.concatenate([rotate_half(*half) for half in halves], axis=-1)
+
+
 def _turn(first: Array, second: Array, cos: Turned, sin: Turned) -> tuple[Array, Array]:
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     return first * cos - second * sin, second * cos + first * sin
 
 
-ROTATIONS: dict[str, Callable] = {"half": rotate_half, "interleaved": rotate_pairs}
+ROTATIONS: dict[str, Callable] = {"half": rotate_half, "interleaved": rotate_pairs, "halves": rotate_halves}
 """Which values of a head are rotated together."""
 
 

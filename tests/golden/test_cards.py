@@ -12,10 +12,9 @@ import pytest
 from lvlm_jax import keymap, llm, vision, zoo
 from lvlm_jax import params as P
 from lvlm_jax.connectors import LinearConfig, PerceiverConfig
-from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.llm.decoder import Decoder, dummy_inputs
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
-from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.vision import dinov2, plain_vit
 from lvlm_jax.vision.vit import VisionTower
@@ -25,8 +24,7 @@ CARDS = pathlib.Path(__file__).parent / "cards"
 
 
 def _decoder(config):
-    x = jnp.zeros((1, 2, config.width))
-    shapes, axes = abstract(Decoder(config, scan=True), x, jnp.zeros((1, 2), jnp.int32), R.causal(1, 2))
+    shapes, axes = abstract(Decoder(config, scan=True), *dummy_inputs(config))
     return shapes, axes, llm.FAMILIES[llm.family_of(config)].rows(config, "")
 
 
@@ -131,6 +129,7 @@ def test_no_card_without_its_preset():
         ("pythia_2.8b", 2_775_208_960),
         ("pythia_12b", 11_846_072_320),
         ("glm4_0414_9b", 9_400_279_040),
+        ("chatglm_6b", 6_173_286_400),
         ("chatglm2_6b", 6_243_584_000),
         ("qwen_1.8b", 1_836_828_672),
         ("qwen_7b", 7_721_324_544),

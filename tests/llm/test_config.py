@@ -43,8 +43,10 @@ FAMILY |= dict.fromkeys(llm.smollm2.PRESETS, "llama")
 @pytest.mark.parametrize("name", llm.PRESETS)
 def test_presets_go_out_and_come_back(name):
     config, family = llm.PRESETS[name], llm.FAMILIES[FAMILY[name]]
-    assert llm.family_of(config) == family.to_hf(config)["model_type"] == FAMILY[name]
-    back = family.from_hf(family.to_hf(config))
+    public = family.to_hf(config)
+    assert llm.family_of(config) == FAMILY[name]
+    assert public["model_type"] == {"chatglm_6b": "chatglm"}.get(FAMILY[name], FAMILY[name])
+    back = llm.FAMILIES[public["model_type"]].from_hf(public)
     assert back == config or back == DecoderConfig(**{**vars(config), "head_dim": None})
     assert back.head_width == config.head_width
 
@@ -67,6 +69,8 @@ def test_hub_configs_of_glm_and_qwen():
     released = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True, "original_rope": True}
     assert chatglm.from_hf({**released, "seq_length": 32768}) == chatglm.PRESETS["chatglm2_6b"]
     assert chatglm.from_hf({**released, "seq_length": 8192}) == chatglm.PRESETS["chatglm3_6b"]
+    first = {"position_encoding_2d": True, "inner_hidden_size": 16384, "bos_token_id": 130004, "vocab_size": 130528}
+    assert chatglm.from_hf(first) == llm.PRESETS["chatglm_6b"]
     # GLM-4 under its first name is the GLM-4 of the torch library.
     sizes = {"num_layers": 40, "padded_vocab_size": 151552, "rope_ratio": 500, "layernorm_epsilon": 1.5625e-7}
     first = chatglm.from_hf({**released, **sizes, "seq_length": 131072})
@@ -219,7 +223,8 @@ def test_yarn_as_public_configs_write_it():
         (mpt, {"expansion_ratio": 2}, r"expansion_ratio is 2.*supported: 4"),
         (mpt, {"logit_scale": "inv_sqrt_d_model"}, r"logit_scale is 'inv_sqrt_d_model'.*supported: None"),
         (glm, {"hidden_act": "gelu"}, r"hidden_act is 'gelu'.*supported: 'silu'"),
-        (chatglm, {"position_encoding_2d": True}, r"position_encoding_2d is True.*supported: False"),
+        (chatglm, {"position_encoding_2d": True, "pre_seq_len": 128}, r"pre_seq_len is 128.*supported: None"),
+        (chatglm, {"inner_hidden_size": 8, "quantization_bit": 4}, r"quantization_bit is 4.*supported: 0"),
         (chatglm, {"rmsnorm": False}, r"rmsnorm is False.*supported: True"),
         (chatglm, {"rope_ratio": 50}, r"rope_ratio is 50.*supported: 1"),
         (qwen, {"no_bias": False}, r"no_bias is False.*supported: True"),
@@ -258,6 +263,8 @@ def test_a_decoder_no_public_class_holds():
             r"positions='learned' rotates nothing: leave out rotary_fra",
         ),
         ({"order": "parallel", "post_norms": True}, r"post_norms=True with order='parallel': only order='pre'"),
+        ({"residual_scale": 2.0}, r"residual_scale=2.0 with order='pre': only 'normed' scales sums"),
+        ({"rotary_pairs": "halves", "rotary_fraction": 0.5}, r"rotary_pairs='halves' with rotary_fraction=0.5"),
         ({"clip_qkv": 0.0}, r"clip_qkv=0.0: values are cut to \[-clip, clip\]; None leaves them"),
         ({"final_softcap": 0.0}, r"final_softcap=0.0: scores are bent into .*None leaves them"),
     ],

@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import GlmConfig, GlmForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from lvlm_jax.llm import chatglm, family_of, palm, qwen
-from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.llm import chatglm, chatglm_6b, family_of, palm, qwen
+from lvlm_jax.llm.decoder import Decoder, dummy_inputs, new_cache
+from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
 from tests.parity import compare
+from tests.parity.chatglm_reference import ChatGLM
 from tests.parity.palm_reference import PaLM
 from tests.parity.test_decoders import plain, scores, tokens
 
@@ -124,3 +126,85 @@ def test_palm():
     sizes = {"num_tokens": 99, "dim": 32, "depth": 2, "heads": 3, "dim_head": 16, "ff_mult": 2}
     model = compare.perturb(PaLM(**sizes))
     check(model, compare.tensors(model), palm, {"model_type": "palm", "max_seq_len": 40, **sizes}, "PaLM")
+
+
+def first_chatglm():
+    """(reference, our decoder, its parameters)."""
+    torch.manual_seed(0)
+    model = compare.perturb(ChatGLM(vocab=99, width=32, layers=3, heads=2, hidden=48), factor=3.0)
+    config = chatglm.from_hf(
+        {
+            "model_type": "chatglm",
+            "position_encoding_2d": True,
+            "vocab_size": 99,
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_attention_heads": 2,
+            "inner_hidden_size": 48,
+            "max_sequence_length": 40,
+        }
+    )
+    assert family_of(config) == "chatglm_6b"
+    decoder = Decoder(config)
+    _, *rest = dummy_inputs(config)
+    shapes, _ = abstract(decoder, jnp.zeros((1, 2), jnp.int32), *rest, method=scores)
+    return model, decoder, compare.load(chatglm_6b.rows(config, ""), compare.tensors(model), shapes)
+
+
+LENGTH, CONTEXT, MASK = 20, np.array([7, 12]), np.array([6, 4])
+"""Two rows; what follows the first context is written at its end, what follows the second for a place inside it."""
+
+
+def counted():
+    places = np.broadcast_to(np.arange(LENGTH), (2, LENGTH))
+    positions = chatglm_6b.count(jnp.asarray(places), jnp.asarray(CONTEXT)[:, None], jnp.asarray(MASK)[:, None])
+    seen = R.packed_prefix(jnp.ones((2, LENGTH), jnp.int32), jnp.asarray(places < CONTEXT[:, None]))
+    return positions, seen
+
+
+def test_the_first_chatglm():
+    model, decoder, params = first_chatglm()
+    ids = tokens(2, LENGTH)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), CONTEXT.tolist(), MASK.tolist())
+    run = jax.jit(lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *counted(), method=scores))
+    compare.close(run(params), expected, "ChatGLM-6B")
+    assert compare.dead(run, params) == set()
+
+
+def test_the_first_chatglm_token_by_token():
+    """The context at once (rows of one length), then one token at a time."""
+    _, decoder, params = first_chatglm()
+    ids = jnp.asarray(tokens(2, LENGTH))
+    positions, seen = counted()
+    row, at = slice(0, 1), int(CONTEXT[0])
+    full = jax.jit(
+        lambda p: decoder.apply({"params": p}, ids[row], positions[row], _cut(seen, 0, LENGTH), method=scores)
+    )(params)
+
+    @jax.jit
+    def step(p, ids, positions, seen, cache, index):
+        x, cache = decoder.apply(
+            {"params": p}, decoder.apply({"params": p}, ids, method="embed_tokens"), positions, seen, cache, index
+        )
+        return decoder.apply({"params": p}, x, method="logits"), cache
+
+    cache = new_cache(decoder.config, 1, LENGTH)
+    got, cache = step(params, ids[row, :at], positions[row, :at], _cut(seen, 0, at), cache, jnp.int32(0))
+    outs = [got]
+    for t in range(at, LENGTH):
+        newest = R.cached(jnp.zeros(1, jnp.int32), jnp.int32(t + 1))
+        got, cache = step(params, ids[row, t : t + 1], positions[row, t : t + 1], newest, cache, jnp.int32(t))
+        outs.append(got)
+    compare.close(jnp.concatenate(outs, 1), full, "ChatGLM-6B, token by token")
+
+
+def _cut(seen, first, last):
+    """The ranges of some positions of the first row."""
+    return R.Ranges(seen.start[:1, first:last], seen.stop[:1, first:last])
+
+
+def test_positions_counted_once_are_refused():
+    _, decoder, params = first_chatglm()
+    with pytest.raises(ValueError, match=r"positions of shape \(1, 4\): this decoder .*'halves'.* takes \[B, T, 2\]"):
+        decoder.apply({"params": params}, jnp.zeros((1, 4, 32)), *plain(1, 4))
