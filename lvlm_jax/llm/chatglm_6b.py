@@ -1,9 +1,9 @@
 """ChatGLM-6B, the first: positions counted twice, a context that sees itself whole, and DeepNorm's scaled sums.
 
 Sizes, config.json and key table: layer norms, biases everywhere, a plain feed-forward; queries, keys and values of a
-head stand together in one matrix. Its files say ``model_type`` "chatglm" as those of its successors do, from whose
-maths these are far; `chatglm.from_hf` tells them apart. Source: GLM (arXiv 2103.10360), section 2.2; GLM-130B (arXiv
-2210.02414), section 2.1; THUDM/ChatGLM-6B.
+head stand together in one matrix; the output head is the embedding table. Its files say ``model_type`` "chatglm" as
+those of its successors do, whose maths are others; `chatglm.from_hf` tells them apart. Source: GLM (arXiv 2103.10360),
+section 2.2; GLM-130B (arXiv 2210.02414), section 2.1; THUDM/ChatGLM-6B.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _EPS = 1e-5
 
 PRESETS: dict[str, DecoderConfig] = {
     "chatglm_6b": DecoderConfig(  # THUDM/chatglm-6b
-        **PARTS, **sizes(4096, 28, 32), vocab=130528, norm_eps=_EPS, residual_scale=_scale(28), context=2048
+        **PARTS, **sizes(4096, 28, 32), vocab=130528, norm_eps=_EPS, tied=True, residual_scale=_scale(28), context=2048
     ),
 }
 """Decoders, each from the config.json of the release named beside it."""
@@ -52,7 +52,7 @@ DEFAULTS = {
     "max_sequence_length": 2048,
     "inner_hidden_size": 16384,
     "position_encoding_2d": True,
-    "tie_word_embeddings": False,
+    "tie_word_embeddings": True,
 }
 """What the authors' class assumes for fields that a config leaves out."""
 
@@ -74,7 +74,7 @@ def count(positions: Int[Array, "B T"], context: Int[Array, "B #T"], mask: Int[A
 
 def fits(config: DecoderConfig) -> bool:
     """Whether the authors' code can hold this decoder."""
-    plain = (config.tied, config.rope_theta, config.rope_scaling) == (False, 10000.0, None)
+    plain = (config.rope_theta, config.rope_scaling) == (10000.0, None)
     scaled = config.residual_scale == _scale(config.depth)
     return config.holds(PARTS, OPTIONAL) and plain and scaled and config.whole_heads
 
@@ -89,7 +89,7 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = BASE, head: str
     Args:
       ours: path of the decoder's parameters ("" for a decoder alone).
       theirs: prefix of its keys.
-      head: the whole key of the output head.
+      head: the whole key of the output head; a tied one has no row.
     """
     base = f"{ours}/" if ours else ""
     out = [Row(f"{base}embed/table", f"{theirs}word_embeddings.weight")]
@@ -103,7 +103,7 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = BASE, head: str
         for x, y in _DENSE.items():
             out += dense(f"{a}/{x}", f"{b}.{y}", bias=True)
     out += layer_norm(f"{base}norm", f"{theirs}final_layernorm")
-    return [*out, Row(f"{base}head/kernel", head, TRANSPOSE)]
+    return out if config.tied else [*out, Row(f"{base}head/kernel", head, TRANSPOSE)]
 
 
 def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
@@ -116,7 +116,6 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     one_of("position_encoding_2d", f["position_encoding_2d"], [True])
     one_of("pre_seq_len", f.get("pre_seq_len"), [None])
     one_of("quantization_bit", f.get("quantization_bit") or 0, [0])
-    one_of("tie_word_embeddings", f["tie_word_embeddings"], [False])
     depth = f["num_layers"]
     return DecoderConfig(
         **PARTS,
@@ -125,6 +124,7 @@ def from_hf(config: Mapping[str, Any]) -> DecoderConfig:
         norm_eps=float(f["layernorm_epsilon"]),
         residual_scale=_scale(depth),
         context=f["max_sequence_length"],
+        tied=bool(f["tie_word_embeddings"]),
     )
 
 
@@ -141,5 +141,5 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
         "max_sequence_length": config.context,
         "inner_hidden_size": config.mlp_dim,
         "position_encoding_2d": True,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tied,
     }

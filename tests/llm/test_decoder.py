@@ -10,6 +10,7 @@ import pytest
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax.llm.decoder import Decoder, new_cache
+from lvlm_jax.nn import lora
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
 from tests import tiny
@@ -163,6 +164,16 @@ def test_scanned_and_rematerialised_equal_plain(name, remat):
 def test_rematerialised_layers_one_by_one_equal_plain():
     decoder, params = make(FIRST)
     agree(grad(params, Decoder(decoder.config, remat="full"), *packed()), FIRST)
+
+
+@pytest.mark.parametrize("name", tiny.DECODERS)
+def test_adapters_find_the_layers_of_every_family(name):
+    """The names of dense layers are the same in all, so one recipe's patterns take them."""
+    shapes, axes = abstract(Decoder(tiny.DECODERS[name]), *batch(1), method=scores)
+    patterns = ("layers/*/attn/{q,k,v,o}/kernel", "layers/*/mlp/{up,down}/kernel")
+    grown, _ = lora.add_shapes(shapes, axes, lora.Lora(rank=2, alpha=4, targets=patterns))
+    added = {path.rpartition("/")[0] for path in P.flatten(grown).keys() - P.flatten(shapes).keys()}
+    assert len(added) == 6 * tiny.DECODERS[name].depth
 
 
 def test_bfloat16_embeddings_are_scaled_by_a_rounded_factor():

@@ -62,7 +62,6 @@ class ChatGLM(nn.Module):
         self.transformer.word_embeddings = nn.Embedding(vocab, width)
         self.transformer.layers = nn.ModuleList([Layer(width, heads, hidden, layers) for _ in range(layers)])
         self.transformer.final_layernorm = nn.LayerNorm(width)
-        self.lm_head = nn.Linear(width, vocab, bias=False)
 
     def forward(self, ids, contexts, masks):
         length = ids.shape[1]
@@ -77,4 +76,4 @@ class ChatGLM(nn.Module):
         x = self.transformer.word_embeddings(ids)
         for layer in self.transformer.layers:
             x = layer(x, torch.tensor(places), torch.tensor(behind), torch.stack(hidden))
-        return self.lm_head(self.transformer.final_layernorm(x))
+        return self.transformer.final_layernorm(x) @ self.transformer.word_embeddings.weight.T
