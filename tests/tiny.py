@@ -84,6 +84,7 @@ NEOX = dataclasses.replace(_SMALL, **_PLAIN, order="parallel", rotary_fraction=0
 MPT = dataclasses.replace(_SMALL, **llm.mpt.PARTS, mlp_dim=128, clip_qkv=1.0, alibi_max=4.0, tied=True)
 PALM = dataclasses.replace(LLAMA, **llm.palm.PARTS, kv_heads=1, mlp_dim=64, tied=True)
 GLM4 = dataclasses.replace(TURNED, qkv_bias=True, post_norms=True, rope_scaling=None)
+CHATGLM_6B = dataclasses.replace(_SMALL, **llm.chatglm_6b.PARTS, residual_scale=2.0, tied=True)
 DECODERS: dict[str, DecoderConfig] = {
     "gemma": GEMMA,
     "gemma2": GEMMA2,
@@ -97,6 +98,7 @@ DECODERS: dict[str, DecoderConfig] = {
     "mpt": MPT,
     "glm4": GLM4,
     "palm": PALM,
+    "chatglm_6b": CHATGLM_6B,
 }
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)

@@ -9,6 +9,7 @@ import pytest
 
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
+from lvlm_jax.llm import chatglm_6b
 from lvlm_jax.llm.decoder import Decoder, new_cache
 from lvlm_jax.nn import lora
 from lvlm_jax.nn import ranges as R
@@ -29,6 +30,8 @@ FAMILIES = [name if name in QUICK else pytest.param(name, marks=SLOW) for name i
 
 
 def scores(decoder, tokens, positions, ranges, cache=None, index=None):
+    if decoder.config.counts == 2:  # a context of five, of which what follows fills the place 3
+        positions = chatglm_6b.count(positions, jnp.full((1, 1), 5), jnp.full((1, 1), 3))
     hidden, cache = decoder(decoder.embed_tokens(tokens), positions, ranges, cache, index)
     return decoder.logits(hidden), cache
 
@@ -87,8 +90,9 @@ def test_prefill_and_decode_equal_the_full_pass(name, scan):
 def test_packed_examples_equal_examples_alone(name):
     decoder, params = make(name)
     tokens, positions, _ = batch(len(SEGMENTS))
-    learned = decoder.config.positions == "learned"  # else only distances count, and positions need not begin anew
-    counted = jnp.asarray(POSITIONS) if learned else positions
+    # Else only distances count, and positions need not begin anew.
+    anew = decoder.config.positions == "learned" or decoder.config.counts == 2
+    counted = jnp.asarray(POSITIONS) if anew else positions
     packed = run(decoder, params, tokens, counted, R.packed_causal(jnp.asarray(SEGMENTS)))[0]
     row, where = 2, slice(4, 15)
     alone = run(decoder, params, tokens[row : row + 1, where], positions[:1, :11], R.causal(1, 11))[0]

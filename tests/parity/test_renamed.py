@@ -8,7 +8,7 @@ import torch
 from transformers import GlmConfig, GlmForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lvlm_jax.llm import chatglm, chatglm_6b, family_of, palm, qwen
-from lvlm_jax.llm.decoder import Decoder, dummy_inputs, new_cache
+from lvlm_jax.llm.decoder import Decoder, dummy_inputs
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
 from tests.parity import compare
@@ -170,38 +170,6 @@ def test_the_first_chatglm():
     run = jax.jit(lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *counted(), method=scores))
     compare.close(run(params), expected, "ChatGLM-6B")
     assert compare.dead(run, params) == set()
-
-
-def test_the_first_chatglm_token_by_token():
-    """The context at once (rows of one length), then one token at a time."""
-    _, decoder, params = first_chatglm()
-    ids = jnp.asarray(tokens(2, LENGTH))
-    positions, seen = counted()
-    row, at = slice(0, 1), int(CONTEXT[0])
-    full = jax.jit(
-        lambda p: decoder.apply({"params": p}, ids[row], positions[row], _cut(seen, 0, LENGTH), method=scores)
-    )(params)
-
-    @jax.jit
-    def step(p, ids, positions, seen, cache, index):
-        x, cache = decoder.apply(
-            {"params": p}, decoder.apply({"params": p}, ids, method="embed_tokens"), positions, seen, cache, index
-        )
-        return decoder.apply({"params": p}, x, method="logits"), cache
-
-    cache = new_cache(decoder.config, 1, LENGTH)
-    got, cache = step(params, ids[row, :at], positions[row, :at], _cut(seen, 0, at), cache, jnp.int32(0))
-    outs = [got]
-    for t in range(at, LENGTH):
-        newest = R.cached(jnp.zeros(1, jnp.int32), jnp.int32(t + 1))
-        got, cache = step(params, ids[row, t : t + 1], positions[row, t : t + 1], newest, cache, jnp.int32(t))
-        outs.append(got)
-    compare.close(jnp.concatenate(outs, 1), full, "ChatGLM-6B, token by token")
-
-
-def _cut(seen, first, last):
-    """The ranges of some positions of the first row."""
-    return R.Ranges(seen.start[:1, first:last], seen.stop[:1, first:last])
 
 
 def test_positions_counted_once_are_refused():
