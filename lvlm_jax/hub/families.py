@@ -83,7 +83,10 @@ _VISION_AT = {"hf-4": "vision_model.", "hf-5": "", "hf-vit": "", "hf-vit-classif
 _VISION_ROWS = {"timm": timm.rows, "vit_jax": vit_jax.rows}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODERS = llm.FAMILIES.values()
-_DECODER_LAYOUTS = {"hf": tuple({f.BASE + f.LAYERS for f in _DECODERS}), "bare": tuple({f.LAYERS for f in _DECODERS})}
+_DECODER_LAYOUTS = {
+    "hf": tuple(dict.fromkeys(family.BASE + family.LAYERS for family in _DECODERS)),
+    "bare": tuple(dict.fromkeys(family.LAYERS for family in _DECODERS)),
+}
 
 
 def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
