@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from lvlm_jax.nn.positions import RopeScaling
 
@@ -72,6 +72,10 @@ class DecoderConfig:
     public: str | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type) if get_origin(field.type) is Literal else None
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(f"{field.name}={getattr(self, field.name)!r} is none of {', '.join(choices)}")
         self._check_heads()
         self._check_positions()
         if self.post_norms and self.order != "pre":
@@ -107,11 +111,11 @@ class DecoderConfig:
             raise ValueError(f"width={self.width} does not divide into heads={self.heads}; change one, or set head_dim")
 
     def _check_positions(self) -> None:
+        given = {**self.parts, **({} if self.rope_scaling is None else {"rope_scaling": self.rope_scaling})}
+        for kind, names in _POSITIONS.items():
+            if self.positions != kind and (others := [name for name in names if name in given]):
+                raise ValueError(f"positions={self.positions!r}: only {kind!r} ones have {', '.join(others)}")
         if self.positions != "rotary":
-            turning = ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta")
-            given = [name for name in turning if getattr(self, name) != type(self).__dataclass_fields__[name].default]
-            if given:
-                raise ValueError(f"positions={self.positions!r} rotates nothing: leave out {', '.join(given)}")
             return
         if self.head_width % 2:
             raise ValueError(f"heads of width {self.head_width} cannot be rotated in pairs; choose an even head_dim")
@@ -163,6 +167,13 @@ class DecoderConfig:
         fields = [f for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING and f.name not in _COMMON]
         return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
+
+_POSITIONS = {
+    "rotary": ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta"),
+    "learned": ("position_offset",),
+    "alibi": ("alibi_max",),
+}
+"""Fields that say more of one kind of positions."""
 
 _COMMON = ("head_dim", "norm_eps", "rope_theta", "rope_scaling", "tied", "context", "public")
 """Fields with a default that every family has."""

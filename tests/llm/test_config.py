@@ -258,10 +258,9 @@ def test_a_decoder_no_public_class_holds():
         ({"pattern": ("local",), "window": 0}, r"window=0: a local layer sees at least its own position"),
         ({"local_theta": 1e4}, r"local_theta=10000.0 rotates local layers, and pattern=\('global',\) has none"),
         ({"rotary_fraction": 0.3}, r"rotary_fraction=0.3 rotates 1 of 4 values of a head"),
-        (
-            {"positions": "learned", "rotary_fraction": 0.5},
-            r"positions='learned' rotates nothing: leave out rotary_fra",
-        ),
+        ({"positions": "learned", "rotary_fraction": 0.5}, r"positions='learned': only 'rotary' ones have rotary_frac"),
+        ({"position_offset": 2}, r"positions='rotary': only 'learned' ones have position_offset"),
+        ({"order": "paralel"}, r"order='paralel' is none of pre, post, normed, parallel, parallel_shared"),
         ({"order": "parallel", "post_norms": True}, r"post_norms=True with order='parallel': only order='pre'"),
         ({"residual_scale": 2.0}, r"residual_scale=2.0 with order='pre': only 'normed' scales sums"),
         ({"rotary_pairs": "halves", "rotary_fraction": 0.5}, r"rotary_pairs='halves' with rotary_fraction=0.5"),
