@@ -57,7 +57,7 @@ DEFAULTS = {
 """What the authors' class assumes for fields that a config leaves out."""
 
 
-def count(positions: Int[Array, "B T"], context: Int[Array, "B #T"], mask: Int[Array, "B #T"]) -> Int[Array, "B T 2"]:
+def count(positions: Int[Array, "B T"], context: Int[Array, "#B #T"], mask: Int[Array, "#B #T"]) -> Int[Array, "B T 2"]:
     """Both counts of each position, for `Decoder`: where it stands in the context, and how far behind it.
 
     The context goes (0, 0), (1, 0) ...; what follows, ``<sop>`` first, (mask, 1), (mask, 2) ... The context sees itself

@@ -175,7 +175,7 @@ def test_adapters_find_the_layers_of_every_family(name):
     """The names of dense layers are the same in all, so one recipe's patterns take them."""
     shapes, axes = abstract(Decoder(tiny.DECODERS[name]), *batch(1), method=scores)
     patterns = ("layers/*/attn/{q,k,v,o}/kernel", "layers/*/mlp/{up,down}/kernel")
-    grown, _ = lora.add_shapes(shapes, axes, lora.Lora(rank=2, alpha=4, targets=patterns))
+    grown, _ = lora.add_shapes(shapes, axes, lora.Lora(rank=2, targets=patterns))
     added = {path.rpartition("/")[0] for path in P.flatten(grown).keys() - P.flatten(shapes).keys()}
     assert len(added) == 6 * tiny.DECODERS[name].depth
 
