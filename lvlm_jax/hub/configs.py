@@ -111,6 +111,7 @@ _TOWERS = {
     "clip_vision_model": "CLIPVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
     "siglip2_vision_model": "Siglip2VisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
 }
 """The class of each family of vision towers that has but one; the others' configs name theirs."""
 
@@ -185,7 +186,7 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
         )
     family = vision.FAMILIES[vision.family_of(config.vision)]
     default = dataclasses.replace(config.vision, feature_layer=-2, class_feature=False)
-    names = [name for name, preset in family.HUB_NAMES.items() if family.PRESETS[preset] == default]
+    names = [name for name, tower in llava.ORIGINAL_TOWERS.items() if tower == default]
     out = {
         **llm.llama.to_hf(config.llm),
         "model_type": "llava_llama",

@@ -284,6 +284,7 @@ _CLASSES = {
     "siglip_text_model": "SiglipTextModel",
     "siglip2": "Siglip2Model",
     "siglip2_vision_model": "Siglip2VisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
     "siglip2_text_model": "Siglip2TextModel",
 }
 """Their class of each ``model_type``; their automatic choice does not know all."""

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lvlm_jax import mesh as meshes
 from lvlm_jax.nn.cache import LayerCache
 from lvlm_jax.nn.linear import linear
-from lvlm_jax.nn.norms import NORMS
+from lvlm_jax.nn.norms import NORMS, LayerNorm
 from lvlm_jax.nn.ranges import KEPT, Ranges
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
@@ -110,6 +110,8 @@ class Attention(nn.Module):
 
     Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
     `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
+    `key_bias` False leaves keys without the bias that `qkv_bias` gives. `inner_norm` is the epsilon of a layer norm over
+    all heads together, before the output product (EVA-02, arXiv 2303.11331).
     """
 
     heads: int
@@ -117,6 +119,8 @@ class Attention(nn.Module):
     head_dim: int
     qkv_bias: bool = False
     out_bias: bool = False
+    key_bias: bool = True
+    inner_norm: float | None = None
     qk_norm: str | None = None
     qk_norm_eps: float = 1e-5
     scale: float | None = None
@@ -134,11 +138,12 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
-        source = x if context is None else context
-        q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
-        k = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="k")(source), self.kv_heads)
-        v = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="v")(source), self.kv_heads)
+        project = functools.partial(linear, dtype=self.dtype)
+        source, kv_width = x if context is None else context, self.kv_heads * self.head_dim
+        q = project(self.heads * self.head_dim, ("embed", "heads"), use_bias=self.qkv_bias, name="q")(x)
+        k = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias and self.key_bias, name="k")(source)
+        v = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias, name="v")(source)
+        q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
         if self.qk_norm:
             norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
             q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
@@ -150,5 +155,7 @@ class Attention(nn.Module):
             k, v = cache.k, cache.v
         out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
+        if self.inner_norm is not None:
+            out = LayerNorm(self.inner_norm, self.dtype, axes=("heads",), name="norm")(out)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, plain_vit, siglip, siglip2, timm, vit_jax
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
@@ -13,8 +13,10 @@ FAMILIES: dict[str, ModuleType] = {
     "vit": plain_vit,
     "dinov2": dinov2,
     "dinov2_with_registers": dinov2,
+    "blip_2_vision_model": blip2_vit,
+    "timm_wrapper": timm,
 }
-"""Public ``model_type`` -> module with PRESETS, LAYOUTS, rows, from_hf, to_hf, fits."""
+"""Public ``model_type`` -> module with LAYOUTS, rows, from_hf, to_hf, fits."""
 
 
 def family_of(config: ViTConfig) -> str:
@@ -66,7 +68,9 @@ __all__ = [
     "TextTowerConfig",
     "ViT",
     "ViTConfig",
+    "blip2_vit",
     "clip",
+    "eva",
     "family_of",
     "patchify",
     "siglip",

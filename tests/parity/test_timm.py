@@ -1,4 +1,4 @@
-"""timm's VisionTransformer, in the environment that has it.
+"""timm's VisionTransformer and Eva, in the environment that has it.
 
 timm needs torchvision, whose wheel for this torch is a CUDA build: it is no part of the usual set, and the extra
 `parity-timm` is an environment of its own. There, and only there, this file runs.
@@ -32,58 +32,94 @@ def _declare() -> None:
 
 
 _declare()
-timm = pytest.importorskip("timm.models.vision_transformer", exc_type=ImportError)
+timm = pytest.importorskip("timm", exc_type=ImportError)
 
 PICTURES = np.random.default_rng(0).normal(size=(3, 28, 28, 3)).astype(np.float32)
 SIZES = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
+_VIT, _EVA02 = "vit_base_patch16_224", "eva02_base_patch16_clip_224"
 CASES = {
-    "classifier": ({"class_token": True, "global_pool": "token"}, 5),
-    "map": ({"class_token": False, "global_pool": "map"}, 5),
-    "bare": ({"class_token": True, "global_pool": "token"}, 0),
+    "classifier": (_VIT, {"class_token": True, "global_pool": "token"}, 5),
+    "map": (_VIT, {"class_token": False, "global_pool": "map"}, 5),
+    "bare": (_VIT, {"class_token": True, "global_pool": "token"}, 0),
+    "EVA-01": ("eva_giant_patch14_clip_224", {}, 5),
+    "EVA-02": (_EVA02, {"mlp_ratio": 8 / 3, "ref_feat_shape": [16, 16]}, 5),
+    "EVA-02 without rotation": (_EVA02, {"use_rot_pos_emb": False}, 0),
+    "EVA-02, norms behind": ("eva02_enormous_patch14_clip_224", {}, 5),
 }
+"""Architecture, what is changed of it beside the sizes, and classes."""
+
+
+def build(name):
+    """(their model, timm's config.json of it)"""
+    torch.manual_seed(0)
+    architecture, change, classes = CASES[name]
+    args = SIZES | change
+    # Eva scales its classifier's first weights down until its bias is all there is of the scores.
+    spread = {} if architecture == _VIT else {"head_init_scale": 1.0}
+    model = compare.perturb(timm.create_model(architecture, num_classes=classes, **args, **spread))
+    return model, {"architecture": architecture, "num_classes": classes, "model_args": args}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_tower(name):
-    torch.manual_seed(0)
-    change, classes = CASES[name]
-    model = compare.perturb(timm.VisionTransformer(**SIZES, **change, num_classes=classes))
-    public = {"architecture": "vit_base_patch16_224", "num_classes": classes, "model_args": SIZES | change}
-    config = names.from_config(public)
+    model, public = build(name)
+    config, classes = names.from_config(public), public["num_classes"]
     assert config.norm_eps == 1e-6
     assert names.from_config(names.to_config(config)) == config
     tower, args = VisionTower(config), patchify(jnp.asarray(PICTURES), 7)
     params = compare.load(names.rows(config, "", ""), compare.tensors(model), abstract(tower, *args)[0])
     with torch.no_grad():
         images = torch.tensor(PICTURES.transpose(0, 3, 1, 2))
-        features = model.forward_features(images)
-        pooled, scores = model.pool(features), model(images)
+        features, between = model.forward_intermediates(images, indices=[1], output_fmt="NLC")
+        pooled, scores = model.forward_head(features, pre_logits=True), model(images)
 
     def run(params):
         last, pooled = tower.apply({"params": params}, *args)
-        return last, pooled, tower.apply({"params": params}, pooled, method="logits") if classes else pooled
+        logits = tower.apply({"params": params}, pooled, method="logits") if classes else pooled
+        return last, pooled, logits, tower.apply({"params": params}, *args, method="features")
 
     run = tiny.jit(run)
-    for ours, theirs, what in zip(run(params), (features, pooled, scores), ("last layer", "pooled", "classes")):
-        compare.close(ours, theirs, f"timm {name} {what}")
+    what = ("last layer", "pooled", "classes", "penultimate")
+    for ours, theirs, part in zip(run(params), (features, pooled, scores, between[0]), what):
+        compare.close(ours, theirs, f"timm {name} {part}")
     assert {path for path in compare.dead(lambda p: run(p)[2], params) if not path.endswith("k/bias")} == set()
 
 
-def test_folder_in_and_out(tmp_path):
-    """Byte for byte, and equal to the torch library's ViT with the same weights."""
+def test_eva02_at_other_grids_than_its_own():
+    """A picture of any shape: the table is resized, and the places that turn are scaled to the pre-training grid."""
     torch.manual_seed(0)
-    change, classes = CASES["classifier"]
-    model = compare.perturb(timm.VisionTransformer(**SIZES, **change, num_classes=classes))
-    (tmp_path / "in").mkdir()
-    public = {"architecture": "vit_base_patch16_224", "num_classes": classes, "model_args": SIZES}
-    (tmp_path / "in" / "config.json").write_text(json.dumps(public))
-    save_file(model.state_dict(), tmp_path / "in" / "model.safetensors")
-    loaded = import_folder(tmp_path / "in")
+    args = SIZES | {"dynamic_img_size": True, "ref_feat_shape": [4, 4]}
+    model = compare.perturb(timm.create_model(_EVA02, num_classes=0, **args))
+    config = names.from_config({"architecture": _EVA02, "model_args": args})
+    images = np.random.default_rng(0).normal(size=(2, 21, 49, 3)).astype(np.float32)
+    tower, given = VisionTower(config), patchify(jnp.asarray(images), 7)
+    params = compare.load(names.rows(config, "", ""), compare.tensors(model), abstract(tower, *given)[0])
+    with torch.no_grad():
+        features = model.forward_features(torch.tensor(images.transpose(0, 3, 1, 2)))
+    ours = tiny.jit(lambda p: tower.apply({"params": p}, *given)[0])(params)
+    compare.close(ours, features, "timm EVA-02 at 21 x 49")
+
+
+def written(folder, model, public):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(public))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["classifier", "EVA-02"])
+def test_folder_in_and_out(name, tmp_path):
+    """Byte for byte."""
+    folder = written(tmp_path / "in", *build(name))
+    loaded = import_folder(folder)
     assert (loaded.kind, loaded.layout) == ("vision", "timm")
     export_folder(tmp_path / "out", loaded.config, loaded.params, layout="timm")
-    one, other = TensorFolder(tmp_path / "in"), TensorFolder(tmp_path / "out")
+    one, other = TensorFolder(folder), TensorFolder(tmp_path / "out")
     assert {key: one[key].tobytes() for key in one} == {key: other[key].tobytes() for key in other}
     assert import_folder(tmp_path / "out").config == loaded.config
-    comparison = verify(tmp_path / "in")
+
+
+def test_equal_to_the_torch_librarys_vit(tmp_path):
+    comparison = verify(written(tmp_path / "in", *build("classifier")))
     assert comparison.passed, str(comparison)
     assert "logits" in [part.name for part in comparison.parts]

@@ -222,7 +222,7 @@ def test_timms_names():
     config = timm.from_config({"architecture": "vit_base_patch16_224.augreg_in21k", "num_classes": 21843})
     vit = dataclasses.replace(plain_vit.PRESETS["vit_b16_224"], norm_eps=1e-6, classes=21843)
     assert config == vit == timm.from_config(timm.to_config(config))
-    with pytest.raises(ValueError, match="timm's VisionTransformer cannot hold this tower"):
+    with pytest.raises(ValueError, match="timm's VisionTransformer and Eva, as they are read here, cannot hold this tower"):
         timm.to_config(tiny.DINOV2)
 
 
