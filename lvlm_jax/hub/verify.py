@@ -19,8 +19,8 @@ from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
+from lvlm_jax.vision import VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import family_of, llava
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
@@ -163,7 +163,7 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     return out
 
 
-def _tower(loaded: convert.Loaded) -> ViTConfig | None:
+def _tower(loaded: convert.Loaded) -> VisionConfig | None:
     return getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
 
 
@@ -250,7 +250,7 @@ def _ours_dual(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
 
 def _ours_vision(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     picture = [inputs[name] for name in ("patches", "positions", "segments")]
-    tower, variables = VisionTower(loaded.config), {"params": loaded.params}
+    tower, variables = loaded.config.build(jnp.float32), {"params": loaded.params}
     hidden, pooled = tower.apply(variables, *picture)
     parts = {"hidden states": hidden, "pooled vector": pooled}
     return parts | ({"logits": tower.apply(variables, pooled, method="logits")} if loaded.config.classes else {})

@@ -138,6 +138,19 @@ class ViTConfig:
         """Visual tokens that a vision-language model reads from one picture."""
         return self.patches + (self.class_token and self.class_feature)
 
+    def places(self, path: str) -> int:
+        """Positions of a vision row at which the kernel at `path`, below the tower, is multiplied."""
+        return self.patches
+
+    @property
+    def attention_flops(self) -> int:
+        """FLOPs of attention's two products over a vision row, forward."""
+        return 4 * self.depth * self.patches**2 * self.width
+
+    def build(self, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
+        """The module."""
+        return VisionTower(self, dtype, scan, remat)
+
 
 _BEYOND_BASIC = {
     field.name: field.default

@@ -210,7 +210,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     return whole, int(f["image_token_index"])
 
 
-def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.ViTConfig:
+def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.VisionConfig:
     """The tower, and what is read of it."""
     tower = f["vision_config"]
     kinds = vision.FAMILIES if own else TOWERS
@@ -224,7 +224,7 @@ def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.ViTConfig
     layer = from_end("vision_feature_layer", f["vision_feature_layer"], config.depth)
     norm = one_of("vision_feature_norm", f.get("vision_feature_norm", False), [False, True])
     kept = config.class_token and strategy == "full"
-    return dataclasses.replace(config, feature_layer=layer, class_feature=kept, feature_norm=norm)
+    return vision.reading(config, feature_layer=layer, class_feature=kept, feature_norm=norm)
 
 
 def from_end(field: str, layer: Any, depth: int) -> int:

@@ -1,17 +1,20 @@
-"""timm's VisionTransformer and Eva, in the environment that has it.
+"""timm's VisionTransformer, Eva and NormFreeNet, in the environment that has it.
 
 timm needs torchvision, whose wheel for this torch is a CUDA build: it is no part of the usual set, and the extra
 `parity-timm` is an environment of its own. There, and only there, this file runs.
 """
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from lvlm_jax import params as P
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.hub.verify import verify
@@ -100,6 +103,52 @@ def test_eva02_at_other_grids_than_its_own():
     compare.close(ours, features, "timm EVA-02 at 21 x 49")
 
 
+NFNET = {"depths": [1, 1, 2, 1], "channels": [32, 64, 96, 96], "group_size": 8, "stem_chs": 16, "num_features": 112}
+
+
+def nfnet():
+    torch.manual_seed(0)
+    model = compare.perturb(timm.create_model("dm_nfnet_f0", num_classes=5, **NFNET))
+    with torch.no_grad():
+        for name, gain in model.named_parameters():
+            if name.endswith("skipinit_gain"):  # single numbers, zero at first
+                gain.fill_(0.7)
+            elif name.endswith(".gain"):  # vectors in the shape of a kernel: five times as large, biases would vanish
+                gain.copy_(1 + 0.3 * torch.randn(gain.shape))
+    public = {"architecture": "dm_nfnet_f0", "num_classes": 5, "model_args": NFNET}
+    return model, public | {"pretrained_cfg": {"input_size": [3, 64, 64]}}
+
+
+def test_nfnet():
+    """All of it, and the map before the last convolution; the class's own gradient of a kernel in the middle, too."""
+    model, public = nfnet()
+    config = names.from_config(public)
+    assert (config.image_size, config.patches) == (64, 4)
+    assert names.from_config(names.to_config(config)) == config
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    tower, args = config.build(jnp.float32), patchify(jnp.asarray(images), config.patch_size)
+    params = compare.load(names.rows(config, "", ""), compare.tensors(model), abstract(tower, *args)[0])
+    end = dataclasses.replace(config, feature_layer=-1).build(jnp.float32)
+
+    def run(params):
+        variables = {"params": params}
+        last, pooled = tower.apply(variables, *args)
+        before, behind = (module.apply(variables, *args, method="features") for module in (tower, end))
+        return last, before, behind, tower.apply(variables, pooled, method="logits")
+
+    given = torch.tensor(images.transpose(0, 3, 1, 2))
+    before = model.stages(model.stem(given))
+    features, scores = model.forward_features(given), model(given)
+    scores.square().sum().backward()
+    theirs = [x.flatten(2).transpose(1, 2) for x in (features, before, features)]
+    for ours, wanted, part in zip(jax.jit(run)(params), (*theirs, scores), ("last", "before", "behind", "classes")):
+        compare.close(ours, wanted, f"timm NFNet {part}")
+    grads = jax.jit(jax.grad(lambda p: jnp.square(run(p)[3]).sum()))(params)
+    assert [path for path, leaf in P.flatten(grads).items() if not np.asarray(leaf).any()] == []
+    theirs = model.stages[2][1].conv2b.weight.grad.permute(2, 3, 1, 0)
+    compare.close(grads["stages_2"]["layers"]["0"]["conv3"]["kernel"], theirs, "timm NFNet d kernel")
+
+
 def written(folder, model, public):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(public))
@@ -107,13 +156,13 @@ def written(folder, model, public):
     return folder
 
 
-@pytest.mark.parametrize("name", ["classifier", "EVA-02"])
-def test_folder_in_and_out(name, tmp_path):
+@pytest.mark.parametrize(("name", "layout"), [("classifier", "timm"), ("EVA-02", "timm"), ("NFNet", "nfnet")])
+def test_folder_in_and_out(name, layout, tmp_path):
     """Byte for byte."""
-    folder = written(tmp_path / "in", *build(name))
+    folder = written(tmp_path / "in", *(nfnet() if name == "NFNet" else build(name)))
     loaded = import_folder(folder)
-    assert (loaded.kind, loaded.layout) == ("vision", "timm")
-    export_folder(tmp_path / "out", loaded.config, loaded.params, layout="timm")
+    assert (loaded.kind, loaded.layout) == ("vision", layout)
+    export_folder(tmp_path / "out", loaded.config, loaded.params, layout=layout)
     one, other = TensorFolder(folder), TensorFolder(tmp_path / "out")
     assert {key: one[key].tobytes() for key in one} == {key: other[key].tobytes() for key in other}
     assert import_folder(tmp_path / "out").config == loaded.config
