@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
     Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
     `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
-    `key_bias` False leaves keys without the bias that `qkv_bias` gives. `inner_norm` is the epsilon of a layer norm over
+    `key_bias` False leaves keys without the bias that `qkv_bias` gives. `inner_norm` is the epsilon of a layer norm of
     all heads together, before the output product (EVA-02, arXiv 2303.11331).
     """
 

@@ -48,9 +48,7 @@ class Block(nn.Module):
             self.heads, self.heads, x.shape[-1] // self.heads, key_bias=self.key_bias, inner_norm=inner
         )
         if self.gated:
-            mlp = GatedMlp(
-                self.mlp_dim, self.activation, use_bias=True, inner_norm=inner, dtype=self.dtype, name="mlp"
-            )
+            mlp = GatedMlp(self.mlp_dim, self.activation, use_bias=True, inner_norm=inner, dtype=self.dtype, name="mlp")
         else:
             mlp = Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")
         x = x + self._branch("1", lambda y: attention(y, ranges, rotate=rotate)[0], x)

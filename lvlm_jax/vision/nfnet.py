@@ -28,6 +28,7 @@ STRIDE = 32
 GAINS = {"gelu": 1.7015043497085571, "gelu_tanh": 1.7015043497085571, "silu": 1.7881293296813965}
 """What keeps the variance of unit-normal values through an activation (a table of the authors' code)."""
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NFNetConfig:
     """Sizes of an NFNet.
@@ -56,9 +57,13 @@ class NFNetConfig:
         if len(self.depths) != 4 or len(self.widths) != 4 or min(self.depths) < 1:
             raise ValueError(f"depths={self.depths} and widths={self.widths}: an NFNet has four stages")
         if wrong := [width for width in self.widths if width % (2 * self.group_width)]:
-            raise ValueError(f"widths: half of {wrong[0]} does not divide into groups of group_width={self.group_width}")
+            raise ValueError(
+                f"widths: half of {wrong[0]} does not divide into groups of group_width={self.group_width}"
+            )
         if self.stem_width % 8:
-            raise ValueError(f"stem_width={self.stem_width} is no multiple of 8, which its first convolution divides by")
+            raise ValueError(
+                f"stem_width={self.stem_width} is no multiple of 8, which its first convolution divides by"
+            )
         if self.activation not in GAINS:
             raise ValueError(f"activation={self.activation!r}: an NFNet has one of {', '.join(GAINS)}")
         if self.feature_layer not in (-1, -2):

@@ -20,8 +20,8 @@ FAMILIES: tuple[tuple[type[Config], ModuleType], ...] = (
     (ViTConfig, eva),
     (NFNetConfig, timm_nfnet),
 )
-"""Modules with NAME, NAMES, from_config, to_config, fits, rows, and whose configs they read; the first that fits counts.
-"""
+"""Modules with NAME, NAMES, from_config, to_config, fits, rows, each behind the type of its configs; the first that
+fits counts."""
 
 LAYOUTS = ("timm",)
 """How timm writes a tower alone."""
@@ -78,9 +78,9 @@ def _found(config: Config) -> ModuleType | None:
 def _family(config: Config) -> ModuleType:
     if (family := _found(config)) is None:
         raise ValueError(
-            "timm's VisionTransformer, Eva and NormFreeNet, as they are read here, cannot hold this tower: the first two "
-            "have an epsilon of 1e-6, a patch bias and no norm before their blocks, one exact GELU and the pool 'token' "
-            "or 'map', the other no bias for keys and the pool 'token'; the third standardises as timm does and has "
-            "exact GELU or SiLU. Choose another layout"
+            "timm's VisionTransformer, Eva and NormFreeNet, as they are read here, cannot hold this tower: the first "
+            "two have an epsilon of 1e-6, a patch bias and no norm before their blocks, one exact GELU and the pool "
+            "'token' or 'map', the other no bias for keys and the pool 'token'; the third standardises as timm does "
+            "and has exact GELU or SiLU. Choose another layout"
         )
     return family

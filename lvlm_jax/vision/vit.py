@@ -7,7 +7,7 @@ norms, or norms behind the branches). They differ in field values only. Source: 
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -152,12 +152,11 @@ class ViTConfig:
         return VisionTower(self, dtype, scan, remat)
 
 
-_BEYOND_BASIC = {
-    field.name: field.default
-    for field in dataclasses.fields(ViTConfig)
-    if field.name
-    in ("layer_scale", "gated", "registers", "mask_token", "key_bias", "inner_norm", "norm_after", "rotary_grid", "resize")
-}
+_RARE = (
+    *("layer_scale", "gated", "registers", "mask_token", "resize"),
+    *("key_bias", "inner_norm", "norm_after", "rotary_grid"),
+)
+_BEYOND_BASIC = {field.name: field.default for field in dataclasses.fields(ViTConfig) if field.name in _RARE}
 """What only some of the towers have -> its value in the others."""
 
 
@@ -248,9 +247,7 @@ class ViT(nn.Module):
         stack = make_stack(block, self.depth, self.scan, self.remat, name="layers")
         return run_stack(stack, self.depth, x, None, R.packed_full(segments), turns, take=take)[0]
 
-    def _turns(
-        self, positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
-    ) -> tuple[Turned, Turned] | None:
+    def _turns(self, positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]) -> tuple[Turned, Turned] | None:
         """How patches are rotated, behind a class token and registers that are not: those stand at an angle of zero."""
         if self.rotary_grid is None:
             return None

@@ -1,4 +1,4 @@
-"""Plain ViT, DINOv2 and BLIP-2's tower: pooled vectors, classes, hidden layers, masks, and pictures of other sizes than the table's."""
+"""Plain ViT, DINOv2, BLIP-2's tower: pooled vectors, classes, hidden layers, masks, pictures of other sizes."""
 
 import dataclasses
 
@@ -138,6 +138,7 @@ def test_dinov2_with_hidden_patches(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_blip2(tmp_path):
     """What a Q-Former reads, and pictures of another size than the table's, as the public class interpolates them."""
     torch.manual_seed(0)
