@@ -130,7 +130,8 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return zoo.family_of(config).to_hf(config, image_token_id, image)
         case ViTConfig() | NFNetConfig():
             name = vision.family_of(config)
-            return {"architectures": [_TOWERS.get(name)], **vision.FAMILIES[name].to_hf(config)}
+            own = {"architectures": [_TOWERS[name]]} if name in _TOWERS else {}
+            return {**own, **vision.FAMILIES[name].to_hf(config)}
         case TextTowerConfig():
             name = vision.text_family_of(config)
             architecture = {"clip_text_model": "CLIPTextModel", "siglip_text_model": "SiglipTextModel"}[name]

@@ -146,7 +146,13 @@ def test_no_card_without_its_preset():
         ("dinov2_b14", 86_580_480),
         ("dinov2_g14", 1_136_480_768),
         ("dinov2_l14_reg", 304_372_736),
-        ("blip2_vit_g14_224", 985_951_488),
+        ("blip2_vit_g14_224", 985_952_256),
+        # as timm counts them
+        ("eva01_clip_g14_224", 1_012_588_928),
+        ("eva02_clip_b16_224", 86_263_040),
+        ("eva02_clip_l14_336", 304_432_832),
+        ("eva02_clip_e14_224", 4_350_556_928),
+        ("nfnet_f6", 438_359_116),
     ],
 )
 def test_published_sizes(name, total):

@@ -26,16 +26,8 @@ PICTURES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float3
 )
 def test_standardisation_by_hand(kind, expected):
     kernel = jnp.asarray([[1, 0], [3, 0.002]], jnp.float32).reshape(1, 1, 2, 2)
-    found = standardized(kernel, jnp.asarray([2.0, 3.0]), kind)[0, 0]
+    found = tiny.jit(standardized, static_argnums=2)(kernel, jnp.asarray([2.0, 3.0]), kind)[0, 0]
     np.testing.assert_allclose(found, [[-expected[0], -expected[1]], expected], rtol=1e-5)
-
-
-def test_the_two_differ_by_what_they_are_said_to():
-    """Of kernels of unit fan-in: about 0.06 % at a fan-in of 128, 1.6 % at 3072."""
-    for fan_in, share in ((128, 6e-4), (3072, 1.5e-2)):
-        kernel = np.random.default_rng(0).normal(size=(1, 1, fan_in, 4)).astype(np.float32) / np.sqrt(fan_in)
-        one, other = (standardized(jnp.asarray(kernel), jnp.ones(4), kind) for kind in ("timm", "deepmind"))
-        assert float(jnp.abs(one - other).max() / jnp.abs(other).max()) == pytest.approx(share, rel=0.2)
 
 
 @pytest.mark.slow
@@ -58,6 +50,7 @@ def test_patches_may_come_in_any_order_and_padding_is_not_read():
     assert np.abs(np.asarray(changed) - base).mean((0, 2))[:4].argmax() == 0
 
 
+@pytest.mark.slow
 def test_what_each_kernel_costs():
     """F0 at 256 pixels, its test size: 12.38 G multiplications, as the paper counts them."""
     config = dataclasses.replace(nfnet.PRESETS["nfnet_f0"], image_size=256)
