@@ -41,7 +41,7 @@ class StandardizedConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N Y X C"]) -> Float[Array, "N R S F"]:
+    def __call__(self, x: Float[Array, "N Y X C"]) -> Float[Array, "N Y2 X2 F"]:
         shape = (self.side, self.side, x.shape[-1] // self.groups, self.features)
         draw = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         kernel = self.param("kernel", named(draw, (None, None, *self.axes)), shape)

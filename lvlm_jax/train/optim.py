@@ -36,8 +36,8 @@ class OptimizerConfig:
     end_factor: the last learning rate as a share of the peak. decay: patterns of the leaves that weight decay touches;
     None means kernels, tables and adapters, never biases, norms or gates. clip: global norm over the trained leaves,
     None for no clipping. adaptive_clip: what each output of a leaf may have of gradient, as a share of the norm of its
-    weights (NFNet, arXiv 2102.06171, section 4: 0.01), None for no such bound; before `clip`. lr_of: (pattern, peak learning rate) pairs for parts of the model; the first that matches a
-    leaf decides.
+    weights (NFNet, arXiv 2102.06171, section 4: 0.01), None for no such bound; it comes before `clip`. lr_of: (pattern,
+    peak learning rate) pairs for parts of the model; the first that matches a leaf decides.
     """
 
     learning_rate: float

@@ -69,9 +69,9 @@ class NFNetConfig:
         if self.feature_layer not in (-1, -2):
             raise ValueError(f"feature_layer={self.feature_layer}: -1 is the last convolution's map, -2 the one before")
 
+    # What a ViT's config tells, the same for every NFNet; of layers `feature_layer` counts one, the last convolution.
     patch_size = STRIDE
     depth = 1
-    """Layers that `feature_layer` counts."""
     class_token = class_feature = feature_norm = False
     resize = "none"
     max_patches = None
