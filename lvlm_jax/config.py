@@ -117,7 +117,7 @@ def fill(hint: Any, config: Any) -> None:
             fill(typing.get_args(hint)[1], item)
         return
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)), None)
+        hint = _chosen(typing.get_args(hint), config)
     if not dataclasses.is_dataclass(hint) or not hasattr(config, "keys"):
         return
     hints = typing.get_type_hints(hint)
@@ -129,6 +129,14 @@ def fill(hint: Any, config: Any) -> None:
             config[field.name] = _entry(field.default, hints[field.name])
         elif field.default_factory is not dataclasses.MISSING:
             config[field.name] = _entry(field.default_factory(), hints[field.name])
+
+
+def _chosen(options: Sequence[Any], values: Any) -> Any:
+    """Of the dataclasses among a union's types the one that knows most of a mapping's keys, the first of equals."""
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(classes) < 2 or not hasattr(values, "keys"):
+        return classes[0] if classes else None
+    return max(classes, key=lambda cls: len({field.name for field in dataclasses.fields(cls)} & set(values.keys())))
 
 
 def _entry(value: Any, hint: Any) -> Any:
@@ -188,6 +196,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if isinstance(value, Mapping) and (cls := _chosen(args, value)) is not None:
+            return convert(cls, value, where)
         errors = []
         for option in (a for a in args if a is not type(None)):
             try:

@@ -23,8 +23,8 @@ from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
+from lvlm_jax.vision import VisionConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
-from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo.spec import Spec
 
 
@@ -36,7 +36,7 @@ class Model:
     system turn; None keeps the template's own.
     """
 
-    vision: ViTConfig
+    vision: VisionConfig
     connector: dict[str, Any]
     llm: DecoderConfig
     image: ImageSpec

@@ -4,6 +4,7 @@ import pytest
 
 from lvlm_jax import config, recipe, run
 from lvlm_jax.config import ConfigError
+from lvlm_jax.vision import NFNetConfig
 from lvlm_jax.zoo import SYSTEMS
 from tests.infer.tiny import tiny_system
 
@@ -104,6 +105,18 @@ def test_a_system_of_the_zoo_as_a_model(name):
     assert model.lvlm == spec.config
     assert (model.image, model.template, model.tokenizer) == (spec.image, spec.template, spec.source)
     assert config.build(recipe.Model, json.loads(json.dumps(config.to_dict(model)))) == model
+
+
+def test_a_tower_that_is_no_vit():
+    """Which of the towers a recipe means is told by its fields; a misspelt one is named, with its like."""
+    fields = recipe.model_of(SYSTEMS["llava15_7b"]).to_dict()
+    tower = config.to_dict(NFNetConfig(image_size=64, depths=(1, 1, 2, 1)))
+    fields |= {"vision": tower, "image": fields["image"] | {"size": 64, "patch": 32}}
+    model = config.build(recipe.Model, fields)
+    assert model.vision == NFNetConfig(image_size=64, depths=(1, 1, 2, 1))
+    assert model.lvlm.visual_tokens == 4
+    with pytest.raises(ConfigError, match=r"config\.vision\.stem_widht: no such field \(did you mean 'stem_width'"):
+        config.build(recipe.Model, fields | {"vision": tower | {"stem_widht": 8}})
 
 
 def test_a_workdir_belongs_to_a_recipe_once_a_stage_has_begun(tmp_path):

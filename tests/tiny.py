@@ -14,6 +14,7 @@ from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.schema import Batch
+from lvlm_jax.vision import NFNetConfig
 from lvlm_jax.vision.vit import ViTConfig
 
 IMAGE = "image"
@@ -41,6 +42,12 @@ DINOV2 = dataclasses.replace(
     registers=3,
     mask_token=True,
     resize="cubic_antialias",
+)
+EVA02 = dataclasses.replace(
+    VIT, activation="silu", norm_eps=1e-6, gated=True, key_bias=False, inner_norm=True, rotary_grid=6
+)
+NFNET = NFNetConfig(
+    image_size=64, depths=(1, 1, 2, 1), widths=(16, 32, 32, 32), group_width=8, stem_width=16, final_width=24
 )
 LLAMA = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, head_dim=16, context=128)
 QWEN2 = DecoderConfig(vocab=99, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, qkv_bias=True, rope_theta=1e6)
@@ -119,6 +126,8 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "dinov2": LVLMConfig(
         vision=dataclasses.replace(DINOV2, mlp_dim=88, max_patches=16), connector=MlpConfig(), llm=LLAMA
     ),
+    "eva": LVLMConfig(vision=dataclasses.replace(EVA02, classes=0), connector=MlpConfig(), llm=LLAMA),
+    "nfnet": LVLMConfig(vision=NFNET, connector=MlpConfig(), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
 }
 """One system a kind of part."""

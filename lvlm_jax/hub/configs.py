@@ -15,6 +15,7 @@ from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.vision import NFNetConfig, VisionConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo import dual, llava
@@ -78,7 +79,7 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def vision_config(raw: Mapping[str, Any]) -> ViTConfig:
+def vision_config(raw: Mapping[str, Any]) -> VisionConfig:
     """The vision tower of a config.json: a tower's own, or part of a dual encoder's."""
     kind = raw.get("model_type")
     if kind in dual.TYPES:
@@ -101,6 +102,7 @@ def kind_of(config: Config) -> str:
         LVLMConfig: "lvlm",
         DualEncoderConfig: "dual",
         ViTConfig: "vision",
+        NFNetConfig: "vision",
         TextTowerConfig: "text",
         DecoderConfig: "decoder",
     }
@@ -111,6 +113,7 @@ _TOWERS = {
     "clip_vision_model": "CLIPVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
     "siglip2_vision_model": "Siglip2VisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
 }
 """The class of each family of vision towers that has but one; the others' configs name theirs."""
 
@@ -125,9 +128,10 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             if image_token_id is None:
                 raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
             return zoo.family_of(config).to_hf(config, image_token_id, image)
-        case ViTConfig():
+        case ViTConfig() | NFNetConfig():
             name = vision.family_of(config)
-            return {"architectures": [_TOWERS.get(name)], **vision.FAMILIES[name].to_hf(config)}
+            own = {"architectures": [_TOWERS[name]]} if name in _TOWERS else {}
+            return {**own, **vision.FAMILIES[name].to_hf(config)}
         case TextTowerConfig():
             name = vision.text_family_of(config)
             architecture = {"clip_text_model": "CLIPTextModel", "siglip_text_model": "SiglipTextModel"}[name]
@@ -144,7 +148,7 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
 _FEATURE = {False: "patch", True: "cls_patch"}
 
 
-def from_original(raw: Mapping[str, Any], tower: ViTConfig | None = None) -> LVLMConfig:
+def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> LVLMConfig:
     """A config.json of the LLaVA authors, with the sizes of `tower` where it stands in a folder of its own.
 
     A tower that is no released one is described by a ``vision_config`` beside their fields (`to_original` writes it).
@@ -161,7 +165,7 @@ def from_original(raw: Mapping[str, Any], tower: ViTConfig | None = None) -> LVL
     known = llava.from_original(
         {**raw, "mm_vision_tower": next(iter(vision.clip.HUB_NAMES)), "mm_vision_select_layer": -2}
     )
-    tower = dataclasses.replace(
+    tower = vision.reading(
         tower,
         feature_layer=llava.from_end("mm_vision_select_layer", layer, tower.depth),
         class_feature=tower.class_token and known.vision.class_feature,
@@ -184,8 +188,8 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
             f"the LLaVA authors' layout has no {type(config.connector).__name__[:-6]} connector; choose another layout"
         )
     family = vision.FAMILIES[vision.family_of(config.vision)]
-    default = dataclasses.replace(config.vision, feature_layer=-2, class_feature=False)
-    names = [name for name, preset in family.HUB_NAMES.items() if family.PRESETS[preset] == default]
+    default = vision.reading(config.vision, feature_layer=-2, class_feature=False)
+    names = [name for name, tower in llava.ORIGINAL_TOWERS.items() if tower == default]
     out = {
         **llm.llama.to_hf(config.llm),
         "model_type": "llava_llama",

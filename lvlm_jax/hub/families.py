@@ -21,12 +21,12 @@ from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
-from lvlm_jax.vision import timm, vit_jax
+from lvlm_jax.vision import NFNetConfig, VisionConfig, nfnet, timm, vit_jax
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.vision.vit import VisionTower, ViTConfig
+from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
 
-Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
+Config = LVLMConfig | DualEncoderConfig | ViTConfig | NFNetConfig | TextTowerConfig | DecoderConfig
 
 UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
 """Patterns of keys that hold no weights: tables that old versions saved beside them."""
@@ -80,7 +80,7 @@ class Kind:
 # Key tables
 
 _VISION_AT = {"hf-4": "vision_model.", "hf-5": "", "hf-vit": "", "hf-vit-classifier": "vit."}
-_VISION_ROWS = {"timm": timm.rows, "vit_jax": vit_jax.rows}
+_VISION_ROWS = {"timm": timm.rows, "nfnet": nfnet.rows, "vit_jax": vit_jax.rows}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODERS = llm.FAMILIES.values()
 _DECODER_LAYOUTS = {
@@ -95,7 +95,7 @@ def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
     return zoo.family_of(config).rows(config, layout)
 
 
-def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
+def _vision_rows(config: VisionConfig, layout: str) -> list[Row]:
     if layout in big_vision.LAYOUTS:
         return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
     if layout in _VISION_ROWS:
@@ -107,8 +107,8 @@ def _vision_rows(config: ViTConfig, layout: str) -> list[Row]:
     return family.rows(config, "", _VISION_AT[layout])
 
 
-def _vision_default(config: ViTConfig) -> str:
-    return vision.FAMILIES[vision.family_of(config)].LAYOUTS[1 if config.classes else 0]
+def _vision_default(config: VisionConfig) -> str:
+    return vision.FAMILIES[vision.family_of(config)].LAYOUTS[-1 if config.classes else 0]
 
 
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
@@ -130,7 +130,7 @@ def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
 # Shapes (tracing takes a second or more; nobody changes these trees in place)
 
 
-def _picture(config: ViTConfig) -> tuple[Any, Any, Any]:
+def _picture(config: VisionConfig) -> tuple[Any, Any, Any]:
     p = config.patches
     return jnp.zeros((1, p, config.values)), jnp.zeros((1, p, 2), jnp.int32), jnp.ones((1, p), jnp.int32)
 
@@ -163,8 +163,8 @@ def _dual_shapes(config: DualEncoderConfig, scan: bool) -> tuple[Params, Params]
 
 
 @functools.lru_cache(maxsize=8)
-def _vision_shapes(config: ViTConfig, scan: bool) -> tuple[Params, Params]:
-    return abstract(VisionTower(config, scan=scan), *_picture(config))
+def _vision_shapes(config: VisionConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(config.build(jnp.float32, scan), *_picture(config))
 
 
 @functools.lru_cache(maxsize=8)
@@ -187,6 +187,7 @@ KINDS: dict[str, Kind] = {
             "hf-vit-classifier": "vit.encoder.layer.",
             **big_vision.LAYOUTS,
             "timm": "blocks.",
+            "nfnet": "stem.conv1.",
             "vit_jax": "Transformer/encoderblock_0/",
         },
         shapes=_vision_shapes,

@@ -19,8 +19,8 @@ from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
+from lvlm_jax.vision import CONVOLUTIONAL, VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import family_of, llava
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
@@ -163,7 +163,7 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     return out
 
 
-def _tower(loaded: convert.Loaded) -> ViTConfig | None:
+def _tower(loaded: convert.Loaded) -> VisionConfig | None:
     return getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
 
 
@@ -250,7 +250,7 @@ def _ours_dual(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
 
 def _ours_vision(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     picture = [inputs[name] for name in ("patches", "positions", "segments")]
-    tower, variables = VisionTower(loaded.config), {"params": loaded.params}
+    tower, variables = loaded.config.build(jnp.float32), {"params": loaded.params}
     hidden, pooled = tower.apply(variables, *picture)
     parts = {"hidden states": hidden, "pooled vector": pooled}
     return parts | ({"logits": tower.apply(variables, pooled, method="logits")} if loaded.config.classes else {})
@@ -284,6 +284,7 @@ _CLASSES = {
     "siglip_text_model": "SiglipTextModel",
     "siglip2": "Siglip2Model",
     "siglip2_vision_model": "Siglip2VisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
     "siglip2_text_model": "Siglip2TextModel",
 }
 """Their class of each ``model_type``; their automatic choice does not know all."""
@@ -296,12 +297,12 @@ def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
 
     raw = formats.public_config(folder)
     kind = raw.get("model_type")
-    name = name or _CLASSES.get(kind) or raw["architectures"][0]
-    if kind == llava.OWN_TYPE:
+    if kind in (None, llava.OWN_TYPE, *CONVOLUTIONAL):  # timm's own folders have no model_type
         raise CheckpointError(
-            f"{folder}: the torch library has no class for this model (another connector, or prefix attention), so "
-            "there is nothing to compare with"
+            f"{folder}: the torch library has no class for this model (another connector, prefix attention, or one of "
+            "timm's towers), so there is nothing to compare with"
         )
+    name = name or _CLASSES.get(kind) or raw["architectures"][0]
     where = (str(folder.parent), folder.name) if folder.is_file() else (str(folder), None)
     model, said = getattr(transformers, name).from_pretrained(
         where[0], gguf_file=where[1], dtype=torch.float32, output_loading_info=True, local_files_only=True

@@ -10,15 +10,15 @@ from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.norms import unit
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float
+from lvlm_jax.vision import VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.vision.vit import VisionTower, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DualEncoderConfig:
     """Two towers; `projection` is CLIP's joint width (None: SigLIP's towers meet as they are)."""
 
-    vision: ViTConfig
+    vision: VisionConfig
     text: TextTowerConfig
     projection: int | None = None
     bias: bool = False
@@ -39,7 +39,7 @@ class DualEncoder(nn.Module):
     def setup(self) -> None:
         """Two towers, projections, temperature."""
         c = self.config
-        self.vision = VisionTower(c.vision, self.dtype, self.scan, self.remat)
+        self.vision = c.vision.build(self.dtype, self.scan, self.remat)
         self.text = TextTower(c.text, self.dtype, self.scan, self.remat)
         if c.projection:
             self.visual_projection = linear(c.projection, ("embed", None), dtype=self.dtype)

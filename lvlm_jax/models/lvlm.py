@@ -14,7 +14,7 @@ from lvlm_jax.mesh import constrain
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
-from lvlm_jax.vision.vit import VisionTower, ViTConfig
+from lvlm_jax.vision import VisionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class LVLMConfig:
     newline: pictures are cut into tiles, and a learned token ends each row of their grid (LLaVA-NeXT).
     """
 
-    vision: ViTConfig
+    vision: VisionConfig
     connector: ConnectorConfig
     llm: DecoderConfig
     attention: Literal["causal", "prefix"] = "causal"
@@ -67,7 +67,7 @@ class LVLM(nn.Module):
     def setup(self) -> None:
         """The parts."""
         c = self.config
-        self.vision = VisionTower(c.vision, self.dtype, self.scan, self.remat)
+        self.vision = c.vision.build(self.dtype, self.scan, self.remat)
         self.connector = c.connector.build(c.llm.width, self.dtype, self.scan, self.remat)
         self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat)
         if c.newline:

@@ -14,7 +14,7 @@ from lvlm_jax import mesh as meshes
 from lvlm_jax.nn import positions
 from lvlm_jax.nn.cache import LayerCache
 from lvlm_jax.nn.linear import linear
-from lvlm_jax.nn.norms import NORMS
+from lvlm_jax.nn.norms import NORMS, LayerNorm
 from lvlm_jax.nn.ranges import KEPT, Ranges
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
@@ -119,6 +119,8 @@ class Attention(nn.Module):
     `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
     `clip` cuts queries, keys and values to [-clip, clip]. With `alibi` scores fall with the distance between query and
     key (`positions.alibi`).
+    `key_bias` False leaves keys without the bias that `qkv_bias` gives. `inner_norm` is the epsilon of a layer norm of
+    all heads together, before the output product (EVA-02, arXiv 2303.11331).
     """
 
     heads: int
@@ -126,6 +128,8 @@ class Attention(nn.Module):
     head_dim: int
     qkv_bias: bool = False
     out_bias: bool = False
+    key_bias: bool = True
+    inner_norm: float | None = None
     qk_norm: str | None = None
     qk_norm_eps: float = 1e-5
     scale: float | None = None
@@ -145,11 +149,12 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
-        source = x if context is None else context
-        q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
-        k = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="k")(source), self.kv_heads)
-        v = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="v")(source), self.kv_heads)
+        project = functools.partial(linear, dtype=self.dtype)
+        source, kv_width = x if context is None else context, self.kv_heads * self.head_dim
+        q = project(self.heads * self.head_dim, ("embed", "heads"), use_bias=self.qkv_bias, name="q")(x)
+        k = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias and self.key_bias, name="k")(source)
+        v = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias, name="v")(source)
+        q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
         if self.clip is not None:
             q, k, v = (jnp.clip(heads, -self.clip, self.clip) for heads in (q, k, v))
         if self.qk_norm:
@@ -167,5 +172,7 @@ class Attention(nn.Module):
             bias = positions.alibi(slots, k.shape[2], self.heads, self.alibi)
         out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap, bias=bias)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
+        if self.inner_norm is not None:
+            out = LayerNorm(self.inner_norm, self.dtype, axes=("heads",), name="norm")(out)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache

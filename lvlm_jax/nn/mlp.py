@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lvlm_jax.nn.linear import linear
+from lvlm_jax.nn.norms import LayerNorm
 from lvlm_jax.shapes import Array, DTypeLike, Float
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -36,15 +37,21 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Gated feed-forward: SwiGLU with "silu", GeGLU with "gelu_tanh"."""
+    """Gated feed-forward: SwiGLU with "silu", GeGLU with "gelu_tanh".
+
+    `inner_norm` is the epsilon of a layer norm before the last product (EVA-02, arXiv 2303.11331).
+    """
 
     hidden: int
     activation: str = "silu"
     dtype: DTypeLike = jnp.float32
     use_bias: bool = False
+    inner_norm: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = functools.partial(linear, self.hidden, ("embed", "mlp"), use_bias=self.use_bias, dtype=self.dtype)
         hidden = ACTIVATIONS[self.activation](wide(name="gate")(x)) * wide(name="up")(x)
+        if self.inner_norm is not None:
+            hidden = LayerNorm(self.inner_norm, self.dtype, axes=("mlp",), name="norm")(hidden)
         return linear(x.shape[-1], ("mlp", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="down")(hidden)

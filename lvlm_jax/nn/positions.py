@@ -98,6 +98,19 @@ def rotary(
     return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 
+def rotary_2d(positions: Float[Array, "B T 2"], width: int, theta: float) -> tuple[Turned, Turned]:
+    """(cos, sin) of places in a plane: the first half of a head's pairs turn by the row, the others by the column.
+
+    Args:
+      width: values of a head, a multiple of 4.
+
+    Source: EVA-02 (arXiv 2303.11331), with `rotate_pairs`.
+    """
+    angles = positions[..., None] * rope_frequencies(width // 2, theta)
+    angles = angles.reshape(*positions.shape[:-1], width // 2)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
 def rotate_half(x: Float[Array, "B T H E"], cos: Turned, sin: Turned) -> Float[Array, "B T H E"]:
     """Rotates the pairs (i, i + E2): the layout of LLaMA, Qwen and Gemma checkpoints.
 

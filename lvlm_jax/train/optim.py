@@ -35,8 +35,9 @@ class OptimizerConfig:
     learning_rate: the peak. warmup: steps (an int) or a share of the stage's steps (a float below 1), linear from 0.
     end_factor: the last learning rate as a share of the peak. decay: patterns of the leaves that weight decay touches;
     None means kernels, tables and adapters, never biases, norms or gates. clip: global norm over the trained leaves,
-    None for no clipping. lr_of: (pattern, peak learning rate) pairs for parts of the model; the first that matches a
-    leaf decides.
+    None for no clipping. adaptive_clip: what each output of a leaf may have of gradient, as a share of the norm of its
+    weights (NFNet, arXiv 2102.06171, section 4: 0.01), None for no such bound; it comes before `clip`. lr_of: (pattern,
+    peak learning rate) pairs for parts of the model; the first that matches a leaf decides.
     """
 
     learning_rate: float
@@ -51,6 +52,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     decay: tuple[str, ...] | None = None
     clip: float | None = 1.0
+    adaptive_clip: float | None = None
     lr_of: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -81,6 +83,10 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: must not be negative")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"optimizer.clip={self.clip}: a positive global norm, or None for no clipping")
+        if self.adaptive_clip is not None and self.adaptive_clip <= 0:
+            raise ValueError(
+                f"optimizer.adaptive_clip={self.adaptive_clip}: a positive share of the weights' norm, or None"
+            )
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
@@ -113,7 +119,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> opta
     Raises:
       ValueError: a pattern of `decay` or `lr_of` that matches none of the trained leaves.
     """
-    chain = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
+    chain = [] if config.adaptive_clip is None else [_adaptive_clip(config.adaptive_clip)]
+    chain += [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
     chain += _moments(config)
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask(config, params)))
@@ -128,6 +135,21 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Mapping) -> opta
         rates[f"part{number}"] = make_schedule(dataclasses.replace(config, learning_rate=rate, lr_of=()), steps)
     scales = {name: optax.scale_by_learning_rate(rate) for name, rate in rates.items()}
     return optax.chain(*chain, optax.partition(scales, trees.unflatten(labels)))
+
+
+def _adaptive_clip(share: float) -> optax.GradientTransformation:
+    """`optax.adaptive_grad_clip`, which reads a leaf's shape, on each layer of a scanned stack by itself."""
+    inner = optax.adaptive_grad_clip(share)
+
+    def clipped(path: tuple, update: Any, weights: Any) -> Any:
+        one = lambda *leaves: inner.update(leaves[0], optax.EmptyState(), leaves[1])[0]  # noqa: E731
+        name = "/".join(str(key.key) for key in path)
+        return (jax.vmap(one) if trees.layer_paths(name, update.shape) else one)(update, weights)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(clipped, updates, params), state
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _moments(config: OptimizerConfig) -> list[optax.GradientTransformation]:

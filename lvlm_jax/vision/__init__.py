@@ -1,10 +1,17 @@
 """Vision towers, and the text towers that stand beside them: one family a file."""
 
+import dataclasses
 from types import ModuleType
+from typing import Any
 
-from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision.nfnet import NFNet, NFNetConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
+
+VisionConfig = ViTConfig | NFNetConfig
+"""What a model may hold as its tower: image_size, patch_size, patches and values say how it is fed, features and width
+what it gives, `build` makes the module."""
 
 FAMILIES: dict[str, ModuleType] = {
     "clip_vision_model": clip,
@@ -13,18 +20,24 @@ FAMILIES: dict[str, ModuleType] = {
     "vit": plain_vit,
     "dinov2": dinov2,
     "dinov2_with_registers": dinov2,
+    "blip_2_vision_model": blip2_vit,
+    "timm_wrapper": timm,
+    nfnet.MODEL_TYPE: nfnet,
 }
-"""Public ``model_type`` -> module with PRESETS, LAYOUTS, rows, from_hf, to_hf, fits."""
+"""Public ``model_type`` -> module with LAYOUTS, rows, from_hf, to_hf, fits."""
+
+CONVOLUTIONAL = ("timm_wrapper", nfnet.MODEL_TYPE)
+"""The families that hold towers which are no transformers."""
 
 
-def family_of(config: ViTConfig) -> str:
+def family_of(config: VisionConfig) -> str:
     """The public ``model_type`` that can hold a tower of these values.
 
     Raises:
       ValueError: no public family has this combination.
     """
     for name, family in FAMILIES.items():
-        if family.fits(config):
+        if (isinstance(config, ViTConfig) or name in CONVOLUTIONAL) and family.fits(config):
             return name
     raise ValueError(
         f"no public family ({', '.join(FAMILIES)}) holds a vision tower with class_token={config.class_token}, "
@@ -32,6 +45,18 @@ def family_of(config: ViTConfig) -> str:
         f"layer_scale={config.layer_scale}, resize={config.resize!r} and classes={config.classes}; "
         "CLIP's has the first two and no patch bias, SigLIP's the reverse, ViT's and DINOv2's have the first and a bias"
     )
+
+
+def reading(config: VisionConfig, **fields: Any) -> VisionConfig:
+    """The tower with another choice of what is read of it: feature_layer, class_feature, feature_norm.
+
+    Raises:
+      ValueError: a choice that this kind of tower does not have.
+    """
+    other = {name: value for name, value in fields.items() if getattr(config, name) != value}
+    for name in other.keys() - {field.name for field in dataclasses.fields(config)}:
+        raise ValueError(f"{name}={other[name]!r}: a tower of {type(config).__name__} has no such thing; leave it out")
+    return dataclasses.replace(config, **other)
 
 
 TEXT_FAMILIES: dict[str, ModuleType] = {
@@ -61,14 +86,22 @@ def text_family_of(config: TextTowerConfig) -> str:
 
 
 __all__ = [
+    "CONVOLUTIONAL",
     "FAMILIES",
     "TEXT_FAMILIES",
+    "NFNet",
+    "NFNetConfig",
     "TextTowerConfig",
     "ViT",
     "ViTConfig",
+    "VisionConfig",
+    "blip2_vit",
     "clip",
+    "eva",
     "family_of",
+    "nfnet",
     "patchify",
+    "reading",
     "siglip",
     "text_family_of",
     "timm",

@@ -96,7 +96,8 @@ def fits(config: ViTConfig) -> bool:
     resize = "cubic_antialias" if config.registers else "cubic"
     mask = config.mask_token or not config.registers  # with registers there is always one
     return (
-        config.class_token
+        config.is_basic_but("layer_scale", "gated", "registers", "mask_token", "resize")
+        and config.class_token
         and not config.pre_norm
         and config.patch_bias
         and config.pool == "token"

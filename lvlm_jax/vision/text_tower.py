@@ -13,7 +13,7 @@ from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.norms import LayerNorm
 from lvlm_jax.nn.stack import make_stack, run_stack
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
-from lvlm_jax.vision.vit import Block
+from lvlm_jax.vision.blocks import Block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,29 @@
-"""The pre-norm vision transformer trunk, fed with patches.
+"""The vision transformer trunk, fed with patches.
 
 One trunk serves them all: CLIP (class token, norm before block 1, quick-GELU), SigLIP (neither; tanh-GELU), SigLIP 2
-(pictures of any shape), plain ViT and DINOv2 (layer scale, registers). They differ in field values only.
-Source: ViT (arXiv 2010.11929).
+(pictures of any shape), plain ViT, DINOv2 (layer scale, registers) and EVA (no key bias; rotary positions and inner
+norms, or norms behind the branches). They differ in field values only. Source: ViT (arXiv 2010.11929).
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.nn import grids
 from lvlm_jax.nn import ranges as R
-from lvlm_jax.nn.attention import Attention
 from lvlm_jax.nn.linear import linear, named
-from lvlm_jax.nn.mlp import GatedMlp, Mlp
 from lvlm_jax.nn.norms import LayerNorm
+from lvlm_jax.nn.positions import Turned, rotary_2d
 from lvlm_jax.nn.stack import make_stack, run_stack
 from lvlm_jax.shapes import Array, Bool, DTypeLike, Float, Int
+from lvlm_jax.vision.blocks import Block, MapHead
 
-Pool = Literal["class", "token", "tanh", "map", "mean", "none"]
+Pool = Literal["class", "token", "token_twice", "tanh", "map", "mean", "none"]
 Resize = Literal["none", "linear_antialias", "cubic", "cubic_antialias"]
+ROTARY_THETA = 10000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,12 @@ class ViTConfig:
     `feature_norm` puts the final norm behind the last block, as a tower without pooling ends (PaliGemma).
 
     `pool` is how a picture becomes one vector: "class" the class token, which alone meets the final norm (CLIP);
-    "token" the class token of the normed whole (ViT, DINOv2), "tanh" through a dense layer and tanh besides; "map" a
-    learned probe (SigLIP); "mean" and "none" the mean of the patches, meant as such or for want of a head.
+    "token" the class token of the normed whole (ViT, DINOv2), "tanh" through a dense layer and tanh besides,
+    "token_twice" through the final norm once more (BLIP-2); "map" a learned probe (SigLIP); "mean" and "none" the mean
+    of the patches, meant as such or for want of a head.
+
+    `rotary_grid` turns queries and keys of patches by their place as well, scaled to a grid of so many rows and columns
+    (that of pre-training); class token and registers stay. `key_bias`, `inner_norm` and `norm_after` as `Block`'s.
 
     `resize` is how the position table comes to pictures of other grids than its own, each picture of a row to its own
     (a key of `grids.RESIZES`, with `resize_offset`); "none" reads the table as it is. `max_patches` are the patches of
@@ -61,13 +66,17 @@ class ViTConfig:
     gated: bool = False
     registers: int = 0
     mask_token: bool = False
+    key_bias: bool = True
+    inner_norm: bool = False
+    norm_after: bool = False
+    rotary_grid: int | None = None
     resize: Resize = "none"
     resize_offset: float = 0.0
     max_patches: int | None = None
     classes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.class_token and self.pool in ("class", "token", "tanh"):
+        if not self.class_token and self.pool in ("class", "token", "token_twice", "tanh"):
             raise ValueError(f"pool={self.pool!r} reads the class token, but class_token is False")
         if self.max_patches is not None and self.resize == "none":
             raise ValueError(
@@ -81,6 +90,13 @@ class ViTConfig:
             )
         if self.width % self.heads:
             raise ValueError(f"width={self.width} does not divide into heads={self.heads}")
+        if self.rotary_grid is not None and self.width // self.heads % 4:
+            raise ValueError(
+                f"rotary_grid={self.rotary_grid} turns pairs of values by row and by column, but a head has "
+                f"{self.width // self.heads} values (width={self.width}, heads={self.heads}), no multiple of 4"
+            )
+        if self.inner_norm and not self.gated:
+            raise ValueError("inner_norm=True stands inside a gated feed-forward, but gated is False")
         if not 0 < self.patch_size <= self.image_size:
             raise ValueError(f"patch_size={self.patch_size} does not fit image_size={self.image_size}")
         if not -1 - self.depth <= self.feature_layer <= -1:
@@ -105,8 +121,12 @@ class ViTConfig:
 
     @property
     def is_basic(self) -> bool:
-        """Whether the trunk is that of ViT, CLIP and SigLIP: no layer scale, gate, register, mask token or resize."""
-        return not (self.layer_scale or self.gated or self.registers or self.mask_token or self.resize != "none")
+        """Whether the trunk is that of ViT, CLIP and SigLIP."""
+        return self.is_basic_but()
+
+    def is_basic_but(self, *names: str) -> bool:
+        """Whether every field that ViT, CLIP and SigLIP do not have is at its default, save the named ones."""
+        return all(getattr(self, name) == default for name, default in _BEYOND_BASIC.items() if name not in names)
 
     @property
     def values(self) -> int:
@@ -118,34 +138,26 @@ class ViTConfig:
         """Visual tokens that a vision-language model reads from one picture."""
         return self.patches + (self.class_token and self.class_feature)
 
+    def places(self, path: str) -> int:
+        """Positions of a vision row at which the kernel at `path`, below the tower, is multiplied."""
+        return self.patches
 
-class Block(nn.Module):
-    """Pre-norm encoder block; `layer_scale` weighs each value of both branches by a parameter."""
+    @property
+    def attention_flops(self) -> int:
+        """FLOPs of attention's two products over a vision row, forward."""
+        return 4 * self.depth * self.patches**2 * self.width
 
-    heads: int
-    mlp_dim: int
-    activation: str
-    norm_eps: float
-    layer_scale: bool = False
-    gated: bool = False
-    dtype: DTypeLike = jnp.float32
+    def build(self, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
+        """The module."""
+        return VisionTower(self, dtype, scan, remat)
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], _: Any, ranges: R.Ranges) -> tuple[Float[Array, "B T D"], None]:
-        norm = functools.partial(LayerNorm, self.norm_eps, self.dtype)
-        attention = functools.partial(Attention, qkv_bias=True, out_bias=True, dtype=self.dtype, name="attn")
-        attention = attention(self.heads, self.heads, x.shape[-1] // self.heads)
-        x = x + self._weighed("scale1", attention(norm(name="norm1")(x), ranges)[0])
-        if self.gated:
-            mlp = GatedMlp(self.mlp_dim, self.activation, use_bias=True, dtype=self.dtype, name="mlp")
-        else:
-            mlp = Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")
-        return x + self._weighed("scale2", mlp(norm(name="norm2")(x))), None
 
-    def _weighed(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        if not self.layer_scale:
-            return x
-        return x * self.param(name, named(nn.initializers.ones, ("embed",)), (x.shape[-1],)).astype(self.dtype)
+_RARE = (
+    *("layer_scale", "gated", "registers", "mask_token", "resize"),
+    *("key_bias", "inner_norm", "norm_after", "rotary_grid"),
+)
+_BEYOND_BASIC = {field.name: field.default for field in dataclasses.fields(ViTConfig) if field.name in _RARE}
+"""What only some of the towers have -> its value in the others."""
 
 
 class ViT(nn.Module):
@@ -165,7 +177,7 @@ class ViT(nn.Module):
     Attributes:
       grid: side of the learned position table.
       registers: how many learned tokens stand between the class token and the patches, without a position.
-      resize: how each picture reads the table at its own grid, see `ViTConfig`.
+      resize: how each picture reads the table at its own grid, see `ViTConfig`, as for the fields above it.
     """
 
     grid: int
@@ -182,6 +194,10 @@ class ViT(nn.Module):
     gated: bool = False
     registers: int = 0
     mask_token: bool = False
+    key_bias: bool = True
+    inner_norm: bool = False
+    norm_after: bool = False
+    rotary_grid: int | None = None
     resize: Resize = "none"
     resize_offset: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -211,6 +227,7 @@ class ViT(nn.Module):
         if self.mask_token:
             token = self.param("mask_embed", named(nn.initializers.zeros, ("embed",)), (self.width,))
             x = x if masked is None else jnp.where(masked[..., None], token.astype(self.dtype), x)
+        turns = self._turns(positions, segments)
         x, segments = self._placed(x, positions, segments)
         if self.pre_norm:
             x = LayerNorm(self.norm_eps, self.dtype, name="pre_norm")(x)
@@ -222,10 +239,22 @@ class ViT(nn.Module):
             norm_eps=self.norm_eps,
             layer_scale=self.layer_scale,
             gated=self.gated,
+            key_bias=self.key_bias,
+            inner_norm=self.inner_norm,
+            norm_after=self.norm_after,
             dtype=self.dtype,
         )
         stack = make_stack(block, self.depth, self.scan, self.remat, name="layers")
-        return run_stack(stack, self.depth, x, None, R.packed_full(segments), take=take)[0]
+        return run_stack(stack, self.depth, x, None, R.packed_full(segments), turns, take=take)[0]
+
+    def _turns(self, positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]) -> tuple[Turned, Turned] | None:
+        """How patches are rotated, behind a class token and registers that are not: those stand at an angle of zero."""
+        if self.rotary_grid is None:
+            return None
+        sides = self.grid if self.resize == "none" else grids.picture_grids(positions, segments)
+        places = positions / sides * self.rotary_grid
+        places = jnp.pad(places, ((0, 0), (self.class_token + self.registers, 0), (0, 0)))
+        return rotary_2d(places, self.width // self.heads, ROTARY_THETA)
 
     def _placed(
         self, x: Float[Array, "N P D"], positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]
@@ -249,29 +278,6 @@ class ViT(nn.Module):
         spread = [jnp.broadcast_to(part.astype(self.dtype), (len(x), *part.shape[-2:])) for part in parts]
         ids = [jnp.broadcast_to(segments[:, :1], (len(x), part.shape[-2])) for part in parts[:-1]]
         return jnp.concatenate(spread, axis=1), jnp.concatenate([*ids, segments], axis=1)
-
-
-class MapHead(nn.Module):
-    """Attention pooling with one learned probe, as SigLIP pools (arXiv 2303.15343)."""
-
-    heads: int
-    mlp_dim: int
-    activation: str
-    norm_eps: float
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N P D"], segments: Int[Array, "N P"]) -> Float[Array, "N D"]:
-        """One vector a row; padding (segment 0) is not read."""
-        width = x.shape[-1]
-        probe = self.param("probe", named(nn.initializers.xavier_uniform(), (None, "embed")), (1, width))
-        q = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, width))
-        attention = Attention(
-            self.heads, self.heads, width // self.heads, qkv_bias=True, out_bias=True, dtype=self.dtype, name="attn"
-        )
-        pooled = attention(q, R.shown(segments), context=x)[0]
-        normed = LayerNorm(self.norm_eps, self.dtype, name="norm")(pooled)
-        return (pooled + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(normed))[:, 0]
 
 
 class VisionTower(nn.Module):
@@ -304,6 +310,10 @@ class VisionTower(nn.Module):
             gated=c.gated,
             registers=c.registers,
             mask_token=c.mask_token,
+            key_bias=c.key_bias,
+            inner_norm=c.inner_norm,
+            norm_after=c.norm_after,
+            rotary_grid=c.rotary_grid,
             resize=c.resize,
             resize_offset=c.resize_offset,
             dtype=self.dtype,
@@ -341,6 +351,8 @@ class VisionTower(nn.Module):
         x = self.post_norm(x)
         if pool == "token":
             return x, x[:, 0]
+        if pool == "token_twice":
+            return x, self.post_norm(x[:, 0])
         if pool == "tanh":
             return x, jnp.tanh(self.pooler(x[:, 0]))
         patches = x[:, x.shape[1] - segments.shape[1] :]

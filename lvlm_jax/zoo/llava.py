@@ -210,7 +210,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     return whole, int(f["image_token_index"])
 
 
-def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.ViTConfig:
+def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.VisionConfig:
     """The tower, and what is read of it."""
     tower = f["vision_config"]
     kinds = vision.FAMILIES if own else TOWERS
@@ -224,7 +224,7 @@ def _vision_from_hf(f: Mapping[str, Any], own: bool = False) -> vision.ViTConfig
     layer = from_end("vision_feature_layer", f["vision_feature_layer"], config.depth)
     norm = one_of("vision_feature_norm", f.get("vision_feature_norm", False), [False, True])
     kept = config.class_token and strategy == "full"
-    return dataclasses.replace(config, feature_layer=layer, class_feature=kept, feature_norm=norm)
+    return vision.reading(config, feature_layer=layer, class_feature=kept, feature_norm=norm)
 
 
 def from_end(field: str, layer: Any, depth: int) -> int:
@@ -276,6 +276,11 @@ def processor(config: LVLMConfig) -> dict[str, Any]:
     }
 
 
+ORIGINAL_TOWERS = {
+    name: family.PRESETS[preset] for family in (vision.clip, vision.siglip) for name, preset in family.HUB_NAMES.items()
+}
+"""``mm_vision_tower`` of the authors' config.json -> tower."""
+
 PROJECTORS = {"linear": LinearConfig(), "mlp2x_gelu": MlpConfig()}
 """``mm_projector_type`` of the authors' config.json -> connector."""
 
@@ -288,15 +293,13 @@ def from_original(config: Mapping[str, Any]) -> LVLMConfig:
     Raises:
       ValueError: a tower, projector or value that cannot be run, naming the field and what is supported.
     """
-    towers = {**vision.clip.HUB_NAMES, **vision.siglip.HUB_NAMES}
-    short = {name.split("/")[-1]: preset for name, preset in towers.items()}
+    short = {name.split("/")[-1]: sizes for name, sizes in ORIGINAL_TOWERS.items()}
     tower = str(config.get("mm_vision_tower"))
-    preset = short[one_of("mm_vision_tower", tower.rstrip("/").split("/")[-1], short)]
+    sizes = short[one_of("mm_vision_tower", tower.rstrip("/").split("/")[-1], short)]
     kind = one_of("mm_projector_type", config.get("mm_projector_type") or "linear", PROJECTORS)
     select = one_of(
         "mm_vision_select_feature", config.get("mm_vision_select_feature") or "patch", ["patch", "cls_patch"]
     )
-    sizes = {**vision.clip.PRESETS, **vision.siglip.PRESETS}[preset]
     layer = from_end("mm_vision_select_layer", config.get("mm_vision_select_layer", -2), sizes.depth)
     sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=sizes.class_token and select == "cls_patch")
     merge = one_of("mm_patch_merge_type", config.get("mm_patch_merge_type") or "flat", ["flat", "spatial_unpad"])
@@ -313,6 +316,7 @@ __all__ = [
     "DEFAULTS",
     "LAYOUTS",
     "MODEL_TYPE",
+    "ORIGINAL_TOWERS",
     "OWN_TYPE",
     "SYSTEMS",
     "Layout",

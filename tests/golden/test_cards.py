@@ -16,8 +16,7 @@ from lvlm_jax.llm.decoder import Decoder, dummy_inputs
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.vision import dinov2, plain_vit
-from lvlm_jax.vision.vit import VisionTower
+from lvlm_jax.vision import blip2_vit, dinov2, eva, nfnet, plain_vit
 from lvlm_jax.zoo import dual
 
 CARDS = pathlib.Path(__file__).parent / "cards"
@@ -42,7 +41,7 @@ def _dual(config):
 def _tower(config):
     p = config.patches
     picture = jnp.zeros((1, p, config.values)), jnp.zeros((1, p, 2), jnp.int32), jnp.ones((1, p), jnp.int32)
-    shapes, axes = abstract(VisionTower(config, scan=True), *picture)
+    shapes, axes = abstract(config.build(jnp.float32, scan=True), *picture)
     return shapes, axes, vision.FAMILIES[vision.family_of(config)].rows(config, "", "")
 
 
@@ -51,10 +50,11 @@ def _system(spec):
     return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
 
 
+TOWERS = (plain_vit, dinov2, blip2_vit, eva, nfnet)
 PRESETS = (
     {name: (_system, spec) for name, spec in zoo.SYSTEMS.items()}
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
-    | {name: (_tower, config) for family in (plain_vit, dinov2) for name, config in family.PRESETS.items()}
+    | {name: (_tower, config) for family in TOWERS for name, config in family.PRESETS.items()}
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
 )
 
@@ -75,7 +75,11 @@ def _names(axes) -> str:
     return f"({', '.join(axis or '-' for axis in axes)})"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# Of the NFNets, which are slow to trace, the first and the last stand for the others.
+SLOW = [f"nfnet_f{n}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PRESETS])
 def test_card_and_key_table(name):
     shapes, axes, rows = make(name)
     golden = CARDS / f"{name}.txt"
@@ -157,6 +161,13 @@ def test_no_card_without_its_preset():
         ("dinov2_b14", 86_580_480),
         ("dinov2_g14", 1_136_480_768),
         ("dinov2_l14_reg", 304_372_736),
+        ("blip2_vit_g14_224", 985_952_256),
+        # as timm counts them
+        ("eva01_clip_g14_224", 1_012_588_928),
+        ("eva02_clip_b16_224", 86_263_040),
+        ("eva02_clip_l14_336", 304_432_832),
+        ("eva02_clip_e14_224", 4_350_556_928),
+        ("nfnet_f6", 438_359_116),
     ],
 )
 def test_published_sizes(name, total):

@@ -23,7 +23,7 @@ LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
 DECODERS = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "qwen3", "mistral", "mistral_v03")
 ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
 GPTS = ("opt", "gpt2", "gpt_neox", "mpt")
-TOWERS = ("siglip2", "siglip2_vision", "vit", "vit_classifier", "dinov2", "dinov2_registers")
+TOWERS = ("siglip2", "siglip2_vision", "vit", "vit_classifier", "dinov2", "dinov2_registers", "blip2_vision")
 
 
 def same_bytes(one, other):

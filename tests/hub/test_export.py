@@ -319,7 +319,17 @@ def test_every_kind_names_its_layouts():
         "lvlm": ["hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original", "big_vision-paligemma"],
         "dual": ["hf", "big_vision", "big_vision-scan"],
         "vision": [
-            *["hf-4", "hf-5", "hf-vit", "hf-vit-classifier", "big_vision", "big_vision-scan", "timm", "vit_jax"]
+            *[
+                "hf-4",
+                "hf-5",
+                "hf-vit",
+                "hf-vit-classifier",
+                "big_vision",
+                "big_vision-scan",
+                "timm",
+                "nfnet",
+                "vit_jax",
+            ]
         ],
         "text": ["hf-4", "hf-5"],
         "decoder": ["hf", "bare"],

@@ -142,6 +142,10 @@ def dinov2():
     return hf.Dinov2Model(hf.Dinov2Config(**_DINO, use_swiglu_ffn=True))
 
 
+def blip2_vision():
+    return hf.Blip2VisionModel(hf.Blip2VisionConfig(**TOWER, **PICTURE, initializer_range=0.02))
+
+
 def dinov2_registers():
     return hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**_DINO, num_register_tokens=3))
 

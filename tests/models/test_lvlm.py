@@ -57,7 +57,7 @@ def split_at(batch, at):
         ("clip_llama3", False),
         ("siglip_gemma3", False),
     ]
-    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")]
+    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool", "eva", "nfnet")]
     + [pytest.param("siglip_gemma3", True, marks=pytest.mark.slow)],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
@@ -124,6 +124,8 @@ def agree(got, name, atol):
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("eva", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("nfnet", "FSDP_TP", marks=pytest.mark.nightly),
     ],
 )
 def test_sharded_equals_unsharded(name, preset):

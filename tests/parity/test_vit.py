@@ -1,4 +1,6 @@
-"""Plain ViT and DINOv2: pooled vectors, classes, hidden layers, masks, and pictures of other sizes than the table's."""
+"""Plain ViT, DINOv2, BLIP-2's tower: pooled vectors, classes, hidden layers, masks, pictures of other sizes."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -132,3 +136,28 @@ def test_dinov2_with_hidden_patches(tmp_path):
     compare.close(
         run(tower, params, pictures(), masked=jnp.asarray(masked))[0], out.last_hidden_state, "DINOv2, masked"
     )
+
+
+@pytest.mark.slow
+def test_blip2(tmp_path):
+    """What a Q-Former reads, and pictures of another size than the table's, as the public class interpolates them."""
+    torch.manual_seed(0)
+    # The class's own spread of initial weights, 1e-10, leaves nothing to compare.
+    model = compare.perturb(Blip2VisionModel(Blip2VisionConfig(**SIZES, intermediate_size=64, initializer_range=0.02)))
+    tower, params = load(model, tmp_path)
+    assert tower.config.features == 17
+    with torch.no_grad():
+        out = model(torched(pictures()), output_hidden_states=True)
+        wide = model(torched(pictures(21, 49)), interpolate_pos_encoding=True)
+    last, pooled = run(tower, params, pictures())
+    compare.close(last, out.last_hidden_state, "BLIP-2 last layer")
+    compare.close(pooled, out.pooler_output, "BLIP-2 pooled")
+    compare.close(run(tower, params, pictures(), method="features"), out.last_hidden_state, "BLIP-2 features")
+    change = {"feature_layer": -2, "feature_norm": False, "class_feature": False}
+    earlier = VisionTower(dataclasses.replace(tower.config, **change))
+    compare.close(run(earlier, params, pictures(), method="features"), out.hidden_states[-2][:, 1:], "penultimate")
+    resized = VisionTower(dataclasses.replace(tower.config, resize="cubic"))
+    compare.close(run(resized, params, pictures(21, 49))[0], wide.last_hidden_state, "BLIP-2 at 21 x 49")
+    whole = runner(tower, pictures())
+    dead = compare.dead(lambda p: whole(p)[0], params)
+    assert {path for path in dead if not path.endswith("k/bias")} == set()

@@ -39,6 +39,7 @@ def test_schedule_golden_values(config, golden):
         ({"warmup": 1.5}, r"optimizer.warmup=1.5.*share"),
         ({"b2": 1.0}, r"optimizer.b2=1.0.*\[0, 1\)"),
         ({"clip": 0.0}, r"optimizer.clip=0.0.*None"),
+        ({"adaptive_clip": 0.0}, r"optimizer.adaptive_clip=0.0: a positive share"),
         ({"end_factor": 2.0}, r"optimizer.end_factor=2.0"),
         ({"weight_decay": -0.1}, r"optimizer.weight_decay=-0.1"),
     ],
@@ -75,6 +76,32 @@ def test_equals_optax_adamw_behind_a_clip():
     want = optax.chain(optax.clip_by_global_norm(0.7), optax.adamw(0.1, b2=0.98, weight_decay=0.3, mask=mask))
     got = _steps(make_optimizer(config, 10, TREE), grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, _steps(want, grads))
+
+
+@jax.jit
+def _clipped(grads, weights):
+    tx = optim._adaptive_clip(0.01)
+    return tx.update(grads, tx.init(weights), weights)[0]
+
+
+def test_adaptive_clip_bounds_each_output_of_each_layer():
+    rng = np.random.default_rng(0)
+    draw = lambda: {"conv": rng.normal(size=(3, 3, 4, 5)), "kernel": rng.normal(size=(4, 5))}  # noqa: E731
+    layers = [{"layers": {str(i): draw() for i in range(3)}, "gain": rng.normal(size=())} for _ in range(2)]
+    grads, weights = jax.tree.map(jnp.asarray, layers)
+    weights["layers"]["1"]["kernel"] *= 1e-6  # smaller than what a weight's norm is taken to be at least
+    apart = _clipped(grads, weights)
+    for i, least in (("0", None), ("1", 1e-3)):
+        g, w = (np.asarray(x["layers"][i]["kernel"]) for x in (grads, weights))
+        bound = 0.01 * (np.linalg.norm(w, axis=0) if least is None else least)
+        np.testing.assert_allclose(apart["layers"][i]["kernel"], g * bound / np.linalg.norm(g, axis=0), rtol=1e-5)
+    g, w = (np.asarray(x["layers"]["2"]["conv"]).reshape(-1, 5) for x in (grads, weights))
+    bound = 0.01 * np.linalg.norm(w, axis=0) / np.linalg.norm(g, axis=0)
+    np.testing.assert_allclose(apart["layers"]["2"]["conv"].reshape(-1, 5), g * bound, rtol=1e-5)
+    stacked = trees.unstack_layers(_clipped(*map(trees.stack_layers, (grads, weights))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stacked, apart)
+    small = jax.tree.map(lambda x: 1e-6 * x, grads)
+    jax.tree.map(np.testing.assert_array_equal, _clipped(small, grads), small)
 
 
 def test_learning_rates_by_part():

@@ -1,6 +1,7 @@
 """Vision and text towers: several pictures in a row, patches in any order, another grid, configs we cannot run."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax import vision
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.vision import clip, dinov2, plain_vit, siglip, siglip2, timm
+from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, siglip, siglip2, timm
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig, patchify
+from lvlm_jax.zoo import llava
 from tests import tiny
 
 PICTURES = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
@@ -49,7 +51,10 @@ def test_two_pictures_in_one_row_do_not_see_each_other():
     np.testing.assert_allclose(together[0], np.concatenate([alone[0], alone[1]]), atol=2e-5)
 
 
-@pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP, tiny.SIGLIP2, tiny.DINOV2])
+@pytest.mark.parametrize(
+    "config",
+    [tiny.CLIP, tiny.SIGLIP, tiny.SIGLIP2, tiny.DINOV2, pytest.param(tiny.EVA02, marks=pytest.mark.slow)],
+)
 def test_patches_may_come_in_any_order_and_padding_is_not_read(config):
     module, params = tower(config)
     patches, positions, segments = patchify(jnp.asarray(PICTURES), 7)
@@ -131,7 +136,7 @@ def test_text_longer_than_its_table_is_an_error():
         abstract(TextTower(config), jnp.zeros((1, 5), jnp.int32))
 
 
-@pytest.mark.parametrize("family", [clip, siglip, siglip2, plain_vit, dinov2])
+@pytest.mark.parametrize("family", [clip, siglip, siglip2, plain_vit, dinov2, blip2_vit])
 def test_presets_go_out_and_come_back(family):
     for config in family.PRESETS.values():
         assert family.from_hf(family.to_hf(config)) == config
@@ -141,6 +146,39 @@ def test_presets_go_out_and_come_back(family):
         assert family.text_from_hf(family.text_to_hf(text)) == text
         # SigLIP 2's text tower is SigLIP's.
         assert vision.TEXT_FAMILIES[vision.text_family_of(text)] is (siglip if family is siglip2 else family)
+
+
+@pytest.mark.parametrize("family", [eva, nfnet])
+def test_timms_presets_go_out_and_come_back(family):
+    assert set(family.HUB_NAMES.values()) == set(family.PRESETS)
+    for name, preset in family.HUB_NAMES.items():
+        config = family.PRESETS[preset]
+        assert timm.from_config(timm.to_config(config)) == config
+        assert vision.FAMILIES[vision.family_of(config)] is timm
+        assert timm.from_hf(timm.to_hf(config)) == config
+        # A release's config.json names its architecture and the width of its head.
+        public = {"architecture": name.split("/")[1], "num_classes": config.classes}
+        assert timm.from_config(public) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny.EVA02,
+        dataclasses.replace(
+            tiny.EVA02, rotary_grid=None, resize="cubic_antialias", feature_layer=-1, feature_norm=True
+        ),
+        dataclasses.replace(tiny.NFNET, feature_layer=-1),
+        dataclasses.replace(tiny.NFNET, **nfnet.AUTHORS),
+    ],
+)
+def test_a_llava_on_timms_towers_goes_out_and_comes_back(config):
+    whole = dataclasses.replace(tiny.SYSTEMS["llava15"], vision=config)
+    public = llava.to_hf(whole, 98)
+    assert public["model_type"] == llava.OWN_TYPE
+    assert llava.from_hf(json.loads(json.dumps(public))) == (whole, 98)
+    keys = [row.theirs for row in llava.rows(whole, "hf-5") if row.leaves[0].startswith("vision/")]
+    assert {key.split(".")[0] for key in keys} == {"vision_tower"}
 
 
 @pytest.mark.parametrize("config", [tiny.CLIP, tiny.SIGLIP, tiny.VIT, tiny.DINOV2])
@@ -194,6 +232,28 @@ def test_what_a_config_leaves_out_is_what_the_public_class_assumes():
             {"architecture": "vit_base_patch16_224", "model_args": {"init_values": 1e-5}},
             r"model_args field is 'init_values'.*'img_size'",
         ),
+        (
+            timm.from_config,
+            {"architecture": "eva02_large_patch14_448.mim"},
+            r"'eva02_large_patch14_448'.*patch14_clip_224",
+        ),
+        (
+            timm.from_config,
+            {"architecture": "eva_giant_patch14_clip_224", "global_pool": "avg"},
+            r"global_pool is 'avg'.*supported: 'token'",
+        ),
+        (
+            timm.from_config,
+            {"architecture": "eva02_base_patch16_clip_224", "model_args": {"scale_mlp": False}},
+            r"scale_mlp is False.*supported: True",
+        ),
+        (
+            timm.from_config,
+            {"architecture": "dm_nfnet_f0", "model_args": {"act_layer": "relu"}},
+            r"act_layer is 'relu'.*supported: 'gelu', 'silu'",
+        ),
+        (nfnet.from_hf, {"image_size": 64}, r"a lvlm_jax_nfnet lacks depths, widths"),
+        (blip2_vit.from_hf, {"qkv_bias": False}, r"qkv_bias is False.*supported: True"),
         (dinov2.from_hf, {"mlp_ratio": 3}, r"mlp_ratio is 3.*supported: 4"),
         (dinov2.from_hf, {"architectures": ["Dinov2Backbone"]}, r"architectures is 'Dinov2Backbone'.*'Dinov2Model'"),
     ],
@@ -206,6 +266,11 @@ def test_what_we_cannot_run_is_an_error(read, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"rotary_grid": 4, "heads": 16},
+            r"rotary_grid=4 .*a head has 2 values \(width=32, heads=16\), no multiple of 4",
+        ),
+        ({"inner_norm": True}, r"inner_norm=True stands inside a gated feed-forward, but gated is False"),
         ({"class_token": False}, r"pool='token' reads the class token, but class_token is False"),
         (
             {"max_patches": 9},
@@ -222,7 +287,7 @@ def test_timms_names():
     config = timm.from_config({"architecture": "vit_base_patch16_224.augreg_in21k", "num_classes": 21843})
     vit = dataclasses.replace(plain_vit.PRESETS["vit_b16_224"], norm_eps=1e-6, classes=21843)
     assert config == vit == timm.from_config(timm.to_config(config))
-    with pytest.raises(ValueError, match="timm's VisionTransformer cannot hold this tower"):
+    with pytest.raises(ValueError, match=r"VisionTransformer, Eva and NormFreeNet, .*cannot hold this tower"):
         timm.to_config(tiny.DINOV2)
 
 
