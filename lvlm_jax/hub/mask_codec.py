@@ -1,0 +1,32 @@
+"""PaliGemma's codec of masks from the authors' file, ``vae-oid.npz`` (gs://big_vision/paligemma/vae-oid.npz)."""
+
+import os
+
+import jax.numpy as jnp
+
+from lvlm_jax import keymap
+from lvlm_jax import params as trees
+from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.hub.npz import NpzFile
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.shapes import Params
+from lvlm_jax.vision import mask_codec
+
+
+def load(path: str | os.PathLike) -> Params:
+    """The parameters of `vision.mask_codec.MaskCodec`, float32.
+
+    Raises:
+      CheckpointError: no such file, or another model's: keys or shapes that differ, each named.
+    """
+    file = NpzFile(path)
+    table, shapes = mask_codec.rows(), trees.flatten(abstract(mask_codec.MaskCodec(), jnp.zeros((1, 64, 64)))[0])
+    try:
+        keymap.check(table, shapes, [key for key in file if key not in mask_codec.UNUSED], str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    leaves = {ours: leaf for row in table for ours, leaf in row.load(file.read(row.theirs)).items()}
+    for ours, leaf in leaves.items():
+        if leaf.shape != shapes[ours].shape:
+            raise CheckpointError(f"{path}: {ours} has the shape {leaf.shape}, the codec's is {shapes[ours].shape}")
+    return trees.unflatten({ours: jnp.asarray(leaf, jnp.float32) for ours, leaf in leaves.items()})
