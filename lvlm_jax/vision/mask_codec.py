@@ -67,14 +67,12 @@ class MaskCodec(nn.Module):
     """Masks to codes and back.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from lvlm_jax.nn.linear import init
+      >>> import jax.numpy as jnp
+      >>> from lvlm_jax.nn.linear import abstract
       >>> from lvlm_jax.vision.mask_codec import MaskCodec
-      >>> codec = MaskCodec()  # the authors' weights: lvlm_jax.hub.mask_codec.load("vae-oid.npz")
-      >>> params = init(codec, jax.random.key(0), jnp.zeros((1, 64, 64)))
-      >>> codes = codec.apply({"params": params}, jnp.ones((3, 64, 64)), method="encode")
-      >>> codec.apply({"params": params}, codes, method="decode").shape
-      (3, 64, 64)
+      >>> shapes, _ = abstract(MaskCodec(), jnp.zeros((1, 64, 64)))  # weights: lvlm_jax.hub.mask_codec.load(path)
+      >>> shapes["codebook"].shape
+      (128, 512)
     """
 
     def setup(self) -> None:
