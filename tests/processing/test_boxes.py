@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from lvlm_jax.processing.boxes import FORMS, Box, form_of, from_pixels, read_boxes, write_boxes
+from lvlm_jax.processing.tokenizer import Tokenizer
+from tests.tokenizers_tiny import llama_tiny
 
 LABELS = ("", "cat", "the dog's left ear", "größerer Ball", "2 cars, parked")
 
@@ -123,3 +125,14 @@ def test_pixels():
     assert box.area == pytest.approx(0.9 * 0.25)
     with pytest.raises(ValueError, match=r"the box from \(5, 100\) to \(9, 110\) holds no part of 200 x 100 pixels"):
         from_pixels(5, 100, 9, 110, 200, 100)
+
+
+def test_places_are_words_of_a_tokenizer_that_has_them():
+    """As PaliGemma's tokenizer has them: added, not special; so a model reads one token a place, and says it back."""
+    hf = llama_tiny()
+    hf.add_tokens([f"<loc{n:04}>" for n in range(1024)] + [f"<seg{n:03}>" for n in range(128)])
+    tokenizer = Tokenizer(hf)
+    text = write_boxes([Box(y0=0.1, x0=0.2, y1=0.3, x1=0.4, codes=tuple(range(16)))], "paligemma")
+    ids, _ = tokenizer.encode_text(text, first=False)
+    assert len(ids) == 4 + 16
+    assert read_boxes(tokenizer.decode(ids), "paligemma") == read_boxes(text, "paligemma")
