@@ -129,7 +129,7 @@ def test_pixels():
 
 def test_places_are_words_of_a_tokenizer_that_has_them():
     """As PaliGemma's tokenizer has them: added, not special; so a model reads one token a place, and says it back."""
-    hf = llama_tiny()
+    hf = llama_tiny(legacy=False)
     hf.add_tokens([f"<loc{n:04}>" for n in range(1024)] + [f"<seg{n:03}>" for n in range(128)])
     tokenizer = Tokenizer(hf)
     text = write_boxes([Box(y0=0.1, x0=0.2, y1=0.3, x1=0.4, codes=tuple(range(16)))], "paligemma")
