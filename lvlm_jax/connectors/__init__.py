@@ -2,17 +2,18 @@
 
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
 from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
-from lvlm_jax.connectors.projectors import Linear, LinearConfig, MlpConfig, MlpProjector
+from lvlm_jax.connectors.projectors import GatedConfig, GatedProjector, Linear, LinearConfig, MlpConfig, MlpProjector
 
 CONNECTORS = {
     "linear": LinearConfig,
     "mlp": MlpConfig,
+    "gated": GatedConfig,
     "perceiver": PerceiverConfig,
     "pixel_shuffle": PixelShuffleConfig,
     "average_pool": AveragePoolConfig,
 }
 
-ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
+ConnectorConfig = LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
 
 __all__ = [
     "CONNECTORS",
@@ -22,6 +23,8 @@ __all__ = [
     "AveragePool",
     "AveragePoolConfig",
     "ConnectorConfig",
+    "GatedConfig",
+    "GatedProjector",
     "Linear",
     "LinearConfig",
     "MlpConfig",

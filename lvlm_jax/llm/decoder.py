@@ -245,6 +245,7 @@ class Decoder(nn.Module):
         ranges: Ranges,
         cache: Any = None,
         index: Int[Array, ""] | None = None,
+        *shared: Any,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Embeddings -> (hidden states after the final norm, cache).
 
@@ -252,13 +253,14 @@ class Decoder(nn.Module):
           positions: rotary position of each embedding.
           ranges: the keys each query sees: of `x` itself, or of the cache when one is given.
           cache: from `new_cache`; the new keys are written at `index`.
+          shared: what else a `block` of another kind takes, the same in every layer.
         """
         c = self.config
         if self.is_initializing():  # the table and the head are read by other methods only
             self.embed(jnp.zeros((1, 1), jnp.int32))
             self.head_kernel()
         views = self.views(positions, ranges, cache is not None, index)
-        x, new = run_stack(self.layers, c.depth, x, self._per_layer(cache), views, index)
+        x, new = run_stack(self.layers, c.depth, x, self._per_layer(cache), views, index, *shared)
         return self.norm(x), None if cache is None else new
 
     def views(

@@ -43,11 +43,13 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
     vision, llm = config.vision, config.llm
     tokens = {"vision": pictures * vision.patches, "connector": pictures * config.visual_tokens, "llm": rows * length}
     total = 0.0
-    for part in ORDER:
-        here = [path for path in products if path.startswith(f"{part}/")]
-        still = trees.size([products[path] for path in here if not chosen[path]])
-        moved = trees.size([products[path] for path in here if chosen[path]])
-        total += tokens[part] * (6 * moved + min(4, factor[part]) * still)
+    for path, leaf in products.items():
+        part = path.split("/")[0]
+        if part not in ORDER:
+            continue
+        # A visual expert's weights see the pictures' positions alone.
+        count = tokens["connector"] if "/expert_" in path else tokens[part]
+        total += count * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
     total += factor["vision"] / 2 * vision.depth * 4 * tokens["vision"] * vision.patches * vision.width
     seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
     total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width

@@ -56,9 +56,10 @@ def split_at(batch, at):
         ("siglip_qwen2", False),
         ("clip_llama3", False),
         ("siglip_gemma3", False),
+        ("visual_expert", False),
     ]
     + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool")]
-    + [pytest.param("siglip_gemma3", True, marks=pytest.mark.slow)],
+    + [pytest.param(name, True, marks=pytest.mark.slow) for name in ("siglip_gemma3", "visual_expert")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)
@@ -124,6 +125,7 @@ def agree(got, name, atol):
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("visual_expert", "FSDP_TP", marks=pytest.mark.slow),
     ],
 )
 def test_sharded_equals_unsharded(name, preset):
@@ -253,5 +255,11 @@ def test_init_makes_every_weight_whatever_the_batch_holds():
         shapes, axes = abstract(LVLM(config), dummy_batch(config))
         none, _ = abstract(LVLM(config), dummy_batch(config, pictures=1, rows=2, length=3))
         assert P.flatten(shapes).keys() == P.flatten(none).keys() == P.flatten(axes).keys(), name
-        assert set(shapes) == {"vision", "connector", "llm", *(["newline"] if config.newline else [])}
+        assert set(shapes) == {
+            "vision",
+            "connector",
+            "llm",
+            *(["newline"] if config.newline else []),
+            *(["ends"] if config.expert else []),
+        }
         assert ("head" in shapes["llm"]) is not config.llm.tied
