@@ -14,7 +14,7 @@ shows one picture; here every picture has its own begin and end.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -212,6 +212,15 @@ def check(config: DecoderConfig) -> None:
             f"a visual expert stands beside LLaMA's layers; this decoder differs in {', '.join(sorted(other))} "
             "(qkv_bias alone may differ)"
         )
+
+
+def from_language(leaves: Mapping[str, Array], wanted: Iterable[str]) -> dict[str, Array]:
+    """A plain decoder's leaves by path, with those of the expert among the `wanted` ones: copies of the decoder's own.
+
+    So CogVLM starts: the expert does at first what the language model does.
+    """
+    language = {path: path.replace("/expert_", "/") for path in wanted if "/expert_" in path and path not in leaves}
+    return {**leaves, **{path: jnp.copy(leaves[own]) for path, own in language.items() if own in leaves}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
