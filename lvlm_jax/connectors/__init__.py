@@ -7,10 +7,10 @@ from lvlm_jax.connectors.projectors import GatedConfig, GatedProjector, Linear, 
 CONNECTORS = {
     "linear": LinearConfig,
     "mlp": MlpConfig,
-    "gated": GatedConfig,
     "perceiver": PerceiverConfig,
     "pixel_shuffle": PixelShuffleConfig,
     "average_pool": AveragePoolConfig,
+    "gated": GatedConfig,
 }
 
 ConnectorConfig = LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
