@@ -39,15 +39,10 @@ def decode_masks(
     boxes: list[Box], codec: str | os.PathLike, width: int, height: int
 ) -> list[Bool[np.ndarray, "H W"] | None]:
     """The mask of each box at the picture's size, None of one without shape codes."""
-    import jax
-    import jax.numpy as jnp
-
-    from lvlm_jax.hub import mask_codec as published
-    from lvlm_jax.vision.mask_codec import MaskCodec
+    from lvlm_jax.hub import mask_codec
 
     shaped = [box for box in boxes if box.codes]
     if not shaped:
         return [None] * len(boxes)
-    decode = jax.jit(lambda params, codes: MaskCodec().apply({"params": params}, codes, method="decode"))
-    decoded = iter(np.asarray(decode(published.load(codec), jnp.asarray([box.codes for box in shaped]))))
+    decoded = iter(mask_codec.codec(codec).decode(np.asarray([box.codes for box in shaped], np.int32)))
     return [paste_mask(next(decoded), box, width, height) if box.codes else None for box in boxes]

@@ -70,7 +70,7 @@ class MaskCodec(nn.Module):
       >>> import jax.numpy as jnp
       >>> from lvlm_jax.nn.linear import abstract
       >>> from lvlm_jax.vision.mask_codec import MaskCodec
-      >>> shapes, _ = abstract(MaskCodec(), jnp.zeros((1, 64, 64)))  # weights: lvlm_jax.hub.mask_codec.load(path)
+      >>> shapes, _ = abstract(MaskCodec(), jnp.zeros((1, 64, 64)))  # with weights: lvlm_jax.hub.mask_codec.codec(path)
       >>> shapes["codebook"].shape
       (128, 512)
     """

@@ -1,5 +1,7 @@
 """The authors' file of the mask codec: names and shapes as published, and files that are another's."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +46,18 @@ def test_the_authors_file_comes_in_and_nothing_is_left_over(arrays, tmp_path):
     assert {row.theirs for row in mask_codec.rows()} == arrays.keys()
     for row in mask_codec.rows():
         np.testing.assert_array_equal(row.save(flat), arrays[row.theirs], err_msg=row.theirs)
+
+
+@pytest.mark.slow
+def test_a_mask_goes_through_the_file_both_ways(arrays, tmp_path):
+    np.savez(tmp_path / "vae-oid.npz", **arrays)
+    codec, params = hub.codec(tmp_path / "vae-oid.npz"), hub.load(tmp_path / "vae-oid.npz")
+    masks = (np.random.default_rng(1).random((2, 64, 64)) < 0.5).astype(np.float32)
+    codes = codec.encode(masks)
+    assert (codes.shape, codes.dtype) == ((2, 16), np.int32)
+    assert 0 <= codes.min() <= codes.max() < 128
+    apply = jax.jit(lambda codes: mask_codec.MaskCodec().apply({"params": params}, codes, method="decode"))
+    np.testing.assert_array_equal(codec.decode(codes), apply(jnp.asarray(codes)))
 
 
 def test_a_file_of_another_model(arrays, tmp_path):
