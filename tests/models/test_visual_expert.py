@@ -33,6 +33,7 @@ def without(params, part):
     return P.unflatten({path: leaf + 0.5 if part in path else leaf for path, leaf in P.flatten(params).items()})
 
 
+@pytest.mark.slow
 def test_text_alone_is_the_plain_decoder_bit_for_bit():
     plain = LVLM(dataclasses.replace(CONFIG, expert=False))
     batch, _ = tiny.batch(CONFIG, [[9], [5, 7], [12]])
@@ -43,6 +44,7 @@ def test_text_alone_is_the_plain_decoder_bit_for_bit():
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 def test_each_position_is_computed_by_its_expert_alone():
     """With one layer, a weight behind attention moves the positions of its own kind and no other."""
     one = dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, depth=1))
