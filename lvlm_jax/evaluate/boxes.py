@@ -107,7 +107,12 @@ def segment(predictions: Sequence[str], masks: Sequence[Any], decode: Decode) ->
     """`overlap` of each prediction's mask with the true one, bool[H, W] at the picture's size.
 
     The mask of a prediction is that of its first box with shape codes; without one it is empty.
+
+    Raises:
+      ValueError: another number of predictions than of masks, or none.
     """
+    if not predictions or len(predictions) != len(masks):
+        raise ValueError(f"{len(predictions)} predictions for {len(masks)} masks; give one each, and some")
     boxes = [next((box for box in said(text) if box.codes), None) for text in predictions]
     codes = np.asarray([box.codes if box else (0,) * CODES for box in boxes], np.int32)
     out = []

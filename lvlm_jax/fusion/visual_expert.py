@@ -5,9 +5,10 @@ through the expert's projections and feed-forward, all else through the language
 together, causally. The tokens of a picture share one position, so that a picture takes three of the model's context.
 
 Where pictures stand differs from row to row, and rows are packed, so no span is static. What is static is the room: a
-group of rows holds at most N*Q visual tokens. So the language weights run over all positions, as in the plain decoder,
-and the expert over the N*Q places gathered: T + N*Q products a row instead of the 2T of running both and selecting,
-none beside the plain decoder's in text alone and in decoding, and every gather stays within a group.
+group of R rows holds at most N*Q visual tokens. So the language weights run over all R*T positions, as in the plain
+decoder, and the expert over N*Q gathered ones: less than the 2*R*T of running both and selecting, nothing beside the
+plain decoder in text alone and in decoding, and every gather stays within a group. (A grouped product over positions
+sorted by expert would save the language weights' N*Q too, but wants both experts' weights in one array.)
 Source: CogVLM's hub code (modeling_cogvlm.py), whose rule "visual if the next one is visual" is the same where a row
 shows one picture; here every picture has its own begin and end.
 """

@@ -106,6 +106,8 @@ def test_segmentation_pastes_what_the_codes_mean():
         {"mean_iou": (1 + 0.5 + 0) / 3, "cumulative_iou": (400 + 400) / (400 + 800 + 800)}
     )
     assert scores.segmentation([write_boxes([whole], "paligemma")], masks[1:2], decode).values["mean_iou"] == 1.0
+    with pytest.raises(ValueError, match="2 predictions for 3 masks; give one each"):
+        scores.segmentation(texts[:2], masks, decode)
 
 
 @pytest.mark.parametrize(
