@@ -72,16 +72,22 @@ def test_pictures_hold_one_position_and_packed_examples_begin_anew():
             place += 0 if kind is not None and 1 < kind < q - 1 else 1
             expected.append(place)
     row = lambda values: jnp.asarray([values, values], jnp.int32)  # noqa: E731
-    behind = visual_expert.skipped(row(positions), row(index), q)
+    behind = tiny.jit(visual_expert.skipped, static_argnums=2)(row(positions), row(index), q)
     np.testing.assert_array_equal(row(positions) - behind, [expected, expected])
 
 
 def test_routing_is_its_own_inverse_and_leaves_ends_to_the_text():
     batch, _ = tiny.batch(CONFIG, [[3, I, 4], [2, I, 1, I, 5], [9], [I, 2]], groups=2)
-    found = visual_expert.routing(jnp.asarray(batch.image_index), 2, batch.patches.shape[1], Q)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(*batch.tokens.shape, 5)), jnp.float32)
+    x = np.random.default_rng(0).normal(size=(*batch.tokens.shape, 5)).astype(np.float32)
     visual = (batch.image_index >= 0) & (batch.image_index % Q != Q - 1)
-    np.testing.assert_array_equal(found.overlay(jnp.zeros_like(x), found.gather(x)), np.where(visual[..., None], x, 0))
+
+    @tiny.jit
+    def there_and_back(index, x):
+        found = visual_expert.routing(index, 2, batch.patches.shape[1], Q)
+        return found, found.overlay(jnp.zeros_like(x), found.gather(x))
+
+    found, back = there_and_back(batch.image_index, x)
+    np.testing.assert_array_equal(back, np.where(visual[..., None], x, 0))
     assert visual_expert.routing(jnp.asarray(batch.image_index), 2, 0, Q) is None
     flat = np.asarray(batch.image_index).reshape(2, -1)
     for group, places in enumerate(np.asarray(found.places)):
