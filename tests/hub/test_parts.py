@@ -35,6 +35,7 @@ def test_a_tower_leaves_its_pooling_head_behind(tmp_path, name):
         assemble.public_parts(Start(hub=str(folder)), {"vision": deeper}, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_visual_expert_begins_as_a_copy_of_the_language_model(tmp_path, scan):
     folder = tiny.saved(tiny.perturbed(tiny.llama()), tmp_path / "in")
