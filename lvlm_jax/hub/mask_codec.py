@@ -21,7 +21,8 @@ def load(path: str | os.PathLike) -> Params:
     """The parameters of `vision.mask_codec.MaskCodec`, float32.
 
     Raises:
-      CheckpointError: no such file, or another model's: keys or shapes that differ, each named.
+      FileNotFoundError: no such file.
+      CheckpointError: another model's file: keys or shapes that differ, each named.
     """
     file = NpzFile(path)
     table, shapes = mask_codec.rows(), trees.flatten(abstract(mask_codec.MaskCodec(), jnp.zeros((1, 64, 64)))[0])
