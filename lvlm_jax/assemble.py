@@ -21,6 +21,7 @@ from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.evaluate.questions import questions
+from lvlm_jax.fusion import visual_expert
 from lvlm_jax.hub import beside, download, formats
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
@@ -328,8 +329,8 @@ def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
 def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
-    A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them.
-    An error of what cannot be found names `field`.
+    A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them;
+    a visual expert that it lacks is a copy of its own layers. An error of what cannot be found names `field`.
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
@@ -344,6 +345,7 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
     wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
+    got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
         raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})

@@ -129,7 +129,9 @@ def _add_eval(add: Any) -> None:
     )
     _model_arguments(command)
     cli_data.data_arguments(command, needed=False)
-    command.add_argument("--scores", default="", metavar="A,B", help="exact, vqa, caption; default exact")
+    command.add_argument(
+        "--scores", default="", metavar="A,B", help="exact, vqa, caption, refcoco, detection; default exact"
+    )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="default 16")
     command.add_argument("--rows", type=int, metavar="N", help="questions a batch; default the recipe's, or 64")
     command.add_argument("--limit", type=int, default=0, help="only the first N samples")
@@ -198,23 +200,35 @@ def _add_generate(add: Any) -> None:
     command.add_argument("--prompt", required=True)
     command.add_argument("--image", action="append", default=[], help="a picture (repeatable)")
     command.add_argument("--no-stream", action="store_true", help="print the answer when it is whole")
+    command.add_argument("--draw", metavar="FILE", help="write the picture there with the boxes that the answer says")
+    command.add_argument(
+        "--mask-codec", metavar="NPZ", help="with --draw: PaliGemma's vae-oid.npz, to draw masks of <seg...> too"
+    )
     _sampling_arguments(command)
 
 
 def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.processing.picture import ImageError
 
+    if args.draw and len(args.image) != 1:
+        raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
+    if args.mask_codec and not args.draw:
+        raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
     model = _load(args)
     settings = _sampling(args) | {"images": args.image, "system": args.system}
     try:
-        if args.no_stream:
-            print(model.generate(args.prompt, **settings))
-            return 0
-        for piece in model.generate(args.prompt, stream=True, **settings):
+        pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
+        said = [pieces] if args.no_stream else []
+        for piece in () if args.no_stream else pieces:
+            said.append(piece)
             print(piece, end="", flush=True)
     except ImageError as error:
         raise ValueError(f"--image {error}") from error
-    print()
+    print(pieces if args.no_stream else "")
+    if args.draw:
+        from lvlm_jax.infer.drawn import draw_answer
+
+        print(draw_answer("".join(said), args.image[0], args.draw, args.mask_codec), file=sys.stderr)
     return 0
 
 

@@ -46,6 +46,7 @@ class Model:
     image_token_id: int = 32000
     attention: Literal["causal", "prefix"] = "causal"
     newline: bool = False
+    expert: bool = False
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -73,7 +74,7 @@ class Model:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
         parts = {"vision": self.vision, "connector": connector, "llm": self.llm}
-        return LVLMConfig(**parts, attention=self.attention, newline=self.newline)
+        return LVLMConfig(**parts, attention=self.attention, newline=self.newline, expert=self.expert)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,14 @@ import numpy as np
 
 from lvlm_jax import llm
 from lvlm_jax import params as P
-from lvlm_jax.connectors import AveragePoolConfig, LinearConfig, MlpConfig, PerceiverConfig, PixelShuffleConfig
+from lvlm_jax.connectors import (
+    AveragePoolConfig,
+    GatedConfig,
+    LinearConfig,
+    MlpConfig,
+    PerceiverConfig,
+    PixelShuffleConfig,
+)
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -129,6 +136,9 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "eva": LVLMConfig(vision=dataclasses.replace(EVA02, classes=0), connector=MlpConfig(), llm=LLAMA),
     "nfnet": LVLMConfig(vision=NFNET, connector=MlpConfig(), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
+    "visual_expert": LVLMConfig(
+        vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
+    ),
 }
 """One system a kind of part."""
 

@@ -2,7 +2,7 @@
 
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
 from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
-from lvlm_jax.connectors.projectors import Linear, LinearConfig, MlpConfig, MlpProjector
+from lvlm_jax.connectors.projectors import GatedConfig, GatedProjector, Linear, LinearConfig, MlpConfig, MlpProjector
 
 CONNECTORS = {
     "linear": LinearConfig,
@@ -10,9 +10,10 @@ CONNECTORS = {
     "perceiver": PerceiverConfig,
     "pixel_shuffle": PixelShuffleConfig,
     "average_pool": AveragePoolConfig,
+    "gated": GatedConfig,
 }
 
-ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
+ConnectorConfig = LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
 
 __all__ = [
     "CONNECTORS",
@@ -22,6 +23,8 @@ __all__ = [
     "AveragePool",
     "AveragePoolConfig",
     "ConnectorConfig",
+    "GatedConfig",
+    "GatedProjector",
     "Linear",
     "LinearConfig",
     "MlpConfig",

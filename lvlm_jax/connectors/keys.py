@@ -1,7 +1,8 @@
 """Checkpoint keys and config values of the connectors.
 
 The dense projectors, the pixel shuffle (Idefics 3, SmolVLM) and the average pool (Gemma 3) carry the torch library's
-names. A resampler in a LLaVA has no public counterpart: its keys are our own, in the same style, under the same prefix.
+names, the gated one CogVLM's. A resampler in a LLaVA has no public counterpart: its keys are our own, in the same
+style, under the same prefix.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from lvlm_jax.connectors import (
     CONNECTORS,
     AveragePoolConfig,
     ConnectorConfig,
+    GatedConfig,
     LinearConfig,
     MlpConfig,
     PerceiverConfig,
@@ -28,6 +30,16 @@ def linear_rows(config: LinearConfig, ours: str, theirs: str) -> list[Row]:
 def mlp_rows(config: MlpConfig, ours: str, theirs: str) -> list[Row]:
     """Two dense layers."""
     return [row for name in ("linear_1", "linear_2") for row in dense(f"{ours}/{name}", f"{theirs}.{name}", bias=True)]
+
+
+def gated_rows(config: GatedConfig, ours: str, theirs: str) -> list[Row]:
+    """CogVLM's `linear_proj`."""
+    names = {"gate": "gate_proj", "up": "dense_h_to_4h", "down": "dense_4h_to_h"}
+    return [
+        *dense(f"{ours}/linear_1", f"{theirs}.linear_proj"),
+        *layer_norm(f"{ours}/norm", f"{theirs}.norm1"),
+        *(row for x, y in names.items() for row in dense(f"{ours}/mlp/{x}", f"{theirs}.{y}")),
+    ]
 
 
 def perceiver_rows(config: PerceiverConfig, ours: str, theirs: str) -> list[Row]:
@@ -69,6 +81,7 @@ def average_pool_rows(config: AveragePoolConfig, ours: str, theirs: str) -> list
 ROWS = {
     LinearConfig: linear_rows,
     MlpConfig: mlp_rows,
+    GatedConfig: gated_rows,
     PerceiverConfig: perceiver_rows,
     PixelShuffleConfig: pixel_shuffle_rows,
     AveragePoolConfig: average_pool_rows,

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from lvlm_jax.config import ConfigError, near
+from lvlm_jax.data.coco import CocoFile, ReferFile
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
 from lvlm_jax.data.emoji import EmojiDrawings
@@ -32,6 +33,8 @@ FILES: dict[str, type] = {
     "llava_json": LlavaJsonFiles,
     "llava_yaml": LlavaYamlFile,
     "messages": MessagesFiles,
+    "coco": CocoFile,
+    "refcoco": ReferFile,
     "parquet": ParquetFiles,
     "webdataset": TarFiles,
     "obelics": ObelicsFiles,

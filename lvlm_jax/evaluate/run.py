@@ -25,7 +25,7 @@ from lvlm_jax.versions import versions
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "tokenizers")
 """What a score depends on."""
-RUNNING = ("exact", "vqa")
+RUNNING = ("exact", "vqa", "refcoco")
 """Scores that are means over samples, so that the progress bar can show them on the way."""
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lvlm_jax.evaluate import caption, vqa
+from lvlm_jax.evaluate import boxes, caption, vqa
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,17 +78,70 @@ def captions(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
     )
 
 
+def refcoco(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """Accuracy of boxes that expressions refer to, their mean IoU, and the share of answers without a box."""
+    found = [boxes.refer(prediction, reference) for prediction, reference in zip(predictions, references)]
+    samples = [
+        {f"accuracy@{least}": float((value or 0.0) >= least) for least in boxes.THRESHOLDS}
+        | {"mean_iou": value or 0.0, "without_box": float(value is None)}
+        for value in found
+    ]
+    values = {name: sum(sample[name] for sample in samples) / len(samples) for name in samples[0]}
+    return Scored(values=values, samples=samples, variant=boxes.REFER_VARIANT)
+
+
+def detection(predictions: Sequence[str], references: Sequence[Any]) -> Scored:
+    """Precision, recall and F1 of labelled boxes, and how many were said and were there."""
+    pairs = [(boxes.said(text), boxes.expected(reference)) for text, reference in zip(predictions, references)]
+    counts = [(boxes.matched(*pair), *map(len, pair)) for pair in pairs]
+
+    def rates(right: int, said: int, there: int) -> dict[str, float]:
+        precision, recall, f1 = (
+            n / of if of else 0.0 for n, of in ((right, said), (right, there), (2 * right, said + there))
+        )
+        return {
+            "f1@0.5": f1,
+            "precision@0.5": precision,
+            "recall@0.5": recall,
+            "boxes_said": said,
+            "boxes_there": there,
+        }
+
+    return Scored(
+        values=rates(*map(sum, zip(*counts))),
+        samples=[rates(*count) for count in counts],
+        variant=boxes.DETECT_VARIANT,
+    )
+
+
+def segmentation(predictions: Sequence[str], masks: Sequence[Any], decode: boxes.Decode) -> Scored:
+    """Mean and cumulative IoU of masks that texts say in shape codes; the codec's weights come as `decode`.
+
+    Args:
+      masks: the true ones, bool[H, W] at each picture's size.
+    """
+    overlaps = boxes.segment(predictions, masks, decode)
+    return Scored(
+        values={"mean_iou": boxes.mean_iou(overlaps), "cumulative_iou": boxes.cumulative_iou(overlaps)},
+        samples=[{"mean_iou": boxes.mean_iou([pair])} for pair in overlaps],
+        variant=boxes.SEGMENT_VARIANT,
+    )
+
+
 SCORES: dict[str, Callable[[Sequence[str], Sequence[Any]], Scored]] = {
     "exact": exact,
     "vqa": vqa_accuracy,
     "caption": captions,
+    "refcoco": refcoco,
+    "detection": detection,
 }
 
 
 def score(name: str, predictions: Sequence[str], references: Sequence[Any]) -> Scored:
     """Apply the scoring rule of that name.
 
-    A reference is a string, a list of strings, or an annotation record with ``answers`` (strings or records).
+    A reference is a string, a list of strings, or an annotation record with ``answers`` (strings or records); of boxes
+    see `evaluate.boxes`.
     Raises ValueError for an unknown name, for no samples, and for unequal numbers of predictions and references.
     """
     if name not in SCORES:

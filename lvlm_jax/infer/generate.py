@@ -74,8 +74,8 @@ def _keep(mesh: Mesh | None, cache: Any) -> Any:
 
 
 def cache_sharding(mesh: M.AnyMesh, shape: Sequence[int]) -> NamedSharding:
-    """How one array of keys or values lies on a mesh."""
-    return NamedSharding(mesh, M.spec(mesh, ("batch", "kv_heads", None, None), shape))
+    """How one array of a cache lies on a mesh: keys or values, or a number a row."""
+    return NamedSharding(mesh, M.spec(mesh, ("batch", "kv_heads", None, None)[: len(shape)], shape))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "room"))
@@ -252,8 +252,9 @@ class Generator:
         """Prompts as a batch of one of a few shapes: rows, length and pictures rounded up, rows padded on the left."""
         count = -(-_power(len(prompts), max(rows, len(prompts))) // self.groups) * self.groups
         filled = [[p] for p in prompts] + [[] for _ in range(count - len(prompts))]
-        share = count // self.groups
-        pictures = max(_distinct(filled[i : i + share]) for i in range(0, count, share))
+        # Rows about one picture share it, but not where what stands for it in a row depends on the row.
+        share, shared = count // self.groups, not self.model.config.expert
+        pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -262,7 +263,7 @@ class Generator:
             visual_tokens=self.model.config.visual_tokens,
             pad_id=self.pad_id,
             spec=self.spec,
-            share=True,
+            share=shared,
         )
         return _left_padded(batch)
 
@@ -345,10 +346,10 @@ def _ways(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
 
 
-def _distinct(rows: Sequence[Sequence[Encoded]]) -> int:
-    """Vision rows of the pictures of some rows, a picture that stands in several counted once."""
-    pictures = {picture_key(image): n for row in rows for e in row for image, n in zip(e.images, e.rows)}
-    return sum(pictures.values())
+def _vision_rows(rows: Sequence[Sequence[Encoded]], shared: bool) -> int:
+    """Vision rows of the pictures of some rows; where they are shared, one that stands in several counts once."""
+    pictures = [(picture_key(image), n) for row in rows for e in row for image, n in zip(e.images, e.rows)]
+    return sum(dict(pictures).values() if shared else (n for _, n in pictures))
 
 
 def _left_padded(batch: Batch) -> Batch:

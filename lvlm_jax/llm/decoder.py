@@ -75,6 +75,7 @@ class Decoder(nn.Module):
         ranges: Ranges,
         cache: Any = None,
         index: Int[Array, ""] | None = None,
+        *shared: Any,
     ) -> tuple[Float[Array, "B T _"], Any]:
         """Embeddings -> (hidden states that the head reads, cache).
 
@@ -85,6 +86,7 @@ class Decoder(nn.Module):
             says so (`DecoderConfig.rotary_pairs`).
           ranges: the keys each query sees: of `x` itself, or of the cache when one is given.
           cache: from `new_cache`; the new keys are written at `index`.
+          shared: what else a `block` of another kind takes, the same in every layer.
 
         Raises:
           ValueError: positions counted once for a decoder that counts them twice, or the other way round.
@@ -101,7 +103,7 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             x = x + jnp.take(self.position_embed, positions + c.position_offset, axis=0, mode="clip").astype(x.dtype)
         views = self.views(positions, ranges, cache is not None, index)
-        x, new = run_stack(self.layers, c.depth, x, self._per_layer(cache), views, index)
+        x, new = run_stack(self.layers, c.depth, x, self._per_layer(cache), views, index, *shared)
         x = self.norm(x) if c.final_norm else x
         return x if c.embed_width is None else self.project_out(x), None if cache is None else new
 

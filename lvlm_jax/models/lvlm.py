@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.connectors import ConnectorConfig
-from lvlm_jax.fusion import soft_tokens
+from lvlm_jax.fusion import soft_tokens, visual_expert
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.mesh import constrain
 from lvlm_jax.nn import ranges as R
@@ -22,6 +22,8 @@ class LVLMConfig:
     """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole).
 
     newline: pictures are cut into tiles, and a learned token ends each row of their grid (LLaVA-NeXT).
+    expert: the decoder's layers have weights of their own for the positions of pictures, and a picture begins and ends
+    with a learned vector (CogVLM's visual expert, `fusion.visual_expert`).
     """
 
     vision: VisionConfig
@@ -29,8 +31,16 @@ class LVLMConfig:
     llm: DecoderConfig
     attention: Literal["causal", "prefix"] = "causal"
     newline: bool = False
+    expert: bool = False
 
     def __post_init__(self) -> None:
+        if self.expert:
+            visual_expert.check(self.llm)
+            if self.newline or self.attention != "causal":
+                raise ValueError(
+                    f"expert=True with newline={self.newline}, attention={self.attention!r}: a visual expert sees "
+                    "whole pictures, causally; set newline=False and attention='causal'"
+                )
         if self.newline and math.isqrt(self.visual_tokens) ** 2 != self.visual_tokens:
             raise ValueError(
                 f"newline=True with {self.visual_tokens} visual tokens of a picture, which is no square: tiles make "
@@ -40,11 +50,11 @@ class LVLMConfig:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of one vision row (Q): a picture, or one of its tiles."""
-        return self.connector.tokens(self.vision.features)
+        return self.connector.tokens(self.vision.features) + (visual_expert.ENDS if self.expert else 0)
 
 
 class LVLM(nn.Module):
-    """LLaVA 1, 1.5 and NeXT, and the same with another connector between.
+    """LLaVA 1, 1.5 and NeXT, and the same with another connector between; with `expert` CogVLM.
 
     Example:
       >>> import jax
@@ -56,7 +66,7 @@ class LVLM(nn.Module):
       >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
       ((1024, 4096), ('embed', 'mlp'))
 
-    Parameters: ``vision``, ``connector``, ``llm``, and ``newline`` where the config has one.
+    Parameters: ``vision``, ``connector``, ``llm``, and ``newline`` or ``ends`` where the config has them.
     """
 
     config: LVLMConfig
@@ -69,15 +79,26 @@ class LVLM(nn.Module):
         c = self.config
         self.vision = c.vision.build(self.dtype, self.scan, self.remat)
         self.connector = c.connector.build(c.llm.width, self.dtype, self.scan, self.remat)
-        self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat)
+        block = visual_expert.block(c.llm, self.dtype) if c.expert else None
+        self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat, block)
         if c.newline:
             self.newline = soft_tokens.Newline(c.llm.width, self.dtype)
+        if c.expert:
+            self.ends = visual_expert.Ends(self.dtype)
 
     def __call__(self, batch: Batch, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
         """A whole batch -> (hidden states after the final norm, cache filled from position 0 where one is given)."""
         x = self.embed(batch)
         index = None if cache is None else jnp.zeros((), jnp.int32)
-        return self.llm(x, batch.positions, self.ranges(batch), cache, index)
+        if not self.config.expert:
+            return self.llm(x, batch.positions, self.ranges(batch), cache, index)
+        q, (groups, pictures) = self.config.visual_tokens, batch.patches.shape[:2]
+        behind = visual_expert.skipped(batch.positions, batch.image_index, q)
+        routing = visual_expert.routing(batch.image_index, groups, pictures, q)
+        text = None if cache is None else cache.text
+        hidden, text = self.llm(x, batch.positions - behind, self.ranges(batch), text, index, routing)
+        # Rows are padded on the left, so that the last position is the newest of each.
+        return hidden, None if cache is None else visual_expert.Cache(text, behind[:, -1])
 
     def decode(
         self,
@@ -94,8 +115,11 @@ class LVLM(nn.Module):
           start: the first real cache slot of each row (rows are padded on the left).
           index: the cache slot of the first of these tokens, the same for all rows.
         """
-        ranges = R.cached(start, index + tokens.shape[1], tokens.shape[1])
-        return self.llm(self.llm.embed_tokens(tokens), positions, ranges, cache, index)
+        ranges, x = R.cached(start, index + tokens.shape[1], tokens.shape[1]), self.llm.embed_tokens(tokens)
+        if not self.config.expert:
+            return self.llm(x, positions, ranges, cache, index)
+        hidden, text = self.llm(x, positions - cache.skipped[:, None], ranges, cache.text, index)
+        return hidden, dataclasses.replace(cache, text=text)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Token embeddings with the pictures filled in."""
@@ -115,6 +139,8 @@ class LVLM(nn.Module):
         flat = lambda x: constrain(x.reshape(groups * rows, *x.shape[2:]), ("batch",) + (None,) * (x.ndim - 2))  # noqa: E731
         features = self.vision.features(flat(patches), flat(positions), flat(segments))
         tokens = self.connector(features)
+        if self.config.expert:
+            tokens = self.ends(tokens)
         return tokens.reshape(groups, rows * tokens.shape[1], tokens.shape[2])
 
     def ranges(self, batch: Batch) -> R.Ranges:
@@ -133,7 +159,8 @@ class LVLM(nn.Module):
 
     def new_cache(self, rows: int, length: int) -> Any:
         """An empty cache for `rows` rows of at most `length` positions. Needs no parameters."""
-        return new_cache(self.config.llm, rows, length, self.dtype, self.scan)
+        text = new_cache(self.config.llm, rows, length, self.dtype, self.scan)
+        return visual_expert.Cache(text, jnp.zeros(rows, jnp.int32)) if self.config.expert else text
 
 
 def dummy_batch(config: LVLMConfig, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:

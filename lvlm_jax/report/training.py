@@ -5,10 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lvlm_jax.processing.boxes import Box, form_of, read_boxes
+from lvlm_jax.processing.drawing import draw
+from lvlm_jax.processing.picture import load_image
 from lvlm_jax.report import page
 
 SHOWN = 48  # sample cards on a page; failures come first, so these are what a reader wants
-PERCENT = ("exact", "vqa", "accuracy", "bleu", "rouge")  # scores that are fractions begin with one of these
+# Scores that are fractions begin with one of these.
+PERCENT = ("exact", "vqa", "accuracy", "bleu", "rouge", "mean_iou", "without_box", "f1", "precision", "recall")
 
 
 def _is_fraction(name: str) -> bool:
@@ -133,11 +137,29 @@ def _stage(stage: Mapping[str, Any]) -> str:
     )
 
 
+MEANT, SAID = "#1c6b3c", "#d2452f"
+"""Colours of the boxes of the answer, green, and of the model, red."""
+
+
+def _boxes(text: str) -> list[Box]:
+    form = form_of(text)
+    return read_boxes(text, form, on_bad="skip").boxes if form else []
+
+
+def _picture(sample: Mapping[str, Any]) -> str:
+    """The picture, with the boxes of both answers over it where they say any."""
+    image, alt = sample["image"], "Picture to the question below"
+    for name, colour in (("answer", MEANT), ("prediction", SAID)):
+        if boxes := _boxes(sample[name]):
+            image, alt = draw(load_image(image), boxes, colour=colour), f"{alt}, boxes of the {name} drawn"
+    return page.picture(image, alt)
+
+
 def _sample(sample: Mapping[str, Any]) -> str:
     """One card: picture, question, both answers, and in words whether they agree."""
     kind, verdict = ("good", "✓ Correct") if sample["correct"] else ("bad", "✗ Wrong")
     return (
-        f'<li class="card sample {kind}-answer">{page.picture(sample["image"], "Picture to the question below")}\n'
+        f'<li class="card sample {kind}-answer">{_picture(sample)}\n'
         f'<p class="question">{page.escape(sample["question"])}</p>\n'
         f"<dl><dt>Answer</dt><dd>{page.escape(sample['answer'])}</dd>"
         f"<dt>Model</dt><dd>{page.escape(sample['prediction']) or '(nothing)'}</dd></dl>\n"
@@ -155,6 +177,8 @@ def _samples(samples: Sequence[Mapping[str, Any]], shown: int) -> str:
     summary = f"{wrong:,} of {len(samples):,} answers here are wrong; they come first.{cut}"
     if not wrong:
         summary = f"All {len(samples):,} answers here are right.{cut}"
+    if any(_boxes(sample["answer"]) for sample in ordered[:shown]):
+        summary += " Boxes of the answer are green, the model's are red."
     heading = f'<h2>Held-out pictures</h2>\n<p class="soft">{summary}</p>'
     return f'{heading}\n<ul class="grid samples">\n{cards}\n</ul>'
 

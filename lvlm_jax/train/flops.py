@@ -45,9 +45,13 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
     total = 0.0
     for path, leaf in products.items():
         part, _, rest = path.partition("/")
-        if part in ORDER:
-            uses = pictures * vision.places(rest) if part == "vision" else tokens[part]
-            total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
+        if part not in ORDER:
+            continue
+        if part == "vision":
+            uses = pictures * vision.places(rest)
+        else:  # a visual expert's weights see the pictures' positions alone
+            uses = tokens["connector"] if "/expert_" in path else tokens[part]
+        total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
     total += factor["vision"] / 2 * pictures * vision.attention_flops
     seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
     total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width

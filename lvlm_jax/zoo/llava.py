@@ -10,6 +10,7 @@ from typing import Any
 from lvlm_jax import llm, vision
 from lvlm_jax.connectors import LinearConfig, MlpConfig, PerceiverConfig
 from lvlm_jax.connectors import keys as connector_keys
+from lvlm_jax.fusion import visual_expert
 from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, Row, activation, fields, one_of
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
@@ -122,12 +123,15 @@ def rows(config: LVLMConfig, layout: str = "hf-5", tower: bool = True) -> list[R
     at = LAYOUTS[layout]
     tower_rows = vision.FAMILIES[vision.family_of(config.vision)].rows
     decoder_rows = llm.FAMILIES[llm.family_of(config.llm)].rows
+    if config.expert:
+        decoder_rows = visual_expert.rows
     between = connector_keys.original_rows if layout == "llava-original" else connector_keys.rows
     return [
         *(tower_rows(config.vision, "vision", at.vision) if tower else ()),
         *between(config.connector, "connector", at.connector),
         *decoder_rows(config.llm, "llm", at.llm, at.head),
         *([Row("newline/token", at.newline)] if config.newline else ()),
+        *(visual_expert.ends_rows("ends", at.connector) if config.expert else ()),
     ]
 
 
@@ -175,7 +179,7 @@ DEFAULTS = {
 
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
-    plain = config.attention == "causal" and not config.newline and not config.vision.feature_norm
+    plain = config.attention == "causal" and not (config.newline or config.expert or config.vision.feature_norm)
     plain &= isinstance(config.connector, MlpConfig) and config.llm.final_softcap is None
     return plain and vision.family_of(config.vision) in TOWERS
 
@@ -206,6 +210,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
         llm=decoder if own else dataclasses.replace(decoder, final_softcap=None),
         attention=one_of("attention", f.get("attention", "causal") if own else "causal", ["causal", "prefix"]),
         newline=one_of("newline", f.get("newline", False) if own else False, [False, True]),
+        expert=one_of("expert", f.get("expert", False) if own else False, [False, True]),
     )
     return whole, int(f["image_token_index"])
 
@@ -252,7 +257,7 @@ def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = Non
     }
     if not fits(config):
         own = {"connector": connector_keys.to_dict(config.connector), "attention": config.attention}
-        own |= {"newline": config.newline, "vision_feature_norm": tower.feature_norm}
+        own |= {"newline": config.newline, "expert": config.expert, "vision_feature_norm": tower.feature_norm}
         own |= {"vision_max_patches": tower.max_patches}
         return {"model_type": OWN_TYPE, **out, **own}
     act = one_of("projector_hidden_act", config.connector.activation, PUBLIC_ACTIVATIONS)

@@ -12,6 +12,7 @@ from lvlm_jax.connectors import (
     IDEFICS,
     IDEFICS2,
     AveragePoolConfig,
+    GatedConfig,
     LinearConfig,
     MlpConfig,
     PerceiverConfig,
@@ -29,6 +30,7 @@ CASES = {
     "idefics2": PerceiverConfig(**IDEFICS2),
     "pixel_shuffle": PixelShuffleConfig(factor=4),
     "average_pool": AveragePoolConfig(side=2),
+    "gated": GatedConfig(hidden=40),
 }
 FEATURES = jnp.zeros((2, 16, 32))
 
@@ -43,7 +45,9 @@ def test_tokens_and_keys(name):
     keymap.check(rows, [f"connector/{path}" for path in P.flatten(shapes)], theirs, name)
     assert len(set(theirs)) == len(theirs)
     tokens = config.tokens(16)
-    assert tokens == {"linear": 16, "mlp": 16, "flamingo": 4, "pixel_shuffle": 1, "average_pool": 4}.get(name, 64)
+    assert tokens == {"linear": 16, "mlp": 16, "gated": 16, "flamingo": 4, "pixel_shuffle": 1, "average_pool": 4}.get(
+        name, 64
+    )
     assert jax.eval_shape(lambda: module.apply({"params": P.unflatten(zeros(shapes))}, FEATURES)).shape == (
         2,
         tokens,

@@ -93,7 +93,7 @@ def test_the_progress_bar_shows_the_running_score(system, samples, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scores": ("exactly",)}, "unknown score 'exactly'; choose from caption, exact, vqa"),
+        ({"scores": ("exactly",)}, "unknown score 'exactly'; choose from caption, detection, exact"),
         ({"samples": []}, "nothing to evaluate"),
         ({"max_new_tokens": 190}, "sample: a prompt of .* context is 192|0: a prompt of"),
         ({"batch_rows": 0}, "batch_rows=0"),

@@ -41,7 +41,7 @@ def test_caption_scores_are_named():
 
 
 def test_bad_calls_name_the_mistake():
-    with pytest.raises(ValueError, match="unknown score 'cider'; choose from caption, exact, vqa"):
+    with pytest.raises(ValueError, match="unknown score 'cider'; choose from caption, detection, exact, refcoco, vqa"):
         scores.score("cider", ["a"], ["a"])
     with pytest.raises(ValueError, match="2 predictions for 1 references"):
         scores.score("exact", ["a", "b"], ["a"])

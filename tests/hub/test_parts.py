@@ -10,6 +10,8 @@ from lvlm_jax import params as P
 from lvlm_jax.config import ConfigError
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.families import KINDS
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.recipe import Start, model_of
 from lvlm_jax.zoo import SYSTEMS
 from tests.hub import tiny
@@ -31,6 +33,24 @@ def test_a_tower_leaves_its_pooling_head_behind(tmp_path, name):
     deeper = KINDS["vision"].shapes(dataclasses.replace(config, depth=4), False)[0]
     with pytest.raises(ConfigError, match="does not hold the recipe's"):
         assemble.public_parts(Start(hub=str(folder)), {"vision": deeper}, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_visual_expert_begins_as_a_copy_of_the_language_model(tmp_path, scan):
+    folder = tiny.saved(tiny.perturbed(tiny.llama()), tmp_path / "in")
+    plain = P.flatten(import_folder(folder, scan=scan).params)
+    sizes = dataclasses.replace(SYSTEMS["llava15_7b"].config, expert=True, llm=import_folder(folder).config)
+    like = abstract(LVLM(sizes, scan=scan), dummy_batch(sizes))[0]["llm"]
+    found = P.flatten(assemble.public_parts(Start(hub=str(folder)), {"llm": like}, None)["llm"])
+    assert found.keys() == P.flatten(like).keys()
+    copied = [path for path in found if "/expert_" in path]
+    assert len(copied) == 7 * (1 if scan else sizes.llm.depth)
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, plain[path.replace("/expert_", "/")], err_msg=path)
+    for path in copied:  # both are donated to one step
+        own = found[path.replace("/expert_", "/")]
+        assert leaf is not own and found[path].unsafe_buffer_pointer() != own.unsafe_buffer_pointer()  # noqa: PT018
 
 
 def test_a_tokenizer_without_a_word_for_pictures_gets_one(tmp_path):

@@ -57,8 +57,11 @@ def split_at(batch, at):
         ("clip_llama3", False),
         ("siglip_gemma3", False),
     ]
-    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("pixel_shuffle", "average_pool", "eva", "nfnet")]
-    + [pytest.param("siglip_gemma3", True, marks=pytest.mark.slow)],
+    + [
+        pytest.param(name, False, marks=pytest.mark.slow)
+        for name in ("pixel_shuffle", "average_pool", "eva", "nfnet", "visual_expert")
+    ]
+    + [pytest.param(name, True, marks=pytest.mark.slow) for name in ("siglip_gemma3", "visual_expert")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)
@@ -126,6 +129,7 @@ def agree(got, name, atol):
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("eva", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("nfnet", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("visual_expert", "FSDP_TP", marks=pytest.mark.slow),
     ],
 )
 def test_sharded_equals_unsharded(name, preset):
@@ -255,5 +259,11 @@ def test_init_makes_every_weight_whatever_the_batch_holds():
         shapes, axes = abstract(LVLM(config), dummy_batch(config))
         none, _ = abstract(LVLM(config), dummy_batch(config, pictures=1, rows=2, length=3))
         assert P.flatten(shapes).keys() == P.flatten(none).keys() == P.flatten(axes).keys(), name
-        assert set(shapes) == {"vision", "connector", "llm", *(["newline"] if config.newline else [])}
+        assert set(shapes) == {
+            "vision",
+            "connector",
+            "llm",
+            *(["newline"] if config.newline else []),
+            *(["ends"] if config.expert else []),
+        }
         assert ("head" in shapes["llm"]) is not config.llm.tied

@@ -1,9 +1,12 @@
 """The training report: sound HTML, nothing from outside, nothing unescaped, failures first."""
 
+import base64
 import html.parser
+import io
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from lvlm_jax.report import training
@@ -159,3 +162,22 @@ def test_scores_that_are_no_fractions_stay_numbers():
 
 def test_an_empty_run_is_still_a_page():
     Reader(training.render("nothing", "", [], [], []))
+
+
+def test_boxes_of_both_answers_are_drawn_over_the_picture():
+    white = np.full((200, 200, 3), 255, np.uint8)
+    sample = {"image": white, "question": "where?", "correct": False}
+    sample |= {
+        "answer": "<loc0000><loc0000><loc0511><loc0511> cat",
+        "prediction": "<loc0511><loc0511><loc1023><loc1023>",
+    }
+    text = training.render(**arguments() | {"samples": [sample]})
+    assert "Boxes of the answer are green, the model's are red." in text
+    source = next(a for tag, a in Reader(text).tags if tag == "img")
+    assert source["alt"] == "Picture to the question below, boxes of the answer drawn, boxes of the prediction drawn"
+    drawn = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(source["src"].partition(",")[2]))))
+    assert drawn[50, 0].tolist() == [0x1C, 0x6B, 0x3C]
+    assert drawn[150, 199].tolist() == [0xD2, 0x45, 0x2F]
+    assert drawn[150, 50].tolist() == [255, 255, 255]
+    plain = training.render(**arguments())
+    assert "Boxes of the answer" not in plain

@@ -16,6 +16,7 @@ from lvlm_jax.train.flops import factors, step_flops
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Stage
 from lvlm_jax.zoo import SYSTEMS
+from tests import tiny
 
 
 def test_frozen_parts_cost_two_before_and_four_after_a_trained_one():
@@ -72,3 +73,17 @@ def test_adapters_cost_six_and_the_kernels_under_them_four():
     kernels = sum(math.prod(x.shape) for p, x in trees.flatten(shapes["llm"]).items() if p.endswith("kernel"))
     extra = sum(math.prod(x.shape) for p, x in trees.flatten(grown).items() if p.endswith((lora.A, lora.B)))
     assert got == pytest.approx(full + 2 * 2048 * (6 * extra - 2 * kernels))
+
+
+def test_a_visual_expert_costs_what_pictures_bring():
+    config, got = tiny.SYSTEMS["visual_expert"], []
+    for one in (dataclasses.replace(config, expert=False), config):
+        shapes, _ = abstract(LVLM(one), dummy_batch(one))
+        whole = jax.tree.map(lambda _: True, shapes)
+        got.append([step_flops(one, shapes, whole, rows=1, length=64, pictures=n) for n in (0, 3)])
+    assert got[0][0] == got[1][0]
+    weights = sum(leaf.size for path, leaf in trees.flatten(shapes).items() if "/expert_" in path)
+    connector = sum(leaf.size for leaf in jax.tree.leaves(shapes["connector"]) if len(leaf.shape) == 2)
+    extra = (got[1][1] - got[1][0]) - (got[0][1] - got[0][0])
+    # The language model's kernels once more, over the picture's positions; its two ends count with the connector.
+    assert extra == 6 * 3 * (config.visual_tokens * weights + 2 * connector)
