@@ -3,6 +3,7 @@
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
 from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
 from lvlm_jax.connectors.projectors import Linear, LinearConfig, MlpConfig, MlpProjector
+from lvlm_jax.connectors.qformer import QFormer, QFormerConfig
 
 CONNECTORS = {
     "linear": LinearConfig,
@@ -10,9 +11,10 @@ CONNECTORS = {
     "perceiver": PerceiverConfig,
     "pixel_shuffle": PixelShuffleConfig,
     "average_pool": AveragePoolConfig,
+    "qformer": QFormerConfig,
 }
 
-ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
+ConnectorConfig = LinearConfig | MlpConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig | QFormerConfig
 
 __all__ = [
     "CONNECTORS",
@@ -30,4 +32,6 @@ __all__ = [
     "PerceiverResampler",
     "PixelShuffle",
     "PixelShuffleConfig",
+    "QFormer",
+    "QFormerConfig",
 ]
