@@ -158,9 +158,8 @@ class QFormer(nn.Module):
             self.embed = Embed(c.vocab, c.width, self.dtype)
             self.places = self.param("position_embed", learned, (c.context, c.width))
         self.norm = LayerNorm(c.norm_eps, self.dtype)
-        layer = functools.partial(
-            Layer, c.heads, c.mlp_dim, c.activation, c.norm_eps, queries=c.queries, dtype=self.dtype
-        )
+        sizes = {"heads": c.heads, "mlp_dim": c.mlp_dim, "activation": c.activation, "norm_eps": c.norm_eps}
+        layer = functools.partial(Layer, **sizes, queries=c.queries, dtype=self.dtype)
         group = functools.partial(Group, layer=layer, size=c.cross_every)
         self.layers = make_stack(group, c.depth // c.cross_every, self.scan, self.remat)
 

@@ -1,7 +1,6 @@
 """Losses as pure functions that return (loss_sum, weight_sum, correct_sum): sums, so that microbatches add up."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ def language_loss(
     head_trained: bool = True,
     shards: int = 1,
     softcap: float | None = None,
+    smoothing: float = 0.0,
 ) -> Sums:
     """Weighted next-token cross-entropy that never holds a B x T x V array.
 
@@ -36,7 +36,8 @@ def language_loss(
     equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
     the head is not computed (it comes back as zero). shards: over how many data shards the rows lie; each then adds up
     its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk. softcap: the
-    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`).
+    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`). smoothing: share of the target that
+    all words have alike.
 
     Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
     are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
@@ -50,20 +51,22 @@ def language_loss(
     if tokens.shape[0] % shards:
         raise ValueError(f"{tokens.shape[0]} rows do not divide over shards={shards}")
     shards = shards if head_trained else 0
-    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, hidden, head_kernel, targets, shifted)
+    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, smoothing, hidden, head_kernel, targets, shifted)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _cross_entropy(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
-    return _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _cross_entropy(chunk, skip, shards, softcap, smoothing, hidden, kernel, targets, weights):
+    bend = softcap, smoothing
+    return _sweep(chunk, skip, *bend, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
 
 
-def _forward(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
-    sums, grads = _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=True, shards=shards)
+def _forward(chunk, skip, shards, softcap, smoothing, hidden, kernel, targets, weights):
+    bend = softcap, smoothing
+    sums, grads = _sweep(chunk, skip, *bend, hidden, kernel, targets, weights, gradient=True, shards=shards)
     return sums, grads
 
 
-def _backward(chunk, skip, shards, softcap, grads, cotangents):
+def _backward(chunk, skip, shards, softcap, smoothing, grads, cotangents):
     dhidden, dkernel = grads
     scale = cotangents[0]
     dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
@@ -73,7 +76,7 @@ def _backward(chunk, skip, shards, softcap, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, shards):
+def _sweep(chunk, skip, softcap, smoothing, hidden, kernel, targets, weights, *, gradient, shards):
     """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
     chunk = min(chunk, T)
@@ -97,11 +100,13 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
         mass = exps.sum(-1)
         own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
         # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
-        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - own), 0.0).sum()
+        aim = own if not smoothing else (1 - smoothing) * own + smoothing * logits.mean(-1)
+        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - aim), 0.0).sum()
         correct += jnp.where(own >= top, w, 0.0).sum()
         if gradient:
             hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
-            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - hot)
+            wanted = hot if not smoothing else (1 - smoothing) * hot + smoothing / V
+            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - wanted)
             if softcap is not None:
                 slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
             slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
@@ -136,6 +141,7 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]
+Real = Bool[Array, "B"] | Bool[np.ndarray, "B"] | None
 
 
 def contrastive_loss(
@@ -143,7 +149,7 @@ def contrastive_loss(
     text: Float[Array, "B D"],
     scale: Float[Array, ""] | float,
     same: Pairs | None = None,
-    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
+    real: Real = None,
 ) -> Sums:
     """Symmetric InfoNCE in which all rows with the same caption share the target mass.
 
@@ -155,12 +161,35 @@ def contrastive_loss(
     Returns:
       Sum over rows of the mean of both directions; real rows; images whose likeliest text is a match.
     """
-    both, count = _both(real, len(image))
-    logits = jnp.where(both, scale * unit(image) @ unit(text).T, -1e9)
-    match = (_matches(same, len(image)) & both).astype(jnp.float32)
-    to_text = (match / jnp.maximum(match.sum(1, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=1)).sum()
-    to_image = (match / jnp.maximum(match.sum(0, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=0)).sum()
-    return -(to_text + to_image) / 2, count, _retrieved(logits, match)
+    logits = scale * unit(image) @ unit(text).T
+    return retrieval_loss(logits, logits.T, same, real)
+
+
+def retrieval_loss(
+    to_text: Float[Array, "B B"],
+    to_image: Float[Array, "B B"],
+    same: Pairs | None = None,
+    real: Real = None,
+    smoothing: float = 0.0,
+) -> Sums:
+    """Cross-entropy of finding each image's texts and each text's images, by scores of every pair.
+
+    `to_text` has an image a row, `to_image` a text a row: the same scores turned, or those of two rules of gradient.
+    smoothing: share of the target that all real rows have alike, matches or not. The rest as `contrastive_loss`.
+    """
+    both, count = pairs_of(real, len(to_text))
+    match = matches(same, len(to_text)) & both
+    loss = _find(to_text, match, both, smoothing) + _find(to_image, match.T, both, smoothing)
+    return loss / 2, count, _retrieved(jnp.where(both, to_text, -1e9), match)
+
+
+def _find(logits: Float[Array, "B B"], match: Array, both: Array, smoothing: float) -> Float[Array, ""]:
+    """Sum over rows of the cross-entropy with a target that the row's matches share."""
+    share = lambda x: x / jnp.maximum(x.sum(1, keepdims=True), 1)  # noqa: E731
+    target = share(match.astype(jnp.float32))
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing * share(both.astype(jnp.float32))
+    return -(target * jax.nn.log_softmax(jnp.where(both, logits, -1e9), axis=1)).sum()
 
 
 def sigmoid_loss(
@@ -169,7 +198,7 @@ def sigmoid_loss(
     scale: Float[Array, ""] | float,
     bias: Float[Array, ""] | float,
     same: Pairs | None = None,
-    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
+    real: Real = None,
 ) -> Sums:
     """SigLIP's pairwise loss (Zhai et al. 2023): -log sigmoid(+-logit) over all pairs, summed over texts.
 
@@ -179,20 +208,21 @@ def sigmoid_loss(
     Returns:
       Sum over images; real rows; images whose likeliest text is a match.
     """
-    both, count = _both(real, len(image))
+    both, count = pairs_of(real, len(image))
     logits = scale * unit(image) @ unit(text).T + bias
-    match = _matches(same, len(image)) & both
+    match = matches(same, len(image)) & both
     loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(match, logits, -logits)), 0.0).sum()
     return loss, count, _retrieved(jnp.where(both, logits, -1e9), match)
 
 
-def _both(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
+def pairs_of(real: Real, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
     """(pairs of two real rows, how many rows are real)."""
     real = jnp.ones(rows, bool) if real is None else jnp.asarray(real)
     return real[:, None] & real[None, :], real.sum(dtype=jnp.float32)
 
 
-def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
+def matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
+    """Which image matches which text: from that matrix, from equal ids, or row by row alone."""
     if same is None:
         return jnp.eye(rows, dtype=bool)
     same = jnp.asarray(same)
@@ -201,3 +231,8 @@ def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
 
 def _retrieved(logits: Float[Array, "B B"], match: Array) -> Float[Array, ""]:
     return jnp.take_along_axis(match.astype(jnp.float32), logits.argmax(1)[:, None], 1).sum()
+
+
+def total(*parts: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
+    """Several losses as one number: the sum of the means of (loss sum, weight sum, ...)."""
+    return sum(part[0] / jnp.where(part[1] > 0, part[1], 1.0) for part in parts)

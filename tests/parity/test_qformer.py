@@ -1,6 +1,5 @@
 """The Q-Former against BLIP-2's and InstructBLIP's, under each of its three masks."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipQ
 
 from lvlm_jax.connectors import QFormer, qformer
 from lvlm_jax.nn.linear import abstract
+from tests import tiny
 from tests.parity import compare
 
 pytestmark = pytest.mark.slow
@@ -64,13 +64,15 @@ def ours(model, layout):
     config = qformer.from_hf(model.qformer.config.to_dict(), QUERIES)
     module = QFormer(config)
     shapes, _ = abstract(module, jnp.zeros((1, 2, WIDTH)))
-    return module, compare.load(qformer.rows(config, "qformer", "", layout), compare.tensors(model), {"qformer": shapes})
+    return module, compare.load(
+        qformer.rows(config, "qformer", "", layout), compare.tensors(model), {"qformer": shapes}
+    )
 
 
 def check(model, layout, what, expected, shown, *args, pattern="together"):
     """Values at the shown positions; returns the weights and what runs them."""
     module, params = ours(model, layout)
-    run = jax.jit(lambda p: module.apply({"params": p["qformer"]}, *args, pattern=pattern)[shown])
+    run = tiny.jit(lambda p: module.apply({"params": p["qformer"]}, *args, pattern=pattern)[shown])
     compare.close(run(params), expected[torch.tensor(shown)], what)
     return run, params
 
