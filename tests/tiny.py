@@ -8,7 +8,14 @@ import numpy as np
 
 from lvlm_jax import llm
 from lvlm_jax import params as P
-from lvlm_jax.connectors import AveragePoolConfig, LinearConfig, MlpConfig, PerceiverConfig, PixelShuffleConfig
+from lvlm_jax.connectors import (
+    AveragePoolConfig,
+    LinearConfig,
+    MlpConfig,
+    PerceiverConfig,
+    PixelShuffleConfig,
+    QFormerConfig,
+)
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -87,6 +94,7 @@ DECODERS: dict[str, DecoderConfig] = {
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
+QFORMER = QFormerConfig(queries=4, width=24, depth=2, heads=4, mlp_dim=48)
 
 SYSTEMS: dict[str, LVLMConfig] = {
     "llava": LVLMConfig(vision=CLIP, connector=LinearConfig(), llm=LLAMA),
@@ -99,6 +107,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
     "siglip_gemma3": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=GEMMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
+    "qformer": LVLMConfig(vision=CLIP, connector=QFORMER, llm=LLAMA),
     "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
     "dinov2": LVLMConfig(
         vision=dataclasses.replace(DINOV2, mlp_dim=88, max_patches=16), connector=MlpConfig(), llm=LLAMA

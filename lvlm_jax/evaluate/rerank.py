@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.shapes import Array, Float, Int
+from lvlm_jax.models.image_text import ImageText
+from lvlm_jax.shapes import Array, Float, Int, Params
 
 
 def rerank(
@@ -27,3 +28,27 @@ def rerank(
     together = best + match(candidates)
     order = jnp.argsort(-together, axis=1, stable=True)
     return jnp.take_along_axis(candidates, order, 1), jnp.take_along_axis(together, order, 1)
+
+
+def match_pairs(
+    model: ImageText,
+    params: Params,
+    features: Float[Array, "M P D"],
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    images: Int[Array, "N K"],
+    texts: Int[Array, "N K"],
+) -> Float[Array, "N K"]:
+    """Matching logit of many pairs, K at a time: what `rerank` asks.
+
+    Args:
+      features: of all pictures (`ImageText.features`); tokens, segments: of all texts.
+      images, texts: the numbers of each pair's two. For the texts of each picture these are the picture's own number,
+        K times, and `rerank`'s candidates.
+    """
+
+    def row(pair: tuple[Array, Array]) -> Array:
+        image, text = pair
+        return model.apply({"params": params}, features[image], tokens[text], segments[text], method="match")[:, 1]
+
+    return jax.lax.map(row, (images, texts))

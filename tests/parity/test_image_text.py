@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, Blip2Config, Blip2ForImageTextRe
 
 from lvlm_jax import params as P
 from lvlm_jax.connectors import pformer, qformer
+from lvlm_jax.evaluate.rerank import match_pairs
 from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Row, dense, joined, layer_norm, patches
 from lvlm_jax.models.image_text import ImageText, ImageTextConfig, joint_rows
 from lvlm_jax.nn.linear import abstract
@@ -138,16 +139,23 @@ def test_retrieval():
     with torch.no_grad():
         scores = model(**given).logits_per_image
         logits = model(**given, use_image_text_matching_head=True).logits_per_image
+        others = {**given, "pixel_values": pixels().flip(0)}  # the pairs that are not on the diagonal, some of them
+        turned = model(**others, use_image_text_matching_head=True).logits_per_image
 
     @tiny.jit
     def run(params, x):
         apply = functools.partial(module.apply, {"params": params})
-        matched = apply(apply(x, method="features"), x.tokens, x.segments, method="match")
-        return qformer_losses.itc_scores(*apply(x)), matched
+        features = apply(x, method="features")
+        matched = apply(features, x.tokens, x.segments, method="match")
+        own = jnp.arange(4)
+        pairs = jnp.stack([own, own[::-1]], 1), jnp.stack([own, own], 1)
+        both = match_pairs(module, params, features, x.tokens, x.segments, *pairs)
+        return qformer_losses.itc_scores(*apply(x)), matched, both
 
     got = run(params, batch())
     compare.close(got[0], scores, "BLIP-2's contrastive scores")
     compare.close(got[1], logits, "BLIP-2's matching logits")
+    compare.close(got[2], torch.stack([logits[:, 1], turned[:, 1]], 1), "matching logits, pair by pair")
 
 
 def derived(model, other_image, other_text):

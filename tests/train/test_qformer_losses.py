@@ -1,0 +1,150 @@
+"""Image-text contrast, matching and generation, by hand; the same on eight devices as on one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvlm_jax import mesh as M
+from lvlm_jax import params as P
+from lvlm_jax.models.image_text import ImageText, ImageTextConfig, lavis_rows, rows
+from lvlm_jax.nn.linear import abstract
+from lvlm_jax.nn.norms import unit
+from lvlm_jax.train import losses, qformer_losses
+from lvlm_jax.train.qformer_losses import captions, hard_negatives, itc_loss, itc_scores, itm_loss, three_groups
+from tests import tiny
+
+
+def vectors(*shape, seed=0):
+    return unit(jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32))
+
+
+def test_the_best_query_scores_for_its_picture():
+    image = jnp.array([[[1.0, 0.0], [0.6, 0.8]]])
+    np.testing.assert_allclose(itc_scores(image, jnp.array([[0.0, 1.0], [1.0, 0.0]])), [[0.8, 1.0]])
+
+
+def test_rows_of_one_picture_share_their_target():
+    image, text, ids = vectors(4, 3, 5), vectors(4, 5, seed=1), np.array([7, 3, 7, 1])
+    scores = np.asarray(itc_scores(image, text) / 0.2, np.float64)
+    positive = (ids[:, None] == ids).astype(float)
+    target = 0.9 * positive / positive.sum(1, keepdims=True) + 0.1 / 4
+    logs = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (scores, scores.T)]
+    expected = -sum((target * x).sum(1).mean() for x in logs) / 2
+    loss, weight, correct = jax.jit(itc_loss)(image, text, 0.2, ids)
+    np.testing.assert_allclose(loss / weight, expected, rtol=1e-5)
+    assert correct == positive[np.arange(4), scores.argmax(1)].sum()
+
+
+def test_rows_that_only_fill_up_the_batch_are_in_no_contrast():
+    image, text, real = vectors(5, 3, 5), vectors(5, 5, seed=1), np.array([True] * 3 + [False] * 2)
+    for a, b in zip(itc_loss(image, text, 0.2, real=real), itc_loss(image[:3], text[:3], 0.2)):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_negatives_are_drawn_by_their_scores_and_never_match():
+    """Row 3 only fills the batch; rows 0 and 2 show one picture; row 1 may take those two alone."""
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
+    ids, real = np.array([5, 6, 5, 9]), np.array([True] * 3 + [False])
+    draw = jax.jit(jax.vmap(lambda key: hard_negatives(key, scores, ids, real)))
+    drawn, found = draw(jax.random.split(jax.random.key(0), 4000))
+    assert found[0].tolist() == [True, True, True, False]
+    assert (drawn[:, [0, 2]] == 1).all()
+    chances = np.exp(scores[1, [0, 2]]) / np.exp(scores[1, [0, 2]]).sum()
+    shares = [float((drawn[:, 1] == i).mean()) for i in (0, 2)]
+    np.testing.assert_allclose(shares, chances, atol=0.03)  # four standard deviations
+    assert not hard_negatives(jax.random.key(0), scores, np.zeros(4, np.int32))[1].any()
+
+
+def test_three_pairs_a_row():
+    features = jnp.arange(3.0)[:, None, None]
+    tokens = jnp.array([[10, 0], [11, 1], [12, 2]])
+    other_image, other_text = jnp.array([2, 0, 1]), jnp.array([1, 2, 0])
+    pictures, words, shown = three_groups(features, tokens, tokens + 1, other_image, other_text)
+    assert pictures[:, 0, 0].tolist() == [0, 2, 0, 1, 0, 1, 2, 1, 2]
+    assert words[:, 0].tolist() == [10, 10, 11, 11, 11, 12, 12, 12, 10]
+    np.testing.assert_array_equal(shown, words + 1)
+
+
+def test_matching_counts_the_pairs_that_there_are():
+    logits = jnp.log(jnp.array([[1.0, 3.0], [4.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 9.0], [3.0, 1.0]]))
+    true, false = jnp.array([True, True]), jnp.array([False, True])
+    loss, weight, correct = itm_loss(logits, true, true)
+    np.testing.assert_allclose(loss, -np.log([3 / 4, 4 / 5, 1 / 2, 1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
+    assert (weight, correct) == (6, 4)  # the fourth is a tie, which is no match
+    loss, weight, _ = itm_loss(logits, false, true)  # row 0 found no other picture
+    np.testing.assert_allclose(loss, -np.log([3 / 4, 1 / 2, 1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
+    assert weight == 5
+    loss, weight, _ = itm_loss(logits, true, true, jnp.array([False, True]))
+    np.testing.assert_allclose(loss, -np.log([1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
+    assert weight == 3
+
+
+def test_captions_begin_with_the_word_to_decode():
+    assert captions(np.array([[101, 7, 102], [101, 8, 9]]), 30522).tolist() == [[30522, 7, 102], [30522, 8, 9]]
+
+
+VISION = dict(feature_layer=-1, feature_norm=True, class_feature=True, pool="token", pre_norm=False, depth=1)
+CONFIG = ImageTextConfig(
+    vision=tiny.dataclasses.replace(tiny.CLIP, **VISION),
+    qformer=tiny.dataclasses.replace(tiny.QFORMER, vocab=40, context=8),
+    projection=16,
+)
+
+
+@functools.cache
+def pairs():
+    """Eight pairs; the last only fills the batch up."""
+    batch, _ = tiny.batch(tiny.SYSTEMS["llava15"], [[tiny.IMAGE]] * 8, groups=8)
+    tokens = np.random.default_rng(0).integers(1, 40, (8, 6)).astype(np.int32)
+    shown = (np.arange(6) < np.array([6, 5, 4, 3, 6, 2, 6, 0])[:, None]).astype(np.int32)
+    text = {"tokens": tokens, "segments": shown, "positions": tokens, "image_index": tokens}
+    return jax.tree.map(jnp.asarray, batch.replace(**text, weights=shown.astype(np.float32)))
+
+
+def pretrain(params, model, batch):
+    found = qformer_losses.pretraining_losses(model, params, batch, jax.random.key(0), start_id=39, chunk=4)
+    return losses.total(*found.values()), found
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param("FSDP_TP", marks=pytest.mark.slow),
+        *(pytest.param(preset, marks=pytest.mark.nightly) for preset in ("DP", "FSDP", "FSDP_TP_SP")),
+    ],
+)
+def test_sharded_equals_unsharded(preset):
+    """Each loss and the gradient of their sum, scanned and cut over eight devices."""
+    model, mesh, batch = ImageText(CONFIG), M.make_mesh(preset), pairs()
+    params = tiny.randomize(abstract(model, batch)[0]) | {"temperature": np.float32(0.3)}
+    run = jax.value_and_grad(pretrain, has_aux=True)
+    (value, parts), grads = tiny.jit(run, static_argnums=1)(params, model, batch)
+    assert [float(part[1]) for part in parts.values()] == [7, 21, 25]
+    scanned = ImageText(CONFIG, scan=True)
+    shapes, axes = abstract(scanned, batch)
+    cut = M.shardings(mesh, axes, shapes)
+    step = tiny.jit(run, static_argnums=1, out_shardings=(None, cut))
+    with M.use(mesh):
+        got = step(jax.device_put(P.stack_layers(params), cut), scanned, jax.device_put(batch, M.batch_sharding(mesh)))
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-6)
+    jax.tree.map(close, got[0], (value, parts))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+    near = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest)  # noqa: E731
+    jax.tree.map(near, P.unstack_layers(got[1]), grads)
+
+
+def test_key_tables_cover_the_model():
+    """What the authors keep, less the tower, of which they keep the last norm; the retrieval class has no word head."""
+    shapes = P.flatten(abstract(ImageText(CONFIG), pairs())[0])
+    held = {path for row in lavis_rows(CONFIG) for path in row.leaves}
+    assert held == {path for path in shapes if not path.startswith("vision/trunk/")}
+    assert {"temp", "Qformer.cls.predictions.bias", "ln_vision.weight", "text_proj.bias", "itm_head.weight"} <= {
+        row.theirs for row in lavis_rows(CONFIG)
+    }
+    with pytest.raises(ValueError, match="pretrains=True, but the torch library's retrieval class has no word head"):
+        rows(CONFIG)
+    with pytest.raises(ValueError, match=r"qformer.vocab=None: a Q-Former that is scored against texts reads them"):
+        tiny.dataclasses.replace(CONFIG, qformer=tiny.QFORMER)
