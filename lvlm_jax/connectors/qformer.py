@@ -132,14 +132,14 @@ class QFormer(nn.Module):
     """Learned queries, text embeddings where the config has a vocabulary, and the layers that both share.
 
     Example:
-      >>> import jax
-      >>> from lvlm_jax.connectors import QFormer, QFormerConfig
-      >>> from lvlm_jax.nn.linear import init
-      >>> features = jax.random.normal(jax.random.key(0), (3, 17, 32))  # [N, P, F]
-      >>> qformer = QFormer(QFormerConfig(queries=8, width=24, depth=4, heads=4, mlp_dim=48))
-      >>> params = init(qformer, jax.random.key(1), features)
-      >>> qformer.apply({"params": params}, features).shape  # [N, Q, D]
-      (3, 8, 24)
+      >>> import jax, jax.numpy as jnp
+      >>> from lvlm_jax.connectors import QFormer, qformer
+      >>> from lvlm_jax.nn.linear import abstract
+      >>> model = QFormer(qformer.PRESETS["qformer_blip2"], scan=True)
+      >>> features = jnp.zeros((3, 257, 1408))  # [N, P, F]
+      >>> params, _ = abstract(model, features)  # nothing is computed
+      >>> jax.eval_shape(lambda p: model.apply({"params": p}, features), params).shape  # [N, Q, D]
+      (3, 32, 768)
 
     Parameters: ``queries``, ``norm``, ``layers``; with a vocabulary ``embed`` and ``position_embed``.
     """

@@ -120,7 +120,7 @@ def itg_loss(
 
 def captions(tokens: Int[Array, "B T"], start_id: int) -> Int[Array, "B T"]:
     """Texts to be generated: [DEC], the word `start_id`, instead of the first token, [CLS]."""
-    return jnp.asarray(tokens).at[:, 0].set(start_id)
+    return tokens.at[:, 0].set(start_id)
 
 
 def pretraining_losses(

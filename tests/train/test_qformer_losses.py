@@ -11,14 +11,14 @@ from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax.models.image_text import ImageText, ImageTextConfig, lavis_rows, rows
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.nn.norms import unit
 from lvlm_jax.train import losses, qformer_losses
 from lvlm_jax.train.qformer_losses import captions, hard_negatives, itc_loss, itc_scores, itm_loss, three_groups
 from tests import tiny
 
 
 def vectors(*shape, seed=0):
-    return unit(jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32))
+    x = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
 
 
 def test_the_best_query_scores_for_its_picture():
@@ -28,62 +28,68 @@ def test_the_best_query_scores_for_its_picture():
 
 def test_rows_of_one_picture_share_their_target():
     image, text, ids = vectors(4, 3, 5), vectors(4, 5, seed=1), np.array([7, 3, 7, 1])
-    scores = np.asarray(itc_scores(image, text) / 0.2, np.float64)
+    scores = np.einsum("nqe,be->nbq", *(np.asarray(x, np.float64) for x in (image, text))).max(-1) / 0.2
     positive = (ids[:, None] == ids).astype(float)
     target = 0.9 * positive / positive.sum(1, keepdims=True) + 0.1 / 4
     logs = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (scores, scores.T)]
     expected = -sum((target * x).sum(1).mean() for x in logs) / 2
-    loss, weight, correct = jax.jit(itc_loss)(image, text, 0.2, ids)
+    loss, weight, correct = tiny.jit(itc_loss)(image, text, 0.2, ids)
     np.testing.assert_allclose(loss / weight, expected, rtol=1e-5)
     assert correct == positive[np.arange(4), scores.argmax(1)].sum()
 
 
 def test_rows_that_only_fill_up_the_batch_are_in_no_contrast():
     image, text, real = vectors(5, 3, 5), vectors(5, 5, seed=1), np.array([True] * 3 + [False] * 2)
-    for a, b in zip(itc_loss(image, text, 0.2, real=real), itc_loss(image[:3], text[:3], 0.2)):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    both = tiny.jit(lambda i, t: (itc_loss(i, t, 0.2, real=real), itc_loss(i[:3], t[:3], 0.2)))(image, text)
+    np.testing.assert_allclose(*both, rtol=1e-5)
 
 
 def test_negatives_are_drawn_by_their_scores_and_never_match():
     """Row 3 only fills the batch; rows 0 and 2 show one picture; row 1 may take those two alone."""
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
     ids, real = np.array([5, 6, 5, 9]), np.array([True] * 3 + [False])
-    draw = jax.jit(jax.vmap(lambda key: hard_negatives(key, scores, ids, real)))
-    drawn, found = draw(jax.random.split(jax.random.key(0), 4000))
+
+    def draw(key):
+        one = lambda key: hard_negatives(key, scores, ids, real)  # noqa: E731
+        return *jax.vmap(one)(jax.random.split(key, 4000)), hard_negatives(key, scores, np.zeros(4, np.int32))[1]
+
+    drawn, found, none = (np.asarray(x) for x in tiny.jit(draw)(jax.random.key(0)))
     assert found[0].tolist() == [True, True, True, False]
     assert (drawn[:, [0, 2]] == 1).all()
-    chances = np.exp(scores[1, [0, 2]]) / np.exp(scores[1, [0, 2]]).sum()
+    odds = np.exp(np.asarray(scores)[1, [0, 2]])
     shares = [float((drawn[:, 1] == i).mean()) for i in (0, 2)]
-    np.testing.assert_allclose(shares, chances, atol=0.03)  # four standard deviations
-    assert not hard_negatives(jax.random.key(0), scores, np.zeros(4, np.int32))[1].any()
+    np.testing.assert_allclose(shares, odds / odds.sum(), atol=0.03)  # four standard deviations
+    assert not none.any()  # all of one picture
 
 
 def test_three_pairs_a_row():
     features = jnp.arange(3.0)[:, None, None]
     tokens = jnp.array([[10, 0], [11, 1], [12, 2]])
     other_image, other_text = jnp.array([2, 0, 1]), jnp.array([1, 2, 0])
-    pictures, words, shown = three_groups(features, tokens, tokens + 1, other_image, other_text)
+    found = tiny.jit(three_groups)(features, tokens, tokens + 1, other_image, other_text)
+    pictures, words, shown = (np.asarray(x) for x in found)
     assert pictures[:, 0, 0].tolist() == [0, 2, 0, 1, 0, 1, 2, 1, 2]
     assert words[:, 0].tolist() == [10, 10, 11, 11, 11, 12, 12, 12, 10]
     np.testing.assert_array_equal(shown, words + 1)
 
 
 def test_matching_counts_the_pairs_that_there_are():
-    logits = jnp.log(jnp.array([[1.0, 3.0], [4.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 9.0], [3.0, 1.0]]))
+    odds = np.array([[1, 3], [4, 1], [1, 1], [1, 1], [1, 9], [3, 1]], np.float32)
+    logits, run = jnp.asarray(np.log(odds)), tiny.jit(itm_loss)
     true, false = jnp.array([True, True]), jnp.array([False, True])
-    loss, weight, correct = itm_loss(logits, true, true)
+    loss, weight, correct = run(logits, true, true, true)
     np.testing.assert_allclose(loss, -np.log([3 / 4, 4 / 5, 1 / 2, 1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
     assert (weight, correct) == (6, 4)  # the fourth is a tie, which is no match
-    loss, weight, _ = itm_loss(logits, false, true)  # row 0 found no other picture
+    loss, weight, _ = run(logits, false, true, true)  # row 0 found no other picture
     np.testing.assert_allclose(loss, -np.log([3 / 4, 1 / 2, 1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
     assert weight == 5
-    loss, weight, _ = itm_loss(logits, true, true, jnp.array([False, True]))
+    loss, weight, _ = run(logits, true, true, false)
     np.testing.assert_allclose(loss, -np.log([1 / 2, 1 / 10, 3 / 4]).sum(), rtol=1e-6)
     assert weight == 3
 
 
 def test_captions_begin_with_the_word_to_decode():
-    assert captions(np.array([[101, 7, 102], [101, 8, 9]]), 30522).tolist() == [[30522, 7, 102], [30522, 8, 9]]
+    assert captions(jnp.array([[101, 7, 102], [101, 8, 9]]), 30522).tolist() == [[30522, 7, 102], [30522, 8, 9]]
 
 
 VISION = dict(feature_layer=-1, feature_norm=True, class_feature=True, pool="token", pre_norm=False, depth=1)
