@@ -1,6 +1,7 @@
 """Losses as pure functions that return (loss_sum, weight_sum, correct_sum): sums, so that microbatches add up."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,6 @@ def language_loss(
     head_trained: bool = True,
     shards: int = 1,
     softcap: float | None = None,
-    smoothing: float = 0.0,
 ) -> Sums:
     """Weighted next-token cross-entropy that never holds a B x T x V array.
 
@@ -36,8 +36,7 @@ def language_loss(
     equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
     the head is not computed (it comes back as zero). shards: over how many data shards the rows lie; each then adds up
     its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk. softcap: the
-    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`). smoothing: share of the target that
-    all words have alike.
+    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`).
 
     Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
     are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
@@ -51,22 +50,20 @@ def language_loss(
     if tokens.shape[0] % shards:
         raise ValueError(f"{tokens.shape[0]} rows do not divide over shards={shards}")
     shards = shards if head_trained else 0
-    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, smoothing, hidden, head_kernel, targets, shifted)
+    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, hidden, head_kernel, targets, shifted)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
-def _cross_entropy(chunk, skip, shards, softcap, smoothing, hidden, kernel, targets, weights):
-    bend = softcap, smoothing
-    return _sweep(chunk, skip, *bend, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _cross_entropy(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
+    return _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
 
 
-def _forward(chunk, skip, shards, softcap, smoothing, hidden, kernel, targets, weights):
-    bend = softcap, smoothing
-    sums, grads = _sweep(chunk, skip, *bend, hidden, kernel, targets, weights, gradient=True, shards=shards)
+def _forward(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
+    sums, grads = _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=True, shards=shards)
     return sums, grads
 
 
-def _backward(chunk, skip, shards, softcap, smoothing, grads, cotangents):
+def _backward(chunk, skip, shards, softcap, grads, cotangents):
     dhidden, dkernel = grads
     scale = cotangents[0]
     dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
@@ -76,7 +73,7 @@ def _backward(chunk, skip, shards, softcap, smoothing, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sweep(chunk, skip, softcap, smoothing, hidden, kernel, targets, weights, *, gradient, shards):
+def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, shards):
     """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
     chunk = min(chunk, T)
@@ -100,13 +97,11 @@ def _sweep(chunk, skip, softcap, smoothing, hidden, kernel, targets, weights, *,
         mass = exps.sum(-1)
         own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
         # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
-        aim = own if not smoothing else (1 - smoothing) * own + smoothing * logits.mean(-1)
-        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - aim), 0.0).sum()
+        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - own), 0.0).sum()
         correct += jnp.where(own >= top, w, 0.0).sum()
         if gradient:
             hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
-            wanted = hot if not smoothing else (1 - smoothing) * hot + smoothing / V
-            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - wanted)
+            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - hot)
             if softcap is not None:
                 slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
             slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
@@ -215,7 +210,7 @@ def sigmoid_loss(
     return loss, count, _retrieved(jnp.where(both, logits, -1e9), match)
 
 
-def pairs_of(real: Real, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
+def pairs_of(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
     """(pairs of two real rows, how many rows are real)."""
     real = jnp.ones(rows, bool) if real is None else jnp.asarray(real)
     return real[:, None] & real[None, :], real.sum(dtype=jnp.float32)

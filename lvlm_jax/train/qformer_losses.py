@@ -113,9 +113,15 @@ def itg_loss(
     Args:
       hidden, kernel: of `ImageText.caption`, which read `captions(tokens, ...)`.
       tokens, segments: the texts; padding is no target.
+      smoothing: share of the target that all words have alike.
       options: `losses.language_loss`'s.
     """
-    return language_loss(hidden, kernel, tokens, (segments > 0).astype(jnp.float32), smoothing=smoothing, **options)
+    weights = (segments > 0).astype(jnp.float32)
+    loss, weight, correct = language_loss(hidden, kernel, tokens, weights, **options)
+    # Smoothing takes from the logit of the target what it gives to the mean of all: no second softmax.
+    apart = kernel.T[tokens[:, 1:]] - kernel.mean(1)
+    gap = jnp.einsum("BTF,BTF->BT", hidden[:, :-1], apart.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return loss + smoothing * (gap * weights[:, 1:]).sum(), weight, correct
 
 
 def captions(tokens: Int[Array, "B T"], start_id: int) -> Int[Array, "B T"]:

@@ -15,12 +15,13 @@ from lvlm_jax import params as P
 from lvlm_jax.connectors import pformer, qformer
 from lvlm_jax.evaluate.rerank import match_pairs
 from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Row, dense, joined, layer_norm, patches
-from lvlm_jax.models.image_text import ImageText, ImageTextConfig, joint_rows
+from lvlm_jax.models.image_text import ImageText, ImageTextConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.train import losses, pformer_losses, qformer_losses
 from lvlm_jax.vision.plain_vit import TOKEN
 from lvlm_jax.vision.vit import ViTConfig, patchify
+from lvlm_jax.zoo.image_text import joint_rows
 from tests import tiny
 from tests.parity import compare
 from tests.parity.test_qformer import QUERIES, SIZES, WIDTH

@@ -9,7 +9,7 @@ import pytest
 
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
-from lvlm_jax.models.image_text import ImageText, ImageTextConfig, lavis_rows, rows
+from lvlm_jax.models.image_text import ImageText, ImageTextConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.train import losses, qformer_losses
 from lvlm_jax.train.qformer_losses import captions, hard_negatives, itc_loss, itc_scores, itm_loss, three_groups
@@ -140,17 +140,3 @@ def test_sharded_equals_unsharded(preset):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
     near = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6 * largest)  # noqa: E731
     jax.tree.map(near, P.unstack_layers(got[1]), grads)
-
-
-def test_key_tables_cover_the_model():
-    """What the authors keep, less the tower, of which they keep the last norm; the retrieval class has no word head."""
-    shapes = P.flatten(abstract(ImageText(CONFIG), pairs())[0])
-    held = {path for row in lavis_rows(CONFIG) for path in row.leaves}
-    assert held == {path for path in shapes if not path.startswith("vision/trunk/")}
-    assert {"temp", "Qformer.cls.predictions.bias", "ln_vision.weight", "text_proj.bias", "itm_head.weight"} <= {
-        row.theirs for row in lavis_rows(CONFIG)
-    }
-    with pytest.raises(ValueError, match="pretrains=True, but the torch library's retrieval class has no word head"):
-        rows(CONFIG)
-    with pytest.raises(ValueError, match=r"qformer.vocab=None: a Q-Former that is scored against texts reads them"):
-        tiny.dataclasses.replace(CONFIG, qformer=tiny.QFORMER)
