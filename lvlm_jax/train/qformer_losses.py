@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lvlm_jax.mesh import constrain
+from lvlm_jax.models.image_text import ImageText
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Array, Bool, Float, Int, Params
 from lvlm_jax.train.losses import Pairs, Real, Sums, language_loss, matches, pairs_of, retrieval_loss
@@ -130,7 +131,7 @@ def captions(tokens: Int[Array, "B T"], start_id: int) -> Int[Array, "B T"]:
 
 
 def pretraining_losses(
-    model: Any,
+    model: ImageText,
     params: Params,
     batch: Batch,
     key: jax.Array,
@@ -147,11 +148,15 @@ def pretraining_losses(
     (contrast) and over three pairs a row (matching).
 
     Args:
-      model: an `ImageText` that pre-trains.
       batch: one text a row, one picture a text; a row without a text only fills the batch up.
       key: draws the negatives.
       start_id: see `captions`. same, gathered, smoothing: see `itc_loss`. options: `losses.language_loss`'s.
+
+    Raises:
+      ValueError: a model without what pre-training needs.
     """
+    if not model.config.pretrains:
+        raise ValueError("this model has no word head and no temperature to train; build it with pretrains=True")
     run = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
     tokens, segments = jnp.asarray(batch.tokens), jnp.asarray(batch.segments)
     real, temperature = segments.max(1) > 0, params["temperature"]

@@ -1,5 +1,6 @@
 """Image-text contrast, matching and generation, by hand; the same on eight devices as on one."""
 
+import dataclasses
 import functools
 
 import jax
@@ -94,8 +95,8 @@ def test_captions_begin_with_the_word_to_decode():
 
 VISION = dict(feature_layer=-1, feature_norm=True, class_feature=True, pool="token", pre_norm=False, depth=1)
 CONFIG = ImageTextConfig(
-    vision=tiny.dataclasses.replace(tiny.CLIP, **VISION),
-    qformer=tiny.dataclasses.replace(tiny.QFORMER, vocab=40, context=8),
+    vision=dataclasses.replace(tiny.CLIP, **VISION),
+    qformer=dataclasses.replace(tiny.QFORMER, vocab=40, context=8),
     projection=16,
 )
 
@@ -108,6 +109,12 @@ def pairs():
     shown = (np.arange(6) < np.array([6, 5, 4, 3, 6, 2, 6, 0])[:, None]).astype(np.int32)
     text = {"tokens": tokens, "segments": shown, "positions": tokens, "image_index": tokens}
     return jax.tree.map(jnp.asarray, batch.replace(**text, weights=shown.astype(np.float32)))
+
+
+def test_a_retrieval_model_does_not_pretrain():
+    model = ImageText(dataclasses.replace(CONFIG, pretrains=False))
+    with pytest.raises(ValueError, match="no word head and no temperature to train; build it with pretrains=True"):
+        qformer_losses.pretraining_losses(model, {}, pairs(), jax.random.key(0), start_id=39)
 
 
 def pretrain(params, model, batch):
