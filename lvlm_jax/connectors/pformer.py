@@ -10,7 +10,8 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lvlm_jax.connectors.qformer import Layer, attention_rows, mlp_rows
+from lvlm_jax.connectors import bert
+from lvlm_jax.connectors.qformer import Layer
 from lvlm_jax.keymap import Row, dense, layer_norm
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.embed import Embed
@@ -117,7 +118,7 @@ def rows(
     ]
     for i in range(config.depth):
         a, b = f"{ours}/layers/{i}", f"{theirs}encoder.layer.{i}"
-        out += attention_rows(f"{a}/attn", f"{b}.attention", "self") + mlp_rows(f"{a}/mlp", b)
+        out += bert.attention_rows(f"{a}/attn", f"{b}.attention") + bert.mlp_rows(f"{a}/mlp", b)
     for x, y in (("spread", "cls_proj"), ("pool", "pooler.0"), ("sentence", "text_proj"), ("project", project)):
         out += dense(f"{ours}/{x}", theirs + y, bias=True)
     return out

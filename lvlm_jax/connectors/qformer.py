@@ -13,7 +13,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, UNBATCHED, Row, activation, dense, fields, layer_norm, one_of
+from lvlm_jax.connectors import bert
+from lvlm_jax.keymap import PUBLIC_ACTIVATIONS, UNBATCHED, Row, activation, fields, layer_norm, one_of
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.attention import Attention
 from lvlm_jax.nn.embed import Embed
@@ -293,28 +294,12 @@ def rows(config: QFormerConfig, ours: str = "qformer", theirs: str = "", layout:
     for i in range(config.depth):
         a = f"{ours}/layers/{i // config.cross_every}/layer{i % config.cross_every}"
         b = f"{theirs}{names.encoder}layer.{i}"
-        out += attention_rows(f"{a}/attn", f"{b}.attention", names.attention)
+        out += bert.attention_rows(f"{a}/attn", f"{b}.attention", names.attention)
         if i % config.cross_every == 0:
-            out += attention_rows(f"{a}/cross", f"{b}.crossattention", names.attention)
-        out += mlp_rows(f"{a}/query_mlp", b, "_query")
-        out += mlp_rows(f"{a}/mlp", b) if config.vocab is not None else []
+            out += bert.attention_rows(f"{a}/cross", f"{b}.crossattention", names.attention)
+        out += bert.mlp_rows(f"{a}/query_mlp", b, "_query")
+        out += bert.mlp_rows(f"{a}/mlp", b) if config.vocab is not None else []
     return out
-
-
-def attention_rows(ours: str, theirs: str, inner: str) -> list[Row]:
-    """BERT's attention with its norm; `inner` is the name of what holds queries, keys and values."""
-    out = []
-    for x, y in (("q", "query"), ("k", "key"), ("v", "value")):
-        out += dense(f"{ours}/{x}", f"{theirs}.{inner}.{y}", bias=True)
-    out += dense(f"{ours}/o", f"{theirs}.output.dense", bias=True)
-    return out + layer_norm(f"{ours}_norm", f"{theirs}.output.LayerNorm")
-
-
-def mlp_rows(ours: str, theirs: str, suffix: str = "") -> list[Row]:
-    """BERT's feed-forward with its norm."""
-    out = dense(f"{ours}/up", f"{theirs}.intermediate{suffix}.dense", bias=True)
-    out += dense(f"{ours}/down", f"{theirs}.output{suffix}.dense", bias=True)
-    return out + layer_norm(f"{ours}_norm", f"{theirs}.output{suffix}.LayerNorm")
 
 
 DEFAULTS = {

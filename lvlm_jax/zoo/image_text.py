@@ -1,9 +1,14 @@
-"""BLIP-2's image-text models, whole: key tables of the torch library's retrieval class and of the authors."""
+"""BLIP-2's image-text models, whole: key tables of the torch library's retrieval class, of the authors, and of BERT."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 
 from lvlm_jax import vision
-from lvlm_jax.connectors import qformer
-from lvlm_jax.keymap import Row, dense, layer_norm
+from lvlm_jax.connectors import bert, qformer
+from lvlm_jax.keymap import SAME, Change, Row, dense, layer_norm
 from lvlm_jax.models.image_text import ImageTextConfig
+from lvlm_jax.params import add_rows
 
 
 def rows(config: ImageTextConfig) -> list[Row]:
@@ -35,13 +40,44 @@ def lavis_rows(config: ImageTextConfig) -> list[Row]:
     """
     out = qformer.rows(config.qformer, layout="lavis") + layer_norm("vision/post_norm", "ln_vision")
     out += _heads("vision_proj", "text_proj")
-    if config.pretrains:
-        head = "Qformer.cls.predictions"
-        out += dense("word_head/dense", f"{head}.transform.dense", bias=True)
-        out += layer_norm("word_head/norm", f"{head}.transform.LayerNorm")
-        out += [Row("word_head/bias", f"{head}.bias"), Row("temperature", "temp")]
-    return out
+    return [*out, *_word_head("Qformer."), Row("temperature", "temp")] if config.pretrains else out
+
+
+def _word_head(theirs: str, change: Change = SAME) -> list[Row]:
+    head = f"{theirs}cls.predictions"
+    out = dense("word_head/dense", f"{head}.transform.dense", bias=True)
+    out += layer_norm("word_head/norm", f"{head}.transform.LayerNorm")
+    return [*out, Row("word_head/bias", f"{head}.bias", change)]
 
 
 LAVIS_UNUSED = (r"Qformer\.cls\.predictions\.decoder\.(weight|bias)", r"Qformer\.bert\.embeddings\.position_ids")
 """Patterns of the authors' keys that hold nothing of their own."""
+
+
+def bert_rows(config: ImageTextConfig) -> list[Row]:
+    """The key table of the BERT that pre-training begins from, to be loaded alone: both feed-forwards are BERT's.
+
+    The names are those that the torch library has in memory (the oldest files say gamma and beta for a norm's weight and
+    bias). Queries, cross-attention and projections begin at random; BERT's token types, pooler and second head have no
+    place here. Words beyond BERT's, such as [DEC], begin as the mean of its own.
+    """
+    c, ours, emb = config.qformer, "qformer", "bert.embeddings."
+    grown = Change(lambda x: add_rows(jnp.asarray(x), c.vocab - len(x), axis=0), lambda x: x)
+    out = [
+        Row(f"{ours}/embed/table", f"{emb}word_embeddings.weight", grown),
+        Row(f"{ours}/position_embed", f"{emb}position_embeddings.weight"),
+        *layer_norm(f"{ours}/norm", f"{emb}LayerNorm"),
+    ]
+    for i in range(c.depth):
+        a, b = f"{ours}/layers/{i // c.cross_every}/layer{i % c.cross_every}", f"bert.encoder.layer.{i}"
+        out += bert.attention_rows(f"{a}/attn", f"{b}.attention")
+        twice = (bert.mlp_rows(f"{a}/{name}", b) for name in ("query_mlp", "mlp"))
+        out += [_alike(rows) for rows in zip(*twice, strict=True)]
+    return [*out, *_word_head("", grown)] if config.pretrains else out
+
+
+def _alike(rows: Sequence[Row]) -> Row:
+    """Several leaves that begin as one tensor."""
+    one = rows[0].change
+    change = Change(lambda x: (one.load(x),) * len(rows), lambda *leaves: one.save(leaves[0]))
+    return Row(tuple(row.ours for row in rows), rows[0].theirs, change)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertModel, Blip2Config, Blip2ForImageTextRetrieval
+from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2Config, Blip2ForImageTextRetrieval
 
 from lvlm_jax import params as P
 from lvlm_jax.connectors import pformer, qformer
@@ -21,7 +21,7 @@ from lvlm_jax.processing.schema import Batch
 from lvlm_jax.train import losses, pformer_losses, qformer_losses
 from lvlm_jax.vision.plain_vit import TOKEN
 from lvlm_jax.vision.vit import ViTConfig, patchify
-from lvlm_jax.zoo.image_text import joint_rows
+from lvlm_jax.zoo.image_text import bert_rows, joint_rows
 from tests import tiny
 from tests.parity import compare
 from tests.parity.test_qformer import QUERIES, SIZES, WIDTH
@@ -312,3 +312,40 @@ def test_pformer():
     flat = P.flatten(grads)
     both = [np.concatenate([np.asarray(x[k]).ravel() for k in sorted(wanted)]) for x in (flat, wanted)]
     compare.close(*both, "P-Former, gradients")
+
+
+def test_pretraining_begins_as_bert():
+    """Words alone, all of them shown: what BERT says of them, less its token types; queries begin with its layers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = compare.perturb(BertForMaskedLM(BertConfig(**sizes, vocab_size=98, max_position_embeddings=16)))
+    with torch.no_grad():
+        model.bert.embeddings.token_type_embeddings.weight.zero_()
+        text = torch.tensor(inputs()[1]).long()
+        out = model(text, attention_mask=torch.tensor(SEGMENTS), output_hidden_states=True)
+    config = ImageTextConfig(
+        vision=VISION,
+        qformer=qformer.QFormerConfig(queries=QUERIES, width=24, depth=2, heads=4, mlp_dim=48, vocab=99, context=16),
+    )
+    module = ImageText(config)
+    shapes = abstract(module, batch())[0]
+    theirs = compare.tensors(model)
+    loaded = {k: np.asarray(v) for row in bert_rows(config) for k, v in row.load(theirs[row.theirs]).items()}
+    flat = {k: np.zeros(v.shape, np.float32) for k, v in P.flatten(shapes).items()}
+    assert {k: v.shape for k, v in loaded.items()} == {k: flat[k].shape for k in loaded}
+    begun = ("cross", "queries", "projection", "match_head", "temperature", "vision/")
+    assert {k for k in flat if k not in loaded} == {k for k in flat if any(part in k for part in begun)}
+    np.testing.assert_allclose(loaded["word_head/bias"][98], loaded["word_head/bias"][:98].mean(), rtol=1e-5)
+    for path in (path for path in loaded if "/query_mlp" in path):
+        np.testing.assert_array_equal(loaded[path], loaded[path.replace("query_mlp", "mlp")])
+
+    def words(module, tokens, segments):
+        states = module.qformer(None, tokens, segments)
+        hidden, kernel = module.word_head(states, module.qformer.head_kernel())
+        return states, hidden @ kernel
+
+    run = tiny.jit(lambda p, *args: module.apply({"params": p}, *args, method=words))
+    states, scores = run(P.unflatten(flat | loaded), jnp.asarray(inputs()[1]), jnp.asarray(SEGMENTS))
+    shown = SEGMENTS > 0
+    compare.close(states[shown], out.hidden_states[-1][torch.tensor(shown)], "a Q-Former that begins as BERT")
+    compare.close(scores[shown][:, :98], out.logits[torch.tensor(shown)], "the words of one")
