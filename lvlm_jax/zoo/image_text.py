@@ -57,8 +57,8 @@ LAVIS_UNUSED = (r"Qformer\.cls\.predictions\.decoder\.(weight|bias)", r"Qformer\
 def bert_rows(config: ImageTextConfig) -> list[Row]:
     """The key table of the BERT that pre-training begins from, to be loaded alone: both feed-forwards are BERT's.
 
-    The names are those that the torch library has in memory (the oldest files say gamma and beta for a norm's weight and
-    bias). Queries, cross-attention and projections begin at random; BERT's token types, pooler and second head have no
+    The names are those that the torch library has in memory (the oldest files call a norm's weight and bias gamma and
+    beta). Queries, cross-attention and projections begin at random; BERT's token types, pooler and second head have no
     place here. Words beyond BERT's, such as [DEC], begin as the mean of its own.
     """
     c, ours, emb = config.qformer, "qformer", "bert.embeddings."
