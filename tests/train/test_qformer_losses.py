@@ -122,15 +122,35 @@ def pretrain(params, model, batch):
     return losses.total(*found.values()), found
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        pytest.param("FSDP_TP", marks=pytest.mark.slow),
-        *(pytest.param(preset, marks=pytest.mark.nightly) for preset in ("DP", "FSDP", "FSDP_TP_SP")),
-    ],
-)
+def compared(image, text, features, tokens, ids, key):
+    """Contrast and matching with negatives from the whole batch; of a match speaks what it reads."""
+    scores = itc_scores(image, text) / 0.2
+    keys = jax.random.split(key)
+    images, found = hard_negatives(keys[0], scores.T, ids)
+    texts, others = hard_negatives(keys[1], scores, ids)
+    pictures, words, _ = three_groups(features, tokens, tokens, images, texts)
+    logits = jnp.stack([pictures.mean((1, 2)), words.mean(1) / 40], 1)
+    parts = itc_loss(image, text, 0.2, ids), itm_loss(logits, found, others)
+    return losses.total(*parts), (parts, images, texts)
+
+
+@pytest.mark.parametrize("preset", ["DP", "FSDP_TP"])
+def test_eight_devices_compare_what_one_does(preset):
+    mesh, rng = M.make_mesh(preset), np.random.default_rng(0)
+    features, tokens = rng.normal(size=(16, 5, 4)).astype(np.float32), rng.integers(1, 40, (16, 6)).astype(np.int32)
+    given = vectors(16, 3, 5), vectors(16, 5, seed=1), jnp.asarray(features), tokens, np.arange(16) // 2
+    run = tiny.jit(jax.value_and_grad(compared, (0, 1, 2), has_aux=True))
+    expected = run(*given, jax.random.key(0))
+    with M.use(mesh):
+        got = run(*jax.device_put(given, M.batch_sharding(mesh)), jax.random.key(0))
+    assert (np.asarray(expected[0][1][1]) // 2 != np.arange(16) // 2).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), got, expected)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("preset", ["DP", "FSDP_TP", "FSDP_TP_SP"])
 def test_sharded_equals_unsharded(preset):
-    """Each loss and the gradient of their sum, scanned and cut over eight devices."""
+    """The whole model: each loss and the gradient of their sum, scanned and cut over eight devices."""
     model, mesh, batch = ImageText(CONFIG), M.make_mesh(preset), pairs()
     params = tiny.randomize(abstract(model, batch)[0]) | {"temperature": np.float32(0.3)}
     run = jax.value_and_grad(pretrain, has_aux=True)
