@@ -94,7 +94,7 @@ def itm_loss(
       real: False for rows that only fill up the batch.
     """
     real = jnp.ones_like(image_found) if real is None else jnp.asarray(real)
-    weights = (jnp.stack([real, real & image_found, real & text_found], 1)).reshape(-1).astype(jnp.float32)
+    weights = jnp.stack([real, real & image_found, real & text_found], 1).reshape(-1).astype(jnp.float32)
     labels = jnp.tile(jnp.array([1, 0, 0]), len(real))
     own = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], 1)[:, 0]
     return -(own * weights).sum(), weights.sum(), ((logits.argmax(1) == labels) * weights).sum()
@@ -122,7 +122,7 @@ def itg_loss(
     # Smoothing takes from the logit of the target what it gives to the mean of all: no second softmax.
     apart = kernel.T[tokens[:, 1:]] - kernel.mean(1)
     gap = jnp.einsum("BTF,BTF->BT", hidden[:, :-1], apart.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return loss + smoothing * (gap * weights[:, 1:]).sum(), weight, correct
+    return loss + smoothing * jnp.where(weights[:, 1:] > 0, gap, 0.0).sum(), weight, correct
 
 
 def captions(tokens: Int[Array, "B T"], start_id: int) -> Int[Array, "B T"]:
