@@ -30,7 +30,7 @@ from lvlm_jax.zoo.spec import Spec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The model and what it eats. `connector` carries a ``kind``: linear, mlp or perceiver.
+    """The model and what it eats. `connector` carries a ``kind``, a key of `connectors.CONNECTORS`.
 
     tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
     system turn; None keeps the template's own.

@@ -15,6 +15,7 @@ from lvlm_jax.connectors import (
     MlpConfig,
     PerceiverConfig,
     PixelShuffleConfig,
+    QFormerConfig,
 )
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
@@ -117,6 +118,7 @@ DECODERS: dict[str, DecoderConfig] = {
 """A decoder of each family that is in no system here; windows that a row of twenty reaches past."""
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
+QFORMER = QFormerConfig(queries=4, width=24, depth=2, heads=4, mlp_dim=48)
 
 SYSTEMS: dict[str, LVLMConfig] = {
     "llava": LVLMConfig(vision=CLIP, connector=LinearConfig(), llm=LLAMA),
@@ -129,6 +131,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "clip_llama3": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA3),
     "siglip_gemma3": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=GEMMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
+    "qformer": LVLMConfig(vision=CLIP, connector=QFORMER, llm=LLAMA),
     "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
     "dinov2": LVLMConfig(
         vision=dataclasses.replace(DINOV2, mlp_dim=88, max_patches=16), connector=MlpConfig(), llm=LLAMA

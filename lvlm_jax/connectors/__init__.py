@@ -3,6 +3,7 @@
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
 from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
 from lvlm_jax.connectors.projectors import GatedConfig, GatedProjector, Linear, LinearConfig, MlpConfig, MlpProjector
+from lvlm_jax.connectors.qformer import QFormer, QFormerConfig
 
 CONNECTORS = {
     "linear": LinearConfig,
@@ -11,9 +12,18 @@ CONNECTORS = {
     "pixel_shuffle": PixelShuffleConfig,
     "average_pool": AveragePoolConfig,
     "gated": GatedConfig,
+    "qformer": QFormerConfig,
 }
 
-ConnectorConfig = LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig
+ConnectorConfig = (
+    LinearConfig
+    | MlpConfig
+    | GatedConfig
+    | PerceiverConfig
+    | PixelShuffleConfig
+    | AveragePoolConfig
+    | QFormerConfig
+)
 
 __all__ = [
     "CONNECTORS",
@@ -33,4 +43,6 @@ __all__ = [
     "PerceiverResampler",
     "PixelShuffle",
     "PixelShuffleConfig",
+    "QFormer",
+    "QFormerConfig",
 ]

@@ -1,8 +1,8 @@
 """Checkpoint keys and config values of the connectors.
 
-The dense projectors, the pixel shuffle (Idefics 3, SmolVLM) and the average pool (Gemma 3) carry the torch library's
-names, the gated one CogVLM's. A resampler in a LLaVA has no public counterpart: its keys are our own, in the same
-style, under the same prefix.
+The dense projectors, the pixel shuffle (Idefics 3, SmolVLM), the average pool (Gemma 3) and the Q-Former (BLIP-2) carry
+the torch library's names, the gated projector CogVLM's. A resampler in a LLaVA has no public counterpart: its keys are
+our own, in the same style, under the same prefix.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from lvlm_jax.connectors import (
     MlpConfig,
     PerceiverConfig,
     PixelShuffleConfig,
+    QFormerConfig,
+    qformer,
 )
 from lvlm_jax.keymap import Row, dense, layer_norm, one_of
 
@@ -78,6 +80,13 @@ def average_pool_rows(config: AveragePoolConfig, ours: str, theirs: str) -> list
     ]
 
 
+def qformer_rows(config: QFormerConfig, ours: str, theirs: str) -> list[Row]:
+    """The Q-Former with its queries, then one dense layer, as BLIP-2 names them, and InstructBLIP one with text."""
+    layout = "blip_2" if config.vocab is None else "instructblip"
+    out = qformer.rows(config, f"{ours}/qformer", f"{theirs}.", layout)
+    return out + dense(f"{ours}/linear_1", f"{theirs}.language_projection", bias=True)
+
+
 ROWS = {
     LinearConfig: linear_rows,
     MlpConfig: mlp_rows,
@@ -85,6 +94,7 @@ ROWS = {
     PerceiverConfig: perceiver_rows,
     PixelShuffleConfig: pixel_shuffle_rows,
     AveragePoolConfig: average_pool_rows,
+    QFormerConfig: qformer_rows,
 }
 
 

@@ -145,7 +145,7 @@ class Attention(nn.Module):
         ranges: Ranges,
         *,
         rotate: Rotate | None = None,
-        context: Float[Array, "B S D"] | None = None,
+        context: Float[Array, "B S F"] | None = None,
         cache: LayerCache | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:

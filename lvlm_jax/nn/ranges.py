@@ -149,3 +149,35 @@ def cached(start: Int[Array, "B"], stop: Int[Array, ""], queries: int = 1) -> Ra
     ends = stop - queries + 1 + jnp.arange(queries, dtype=jnp.int32)
     ends = jnp.broadcast_to(ends, (start.shape[0], queries)).astype(jnp.int32)
     return Ranges(jnp.minimum(start[:, None], ends), ends, kind="general")
+
+
+def queries_apart(segments: Int[Array, "B T"], queries: int) -> Ranges:
+    """Learned queries, then a text: neither sees the other (a Q-Former's uni-modal mask, for its contrastive loss).
+
+    Args:
+      segments: 0 where the text is padding, which stands at its end: queries and text are then one range of keys.
+      queries: how many stand before the text; 0 for a text alone.
+    """
+    return packed_full(_behind(segments, queries, 2))
+
+
+def queries_together(segments: Int[Array, "B T"], queries: int) -> Ranges:
+    """Learned queries and a text that all see one another (a Q-Former's bidirectional mask, for matching).
+
+    Arguments as `queries_apart`'s.
+    """
+    return packed_full(_behind(segments, queries, 1))
+
+
+def queries_causal(segments: Int[Array, "B T"], queries: int) -> Ranges:
+    """Learned queries that see one another, then a text that sees them and itself causally: a prefix-LM.
+
+    A Q-Former's multimodal causal mask, for its generating loss. Arguments as `queries_apart`'s.
+    """
+    whole = _behind(segments, queries, 1)
+    return packed_prefix(whole, jnp.broadcast_to(jnp.arange(whole.shape[1]) < queries, whole.shape))
+
+
+def _behind(segments: Int[Array, "B T"], queries: int, text: int) -> Int[Array, "B S"]:
+    """Segments of queries (1) and of the text behind them (`text`)."""
+    return jnp.pad(jnp.where(segments > 0, text, 0), ((0, 0), (queries, 0)), constant_values=1)

@@ -136,6 +136,7 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]
+Real = Bool[Array, "B"] | Bool[np.ndarray, "B"] | None
 
 
 def contrastive_loss(
@@ -143,7 +144,7 @@ def contrastive_loss(
     text: Float[Array, "B D"],
     scale: Float[Array, ""] | float,
     same: Pairs | None = None,
-    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
+    real: Real = None,
 ) -> Sums:
     """Symmetric InfoNCE in which all rows with the same caption share the target mass.
 
@@ -155,12 +156,35 @@ def contrastive_loss(
     Returns:
       Sum over rows of the mean of both directions; real rows; images whose likeliest text is a match.
     """
-    both, count = _both(real, len(image))
-    logits = jnp.where(both, scale * unit(image) @ unit(text).T, -1e9)
-    match = (_matches(same, len(image)) & both).astype(jnp.float32)
-    to_text = (match / jnp.maximum(match.sum(1, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=1)).sum()
-    to_image = (match / jnp.maximum(match.sum(0, keepdims=True), 1) * jax.nn.log_softmax(logits, axis=0)).sum()
-    return -(to_text + to_image) / 2, count, _retrieved(logits, match)
+    logits = scale * unit(image) @ unit(text).T
+    return retrieval_loss(logits, logits.T, same, real)
+
+
+def retrieval_loss(
+    to_text: Float[Array, "B B"],
+    to_image: Float[Array, "B B"],
+    same: Pairs | None = None,
+    real: Real = None,
+    smoothing: float = 0.0,
+) -> Sums:
+    """Cross-entropy of finding each image's texts and each text's images, by scores of every pair.
+
+    `to_text` has an image a row, `to_image` a text a row: the same scores turned, or those of two rules of gradient.
+    smoothing: share of the target that all real rows have alike, matches or not. The rest as `contrastive_loss`.
+    """
+    both, count = pairs_of(real, len(to_text))
+    match = matches(same, len(to_text)) & both
+    loss = _find(to_text, match, both, smoothing) + _find(to_image, match.T, both, smoothing)
+    return loss / 2, count, _retrieved(jnp.where(both, to_text, -1e9), match)
+
+
+def _find(logits: Float[Array, "B B"], match: Array, both: Array, smoothing: float) -> Float[Array, ""]:
+    """Sum over rows of the cross-entropy with a target that the row's matches share."""
+    share = lambda x: x / jnp.maximum(x.sum(1, keepdims=True), 1)  # noqa: E731
+    target = share(match.astype(jnp.float32))
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing * share(both.astype(jnp.float32))
+    return -(target * jax.nn.log_softmax(jnp.where(both, logits, -1e9), axis=1)).sum()
 
 
 def sigmoid_loss(
@@ -169,7 +193,7 @@ def sigmoid_loss(
     scale: Float[Array, ""] | float,
     bias: Float[Array, ""] | float,
     same: Pairs | None = None,
-    real: Bool[Array, "B"] | Bool[np.ndarray, "B"] | None = None,
+    real: Real = None,
 ) -> Sums:
     """SigLIP's pairwise loss (Zhai et al. 2023): -log sigmoid(+-logit) over all pairs, summed over texts.
 
@@ -179,20 +203,21 @@ def sigmoid_loss(
     Returns:
       Sum over images; real rows; images whose likeliest text is a match.
     """
-    both, count = _both(real, len(image))
+    both, count = pairs_of(real, len(image))
     logits = scale * unit(image) @ unit(text).T + bias
-    match = _matches(same, len(image)) & both
+    match = matches(same, len(image)) & both
     loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(match, logits, -logits)), 0.0).sum()
     return loss, count, _retrieved(jnp.where(both, logits, -1e9), match)
 
 
-def _both(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
+def pairs_of(real: Any, rows: int) -> tuple[Bool[Array, "B B"], Float[Array, ""]]:
     """(pairs of two real rows, how many rows are real)."""
     real = jnp.ones(rows, bool) if real is None else jnp.asarray(real)
     return real[:, None] & real[None, :], real.sum(dtype=jnp.float32)
 
 
-def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
+def matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
+    """Which image matches which text: from that matrix, from equal ids, or row by row alone."""
     if same is None:
         return jnp.eye(rows, dtype=bool)
     same = jnp.asarray(same)
@@ -201,3 +226,8 @@ def _matches(same: Pairs | None, rows: int) -> Bool[Array, "B B"]:
 
 def _retrieved(logits: Float[Array, "B B"], match: Array) -> Float[Array, ""]:
     return jnp.take_along_axis(match.astype(jnp.float32), logits.argmax(1)[:, None], 1).sum()
+
+
+def total(*parts: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
+    """Several losses as one number: the sum of the means of (loss sum, weight sum, ...)."""
+    return sum(part[0] / jnp.where(part[1] > 0, part[1], 1.0) for part in parts)

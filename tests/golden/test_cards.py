@@ -11,7 +11,8 @@ import pytest
 
 from lvlm_jax import keymap, llm, vision, zoo
 from lvlm_jax import params as P
-from lvlm_jax.connectors import LinearConfig, PerceiverConfig
+from lvlm_jax.connectors import LinearConfig, PerceiverConfig, pformer, qformer
+from lvlm_jax.connectors import keys as connector_keys
 from lvlm_jax.llm.decoder import Decoder, dummy_inputs
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
@@ -45,6 +46,19 @@ def _tower(config):
     return shapes, axes, vision.FAMILIES[vision.family_of(config)].rows(config, "", "")
 
 
+def _qformer(config):
+    """Between EVA's tower and OPT-2.7B."""
+    shapes, axes = abstract(config.build(2560, jnp.float32, scan=True), jnp.zeros((1, 2, 1408)))
+    return {"connector": shapes}, {"connector": axes}, connector_keys.rows(config)
+
+
+def _pformer(config):
+    """For OPT-2.7B."""
+    text = jnp.zeros((1, 2), jnp.int32)
+    shapes, axes = abstract(pformer.PFormer(config, 2560, scan=True), text, text)
+    return {"pformer": shapes}, {"pformer": axes}, pformer.rows(config)
+
+
 def _system(spec):
     shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
     return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
@@ -56,6 +70,8 @@ PRESETS = (
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
     | {name: (_tower, config) for family in TOWERS for name, config in family.PRESETS.items()}
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
+    | {name: (_qformer, config) for name, config in qformer.PRESETS.items()}
+    | {name: (_pformer, config) for name, config in pformer.PRESETS.items()}
 )
 
 
@@ -168,6 +184,9 @@ def test_no_card_without_its_preset():
         ("eva02_clip_l14_336", 304_432_832),
         ("eva02_clip_e14_224", 4_350_556_928),
         ("nfnet_f6", 438_359_116),
+        ("qformer_blip2", 107_130_880),
+        ("qformer_text", 187_653_376),
+        ("pformer_bert_base", 130_546_689),
     ],
 )
 def test_published_sizes(name, total):

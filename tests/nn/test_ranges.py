@@ -1,5 +1,6 @@
 """Every attention pattern against its meaning, written as loops over positions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_packed_blocks(seed):
     mask = R.packed_blocks(jnp.asarray(SEGMENTS), jnp.asarray(blocks, jnp.int32)).dense(10)
     together = lambda b, t, s: blocks[b, t] > 0 and runs[b, t] == runs[b, s]  # noqa: E731
     np.testing.assert_array_equal(mask, loops(lambda b, t, s: s <= t or together(b, t, s)))
+
+
+@pytest.mark.parametrize("queries", [0, 3])
+def test_learned_queries_before_a_text(queries):
+    """A Q-Former's three masks, and a text alone; texts of 4, 2 and 0 words."""
+    text = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], np.int32)
+    whole = np.pad(text, ((0, 0), (queries, 0)), constant_values=1)
+    first = lambda t: t < queries  # noqa: E731
+    rules = {
+        R.queries_apart: lambda b, t, s: first(t) == first(s),
+        R.queries_together: lambda b, t, s: True,
+        R.queries_causal: lambda b, t, s: first(s) or (not first(t) and s <= t),
+    }
+    masks = jax.jit(lambda text: [pattern(text, queries).dense(queries + 4) for pattern in rules])(jnp.asarray(text))
+    for mask, (pattern, rule) in zip(masks, rules.items()):
+        np.testing.assert_array_equal(mask, loops(rule, whole), err_msg=pattern.__name__)
 
 
 @pytest.mark.parametrize("window", [1, 3, 10, 50])
