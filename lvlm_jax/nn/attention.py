@@ -31,20 +31,23 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
 
-    On TPUs by a kernel whose memory is linear in the positions (`nn.range_attention`), elsewhere in plain products.
+    On TPUs by a kernel whose memory is linear in the positions (`nn.range_attention`), elsewhere, and where scores have
+    a bias, in plain products.
     Keys stand heads-first, as the cache holds them. Scores and softmax are float32. A query with an empty range gets
     zeros (a softmax over nothing would be uniform).
 
     Args:
       scale: what scores are multiplied by; default 1/sqrt(E).
       softcap: bound of the scaled scores, see `soft_cap`.
+      bias: what is added to them then, the same for all rows.
     """
-    if meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
+    if bias is None and meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
         return _on_tpu(q, k, v, ranges, scale, softcap)
-    return checkpoint_name(plain_attend(q, k, v, ranges, scale=scale, softcap=softcap), KEPT)
+    return checkpoint_name(plain_attend(q, k, v, ranges, scale=scale, softcap=softcap, bias=bias), KEPT)
 
 
 def _on_tpu(q: Any, k: Any, v: Any, ranges: Ranges, scale: float | None, softcap: float | None) -> Any:
@@ -73,6 +76,7 @@ def plain_attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: Float[Array, "H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """`attend` in plain products, on any device: scores of all queries and keys stand in memory at once."""
     batch, queries, heads, width = q.shape
@@ -82,6 +86,8 @@ def plain_attend(
     scores = jnp.einsum("BTKRE,BKSE->BKRTS", q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(groups, heads // groups, *bias.shape[1:])
     if ranges.kind != "full":
         seen = ranges.dense(k.shape[2])[:, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
@@ -108,8 +114,11 @@ def split_heads(x: Float[Array, "B T F"], heads: int) -> Float[Array, "B T H E"]
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads and an explicit cache.
 
-    Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
-    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
+    Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out. With a
+    `context`, what goes out are the context's keys and values; given back without an `index`, they are read as they
+    stand, and the context is not needed again.
+    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale`, `softcap` and `bias` are
+    `attend`'s.
     """
 
     heads: int
@@ -130,25 +139,31 @@ class Attention(nn.Module):
         ranges: Ranges,
         *,
         rotate: Rotate | None = None,
-        context: Float[Array, "B S D"] | None = None,
+        context: Float[Array, "B S F"] | None = None,
         cache: LayerCache | None = None,
         index: Int[Array, ""] | None = None,
+        bias: Float[Array, "H T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
-        source = x if context is None else context
-        q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
-        k = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="k")(source), self.kv_heads)
-        v = split_heads(project(self.kv_heads * self.head_dim, ("embed", "kv_heads"), name="v")(source), self.kv_heads)
+        norm = lambda name: lambda heads: heads  # noqa: E731
         if self.qk_norm:
             norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
-            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        turn = rotate or (lambda heads: heads)
+        q = split_heads(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x), self.heads)
+        q = turn(norm(name="q_norm")(q))
+        if cache is None or index is not None:
+            wide = functools.partial(project, self.kv_heads * self.head_dim, ("embed", "kv_heads"))
+            source = x if context is None else context
+            k = split_heads(wide(name="k")(source), self.kv_heads)
+            v = split_heads(wide(name="v")(source), self.kv_heads)
+            k, v = turn(norm(name="k_norm")(k)).swapaxes(1, 2), v.swapaxes(1, 2)
+            if context is not None:
+                cache = LayerCache(k, v)
+            elif cache is not None:
+                cache = cache.write(k, v, index)
         if cache is not None:
-            cache = cache.write(k, v, index)
             k, v = cache.k, cache.v
-        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap)
+        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap, bias=bias)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache
