@@ -16,6 +16,7 @@ from lvlm_jax import llm, vision, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.keymap import Row
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn import ranges
@@ -27,7 +28,7 @@ from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
 from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
 
-Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
+Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig | EncoderDecoderConfig
 
 UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
 """Patterns of keys that hold no weights: tables that old versions saved beside them."""
@@ -120,6 +121,10 @@ def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
     return [row for row in rows if row.ours != "head/kernel"] if layout == "bare" else rows
 
 
+def _encoder_decoder_rows(config: EncoderDecoderConfig, layout: str) -> list[Row]:
+    return llm.ENCODER_DECODERS[llm.family_of(config)].rows(config, "")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Shapes (tracing takes a second or more; nobody changes these trees in place)
 
@@ -138,6 +143,12 @@ def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
 def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
     x = jnp.zeros((1, 2, config.width))
     return abstract(Decoder(config, scan=scan), x, jnp.zeros((1, 2), jnp.int32), ranges.causal(1, 2))
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder_decoder_shapes(config: EncoderDecoderConfig, scan: bool) -> tuple[Params, Params]:
+    text = jnp.zeros((1, 2), jnp.int32)
+    return abstract(EncoderDecoder(config, scan=scan), jnp.zeros((1, 2, config.width)), text, text, text)
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,6 +207,12 @@ KINDS: dict[str, Kind] = {
         unused=(*UNUSED, r"vision_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
     ),
     "decoder": Kind(rows=_decoder_rows, layouts={"hf": "model.layers.", "bare": "layers."}, shapes=_decoder_shapes),
+    "encoder_decoder": Kind(
+        rows=_encoder_decoder_rows,
+        layouts={"hf": "encoder.block."},
+        shapes=_encoder_decoder_shapes,
+        unused=(*UNUSED, *(pattern for family in llm.ENCODER_DECODERS.values() for pattern in family.UNUSED)),
+    ),
 }
 """Every kind of model there is."""
 

@@ -57,8 +57,8 @@ class EncoderDecoderConfig:
             raise ValueError(f"buckets={self.buckets}: a multiple of 4, so that they divide into both directions")
         if self.furthest <= self.buckets // 2:
             raise ValueError(
-                f"furthest={self.furthest} is within the {self.buckets // 2} distances that have a bucket of their own; "
-                f"with buckets={self.buckets} it must be above that"
+                f"furthest={self.furthest} is within the {self.buckets // 2} distances that buckets={self.buckets} tell"
+                " apart one by one; it must be above that"
             )
 
 

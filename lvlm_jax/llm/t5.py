@@ -133,7 +133,7 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderConfig:
     name = "gelu_new" if (gate, name) == ("gated", "gelu") else name
     name = f["dense_act_fn"] or name
     one_of("dense_act_fn", name, _ACTIVATIONS)
-    # Version 5 of the torch library writes that all heads are tied, and whether outputs are scaled in a field of its own.
+    # Version 5 of the torch library always writes "tied", and whether outputs are scaled in a field of its own.
     tied, scaled = bool(f["tie_word_embeddings"]), f["scale_decoder_outputs"]
     return EncoderDecoderConfig(
         vocab=f["vocab_size"],

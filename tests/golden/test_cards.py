@@ -13,6 +13,7 @@ from lvlm_jax import keymap, llm, vision, zoo
 from lvlm_jax import params as P
 from lvlm_jax.connectors import LinearConfig, PerceiverConfig
 from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn import ranges as R
@@ -28,6 +29,12 @@ def _decoder(config):
     x = jnp.zeros((1, 2, config.width))
     shapes, axes = abstract(Decoder(config, scan=True), x, jnp.zeros((1, 2), jnp.int32), R.causal(1, 2))
     return shapes, axes, llm.FAMILIES[llm.family_of(config)].rows(config, "")
+
+
+def _encoder_decoder(config):
+    text = jnp.zeros((1, 2), jnp.int32)
+    shapes, axes = abstract(EncoderDecoder(config, scan=True), jnp.zeros((1, 2, config.width)), text, text, text)
+    return shapes, axes, llm.ENCODER_DECODERS[llm.family_of(config)].rows(config, "")
 
 
 def _dual(config):
@@ -58,6 +65,7 @@ PRESETS = (
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
     | {name: (_tower, config) for family in (plain_vit, dinov2) for name, config in family.PRESETS.items()}
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
+    | {name: (_encoder_decoder, config) for name, config in llm.t5.PRESETS.items()}
 )
 
 
@@ -126,6 +134,16 @@ def test_no_card_without_its_preset():
         ("gemma2_2b", 2_614_341_888),
         ("gemma2_9b", 9_241_705_984),
         ("gemma2_27b", 27_227_128_320),
+        ("flan_t5_small", 76_961_152),
+        ("flan_t5_base", 247_577_856),
+        ("flan_t5_large", 783_150_080),
+        ("flan_t5_xl", 2_849_757_184),
+        ("flan_t5_xxl", 11_135_332_352),
+        ("t5_small", 60_506_624),
+        ("t5_base", 222_903_552),
+        ("t5_large", 737_668_096),
+        ("t5_3b", 2_851_598_336),
+        ("t5_11b", 11_307_321_344),
         # as the torch library counts the parameters of a model built from the config
         ("clip_b32", 151_277_313),
         ("clip_b16", 149_620_737),
