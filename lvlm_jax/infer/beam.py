@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.shapes import Array, Bool, Float, Int, pytree
 
 Early = bool | Literal["never"]
@@ -63,6 +64,26 @@ class Beams:
     def numbers(self) -> tuple[Array, Array]:
         """(length_penalty, min_new_tokens) as arrays."""
         return jnp.float32(self.length_penalty), jnp.int32(self.min_new_tokens)
+
+
+def settings(sampling: Sampling, beams: int, length_penalty: float) -> Sampling | Beams:
+    """What single words ask for: a beam search where they name several beams, else `sampling`.
+
+    Raises:
+      ValueError: words that do not go together.
+    """
+    if beams == 1:
+        if length_penalty != 1:
+            raise ValueError(
+                f"length_penalty={length_penalty} weighs the hypotheses of a beam search against each other, and "
+                "beams=1 has but one; give more beams, or leave it out"
+            )
+        return sampling
+    if sampling.mode != "greedy":
+        raise ValueError(
+            f"beams={beams} and temperature={sampling.temperature}: a beam search draws nothing; leave one of them out"
+        )
+    return Beams(count=beams, length_penalty=length_penalty)
 
 
 @pytree
