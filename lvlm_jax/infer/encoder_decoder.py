@@ -25,15 +25,15 @@ def write(
 ) -> beam.Found:
     """What the model writes about each row of embeddings, the best first.
 
-    Example:
-      >>> found = write(model, params, x, segments, max_new_tokens=30, ends=(1,), beams=Beams(count=5))
-      >>> [row[0, :length].tolist() for row, length in zip(found.tokens, found.lengths[:, 0])]
-
     Args:
+      params: layers one by one; scanned ones are taken apart anew in each call.
       x: embeddings of text (`EncoderDecoder.embed_tokens`), soft tokens of pictures among them.
       segments: 0 is padding; a row holds one example.
       ends: tokens that end an answer.
       beams: default greedy.
+
+    Raises:
+      ValueError: max_new_tokens below 1.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")

@@ -21,8 +21,8 @@ from tests import tiny
 from tests.parity import compare, test_t5
 
 NEW = 9
-ENDS = (11, 23, 57)
-"""Several, so that some hypotheses end early and others never."""
+ENDS = {"llama": (23, 52, 53), "t5": (37, 55, 76)}
+"""Words that each is fond of, so that some hypotheses end early and others never."""
 MODES = {
     "llama": [(1, False), (3, False), (5, True)],
     "t5": [(1, False), (3, "never"), (5, False)],
@@ -51,7 +51,7 @@ def llama():
     given = {"input_ids": torch.tensor(batch.tokens).long(), "attention_mask": shown}
 
     def ours(beams):
-        static = (LVLM(config), None, beams.mode, ENDS, 16)
+        static = (LVLM(config), None, beams.mode, ENDS["llama"], 16)
         return generate.search(*static, params, jax.tree.map(jnp.asarray, batch), beams.numbers, jnp.int32(NEW))
 
     return theirs, given, batch.tokens.shape[1], ours
@@ -60,14 +60,16 @@ def llama():
 @functools.cache
 def t5():
     """The same of an encoder-decoder, whose answers begin with its start token."""
-    theirs = test_t5.reference("flan_t5")
+    theirs = test_t5.reference("flan_t5", num_decoder_layers=2)  # their cache has as many layers as their encoder
+    with torch.no_grad():
+        theirs.lm_head.weight.mul_(4.0)  # sharper, so that hypotheses differ in more than one word
     module, _, _, params = test_t5.ours("flan_t5", theirs)
     read, shown, _, _ = test_t5.inputs()
     given = {"input_ids": torch.tensor(read).long(), "attention_mask": torch.tensor(shown)}
     x = module.apply({"params": params}, jnp.asarray(read), method="embed_tokens")
 
     def ours(beams):
-        return write(module, params, x, jnp.asarray(shown), max_new_tokens=NEW, ends=ENDS, beams=beams)
+        return write(module, params, x, jnp.asarray(shown), max_new_tokens=NEW, ends=ENDS["t5"], beams=beams)
 
     return theirs, given, 1, ours
 
@@ -87,7 +89,7 @@ def test_every_hypothesis_and_score(name):
                 num_beams=count,
                 max_new_tokens=NEW,
                 do_sample=False,
-                eos_token_id=list(ENDS),
+                eos_token_id=list(ENDS[name]),
                 pad_token_id=0,
                 return_dict_in_generate=True,
                 output_scores=True,

@@ -46,9 +46,9 @@ CASES = {
 TIED = ("t5", "tied without scale")
 
 
-def reference(name):
+def reference(name, **sizes):
     """A perturbed model. Its config ties every head (version 5), so that an untied one is put in by hand."""
-    config = T5Config(**SIZES, **CASES[name])
+    config = T5Config(**SIZES | sizes, **CASES[name])
     model = T5ForConditionalGeneration(config)
     if name not in TIED:
         generator = torch.Generator().manual_seed(7)
