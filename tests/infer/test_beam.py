@@ -128,8 +128,6 @@ def test_where_users_ask_for_it(system, prompts, pictures):
         prompts[:1], rows=1, max_new_tokens=6, sampling=Beams(count=3, length_penalty=-1.0)
     )[0].text.strip()
     assert system.generate("What is it?", images=pictures[0], **words) == wanted
-    with pytest.raises(TypeError, match=r"takes no beams=.*Give sampling=Beams\(count=...\)"):
-        system.generate_batch(["What is it?"], beams=3)
     example = as_example("What is it?", pictures[0])
     scored = evaluate(
         system,
