@@ -105,4 +105,4 @@ def test_every_hypothesis_and_score(name, count, early):
             lengths.append(int(length))
         if count > 1:
             np.testing.assert_allclose(found.scores.ravel(), out.sequences_scores, rtol=2e-5)
-            assert min(lengths) <= 3 < max(lengths)  # some ended early, with their scores
+    assert count == 1 or min(lengths) <= 3 < max(lengths)  # some ended early
