@@ -124,8 +124,8 @@ def _add_eval(add: Any) -> None:
         "eval",
         _eval,
         "score a model on a data set, generating freely",
-        long="Free greedy generation, scored; per-sample JSONL beside each score. For a workdir of `lvlm train` the "
-        "recipe's own evaluation is the default.",
+        long="Free greedy generation (--beams: by beam search), scored; per-sample JSONL beside each score. For a "
+        "workdir of `lvlm train` the recipe's own evaluation is the default.",
     )
     _model_arguments(command)
     cli_data.data_arguments(command, needed=False)
@@ -133,6 +133,7 @@ def _add_eval(add: Any) -> None:
         "--scores", default="", metavar="A,B", help="exact, vqa, caption, refcoco, detection; default exact"
     )
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="default 16")
+    _beam_arguments(command)
     command.add_argument("--rows", type=int, metavar="N", help="questions a batch; default the recipe's, or 64")
     command.add_argument("--limit", type=int, default=0, help="only the first N samples")
     command.add_argument(
@@ -142,14 +143,18 @@ def _add_eval(add: Any) -> None:
 
 def _eval(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import run
+    from lvlm_jax.infer import beam
+    from lvlm_jax.infer.sampling import Sampling
 
-    data = cli_data.data_of(args)  # a mistake in it is found before the model is read
+    # A mistake in these is found before the model is read.
+    data, sampling = cli_data.data_of(args), beam.settings(Sampling(), args.beams, args.length_penalty)
     result = run.evaluate_folder(
         args.model,
         _load(args),
         data=data,
         scores=tuple(filter(None, args.scores.split(","))),
         max_new_tokens=args.max_new_tokens,
+        sampling=sampling,
         rows=args.rows,
         limit=args.limit,
         out=args.out,
@@ -182,6 +187,15 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--system", help="system text, instead of the template's")
 
 
+def _beam_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--beams", type=int, default=1, metavar="N", help="hypotheses of a beam search; default 1: none"
+    )
+    command.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="X", help="of a beam search; above 0 favours long answers"
+    )
+
+
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
     return {name: getattr(args, name) for name in names}
@@ -205,6 +219,7 @@ def _add_generate(add: Any) -> None:
         "--mask-codec", metavar="NPZ", help="with --draw: PaliGemma's vae-oid.npz, to draw masks of <seg...> too"
     )
     _sampling_arguments(command)
+    _beam_arguments(command)
 
 
 def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
@@ -215,7 +230,8 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     if args.mask_codec and not args.draw:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
     model = _load(args)
-    settings = _sampling(args) | {"images": args.image, "system": args.system}
+    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")}
+    settings["images"] = args.image
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
         said = [pieces] if args.no_stream else []

@@ -29,6 +29,8 @@ from lvlm_jax.data.files import write_whole
 from lvlm_jax.data.loader import LateLoader, Loader
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.convert import export_folder
+from lvlm_jax.infer.beam import Beams
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import lora
@@ -343,6 +345,7 @@ def evaluate_folder(
     data: Data | None = None,
     scores: tuple[str, ...] = (),
     max_new_tokens: int | None = None,
+    sampling: Sampling | Beams | None = None,
     rows: int | None = None,
     limit: int = 0,
     out: str | None = None,
@@ -370,6 +373,7 @@ def evaluate_folder(
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=max_new_tokens or ask.max_new_tokens,
+        sampling=sampling,
         out=samples,
         data=ask.data.label,
     )

@@ -332,6 +332,16 @@ def test_a_split_that_there_is_not(tmp_path, capsys):
     assert (status, said) == (2, f"lvlm eval: {message}\n")
 
 
+def test_words_of_a_beam_search_that_do_not_go_together(checkpoint, tmp_path, capsys):
+    """Of `lvlm eval` found before the model is read."""
+    status, said = lvlm(capsys, "eval", tmp_path / "gone", "--easy-vqa", "test", "--length-penalty", 0.5)
+    assert status == 2
+    assert said.startswith("lvlm eval: length_penalty=0.5 weighs the hypotheses of a beam search against each other, ")
+    status, said = lvlm(capsys, "generate", checkpoint, "--prompt", "hi", "--beams", 3, "--temperature", 0.7)
+    message = "beams=3 and temperature=0.7: a beam search draws nothing; leave one of them out"
+    assert (status, said) == (2, f"lvlm generate: {message}\n")
+
+
 def test_a_picture_that_no_record_names(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     missing = "the file does not exist; check the path"

@@ -16,13 +16,7 @@ CONNECTORS = {
 }
 
 ConnectorConfig = (
-    LinearConfig
-    | MlpConfig
-    | GatedConfig
-    | PerceiverConfig
-    | PixelShuffleConfig
-    | AveragePoolConfig
-    | QFormerConfig
+    LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig | QFormerConfig
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Ask a model every question of a data set, freely and greedily, and score what it says.
+"""Ask a model every question of a data set, freely (by default greedily), and score what it says.
 
 No list of answers is given to the model. Beside every score stands what it was made of: one line a sample with the
 prompt, the template, the decoding settings, and one summary with the versions of all that computed it.
@@ -16,7 +16,9 @@ import numpy as np
 
 from lvlm_jax.data.loader import picture_key
 from lvlm_jax.evaluate import scores as scoring
+from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.generate import Answer, bucket
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.system import System
 from lvlm_jax.processing.schema import Encoded, Example, Text
 from lvlm_jax.progress import bar as progress_bar
@@ -49,16 +51,18 @@ def evaluate(
     scores: Sequence[str] = ("exact",),
     batch_rows: int = 64,
     max_new_tokens: int = 16,
+    sampling: Sampling | Beams | None = None,
     progress: bool = True,
     out: str | os.PathLike | None = None,
     data: str = "",
 ) -> Result:
-    """Greedy answers to every sample, scored.
+    """Answers to every sample, scored.
 
     Args:
       samples: (conversation that ends with the question, references); a last assistant turn is taken off. References
         are what the scoring rule takes: a string, a list of strings, an annotation record.
       scores: keys of `evaluate.scores.SCORES`.
+      sampling: default greedy; captions are often scored with ``Beams(count=5)``.
       batch_rows: questions a batch. Questions about one picture stand in one batch and share its vision row.
       out: folder for ``samples.jsonl`` and ``summary.json``, written when all is done.
       data: what the samples are, for the summary.
@@ -83,12 +87,13 @@ def evaluate(
     for (example, _), prompt in zip(pairs, encoded):
         _check(system, example, prompt, max_new_tokens)
     answers = _ask(
-        system, encoded, references, plan(encoded, batch_rows), names[0], batch_rows, max_new_tokens, progress
+        system, encoded, references, plan(encoded, batch_rows), names[0], batch_rows, max_new_tokens, sampling, progress
     )
     seconds = time.perf_counter() - started
     predictions = [answer.text.strip() for answer in answers]
     scored = {name: scoring.score(name, predictions, references) for name in names}
-    decoding = {"method": "greedy", "max_new_tokens": max_new_tokens}
+    decoding = {"method": _method(sampling), "max_new_tokens": max_new_tokens}
+    decoding |= {} if decoding["method"] == "greedy" else dataclasses.asdict(sampling)
     rows = [
         _row(system, example, reference, answer, [found.samples[i] for found in scored.values()], decoding)
         for i, ((example, reference), answer) in enumerate(zip(pairs, answers))
@@ -130,6 +135,12 @@ def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
     return [flat[i : i + batch_rows] for i in range(0, len(flat), batch_rows)]
 
 
+def _method(sampling: Sampling | Beams | None) -> str:
+    if isinstance(sampling, Beams):
+        return "beam search"
+    return "greedy" if sampling is None or sampling.mode == "greedy" else "sampling"
+
+
 def _check(system: System, example: Example, prompt: Encoded, max_new_tokens: int) -> None:
     try:
         system.generator.check(prompt, max_new_tokens)
@@ -145,6 +156,7 @@ def _ask(
     shown: str,
     batch_rows: int,
     max_new_tokens: int,
+    sampling: Sampling | Beams | None,
     progress: bool,
 ) -> list[Answer]:
     """The answers in the order of the samples."""
@@ -153,6 +165,7 @@ def _ask(
     stream: Iterator[list[Answer]] = system.generator.batches(
         [[encoded[i] for i in batch] for batch in batches],
         max_new_tokens=max_new_tokens,
+        sampling=sampling,
         stop=system.stop_strings,
         rows=batch_rows,
     )

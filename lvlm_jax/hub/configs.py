@@ -12,6 +12,7 @@ from lvlm_jax.connectors import LinearConfig, MlpConfig
 from lvlm_jax.hub.families import Config
 from lvlm_jax.keymap import one_of
 from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
@@ -92,6 +93,7 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
     **{name: ("vision", family.from_hf) for name, family in vision.FAMILIES.items()},
     **{name: ("text", family.text_from_hf) for name, family in vision.TEXT_FAMILIES.items()},
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
+    **{name: ("encoder_decoder", family.from_hf) for name, family in llm.ENCODER_DECODERS.items()},
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
 
@@ -105,6 +107,7 @@ def kind_of(config: Config) -> str:
         NFNetConfig: "vision",
         TextTowerConfig: "text",
         DecoderConfig: "decoder",
+        EncoderDecoderConfig: "encoder_decoder",
     }
     return kinds[type(config)]
 
@@ -138,6 +141,8 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return {**vision.TEXT_FAMILIES[name].text_to_hf(config), "architectures": [architecture]}
         case DualEncoderConfig():
             return dual.to_hf(config)
+        case EncoderDecoderConfig():
+            return llm.ENCODER_DECODERS[llm.family_of(config)].to_hf(config)
         case _:
             return llm.FAMILIES[llm.family_of(config)].to_hf(config)
 

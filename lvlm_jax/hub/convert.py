@@ -31,7 +31,7 @@ __all__ = ["Loaded", "export_folder", "import_folder", "import_weights"]
 class Loaded:
     """A checkpoint as this library holds it.
 
-    kind: "lvlm", "dual", "vision", "text" or "decoder". axes: logical axis names of each leaf of `params`.
+    kind: a key of `families.KINDS`. axes: logical axis names of each leaf of `params`.
     image_token_id: what stands in a token list where a picture goes (None: not a LVLM). layout: how the keys were
     written, a name that `export_folder` takes. folder: where it came from, with tokenizer and processor beside it.
     """
@@ -92,6 +92,7 @@ def import_folder(
         base_path = None if base is None else download.resolve(base, **hub)
     described = _describe(raw, path, tower_path, kind)
     tensors = formats.opened(path) if base_path is None else peft.on_base(path, base_path)
+    described = _by_its_files(described, tensors)
     parts, layout = _parts(described, tensors, tower_path, layout)
     kind_ = KINDS[described.kind]
     rows = [row for _, part in parts for row in part]
@@ -172,6 +173,18 @@ def _describe(raw: dict, path: Path, tower_path: Path | None, kind: str | None) 
     return described
 
 
+def _by_its_files(described: configs.Described, tensors: formats.Tensors) -> configs.Described:
+    """Of an encoder-decoder the files tell whether it has a head of its own.
+
+    Version 5 of the torch library writes of all of them that they are tied, and reads them by their files.
+    """
+    if described.kind != "encoder_decoder" or not described.config.tied or _HEAD not in tensors:
+        return described
+    if _same(tensors, _HEAD, _table(described, "hf")):
+        return described
+    return dataclasses.replace(described, config=dataclasses.replace(described.config, tied=False))
+
+
 Parts = list[tuple[formats.Tensors, list[Row]]]
 
 
@@ -217,19 +230,32 @@ def _check_keys(parts: Parts, described: configs.Described, layout: str, shapes:
 def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: str, path: Path) -> str | None:
     """The key of an output head that a tied model's folder holds although it is the embedding over again."""
     config = described.config
-    decoder = {"lvlm": lambda: config.llm, "decoder": lambda: config}.get(described.kind, lambda: None)()
+    alone = dict.fromkeys(("decoder", "encoder_decoder"), lambda: config)
+    decoder = {"lvlm": lambda: config.llm, **alone}.get(described.kind, lambda: None)()
     if decoder is None or not decoder.tied:
         return None
     named = zoo.LAYOUTS.get(layout)  # a decoder alone, and big_vision's files, have no such part
-    head = named.head if described.kind == "lvlm" and named else "lm_head.weight"
+    head = named.head if described.kind == "lvlm" and named else _HEAD
     if head not in tensors:
         return None
-    table = next(
-        row.theirs for row in KINDS[described.kind].rows(config, layout) if row.leaves[-1].endswith("embed/table")
-    )
-    if not np.array_equal(tensors.read(head).view(np.uint8), tensors.read(table).view(np.uint8)):
+    table = _table(described, layout)
+    if not _same(tensors, head, table):
         raise CheckpointError(
             f"{path}: config.json ties the output head to the embedding, but {head!r} differs from {table!r}; set "
             "tie_word_embeddings to false to keep both"
         )
     return head
+
+
+_HEAD = "lm_head.weight"
+
+
+def _table(described: configs.Described, layout: str) -> str:
+    """The key of the embedding."""
+    rows = KINDS[described.kind].rows(described.config, layout)
+    return next(row.theirs for row in rows if row.leaves[-1].endswith("embed/table"))
+
+
+def _same(tensors: formats.Tensors, one: str, other: str) -> bool:
+    """Whether two tensors hold the same bytes."""
+    return np.array_equal(tensors.read(one).view(np.uint8), tensors.read(other).view(np.uint8))

@@ -209,8 +209,9 @@ def _files(
             out["config.json"]["text_config"] = {**public["text_config"], **words}
         elif _vocab(config) is not None:
             out["config.json"].update(words)
-        if configs.kind_of(config) in ("lvlm", "decoder"):
-            out["generation_config.json"] = words
+        if configs.kind_of(config) in ("lvlm", "decoder", "encoder_decoder"):
+            start = "decoder_start_token_id"
+            out["generation_config.json"] = words | ({start: public[start]} if start in public else {})
     lvlm = isinstance(config, LVLMConfig)
     if spec is not None:
         out["preprocessor_config.json"] = spec.to_hf()

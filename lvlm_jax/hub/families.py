@@ -16,6 +16,7 @@ from lvlm_jax import llm, vision, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.keymap import Row
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, dummy_inputs
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -26,7 +27,9 @@ from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
 
-Config = LVLMConfig | DualEncoderConfig | ViTConfig | NFNetConfig | TextTowerConfig | DecoderConfig
+Config = (
+    LVLMConfig | DualEncoderConfig | ViTConfig | NFNetConfig | TextTowerConfig | DecoderConfig | EncoderDecoderConfig
+)
 
 UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
 """Patterns of keys that hold no weights: tables that old versions saved beside them."""
@@ -126,6 +129,10 @@ def _decoder_rows(config: DecoderConfig, layout: str) -> list[Row]:
     return [row for row in rows if row.ours != "head/kernel"] if layout == "bare" else rows
 
 
+def _encoder_decoder_rows(config: EncoderDecoderConfig, layout: str) -> list[Row]:
+    return llm.ENCODER_DECODERS[llm.family_of(config)].rows(config, "")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Shapes (tracing takes a second or more; nobody changes these trees in place)
 
@@ -143,6 +150,12 @@ def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
 @functools.lru_cache(maxsize=8)
 def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
     return abstract(Decoder(config, scan=scan), *dummy_inputs(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder_decoder_shapes(config: EncoderDecoderConfig, scan: bool) -> tuple[Params, Params]:
+    text = jnp.zeros((1, 2), jnp.int32)
+    return abstract(EncoderDecoder(config, scan=scan), jnp.zeros((1, 2, config.width)), text, text, text)
 
 
 @functools.lru_cache(maxsize=8)
@@ -206,6 +219,12 @@ KINDS: dict[str, Kind] = {
         layouts=_DECODER_LAYOUTS,
         shapes=_decoder_shapes,
         unused=(*UNUSED, *dict.fromkeys(pattern for family in _DECODERS for pattern in family.UNUSED)),
+    ),
+    "encoder_decoder": Kind(
+        rows=_encoder_decoder_rows,
+        layouts={"hf": "encoder.block."},
+        shapes=_encoder_decoder_shapes,
+        unused=(*UNUSED, *(pattern for family in llm.ENCODER_DECODERS.values() for pattern in family.UNUSED)),
     ),
 }
 """Every kind of model there is."""

@@ -11,8 +11,10 @@ import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import beside, convert, download, formats
+from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import ranges
@@ -24,48 +26,7 @@ from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.zoo import family_of, llava
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
-TOLERANCE = 2e-5
-"""Largest difference allowed, in float32, as a share of the largest reference value."""
 PROMPT = "What is in this picture?"
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One stage of the two models: largest absolute difference, and largest absolute value of the reference."""
-
-    name: str
-    difference: float
-    largest: float
-
-    @property
-    def ratio(self) -> float:
-        """Difference as a share of the largest value."""
-        return self.difference / self.largest if self.largest else float(self.difference > 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What `verify` found; ``print(comparison)`` shows it as a table.
-
-    keys: what the torch library said of the folder's keys (missing, unexpected, of another shape); must be empty.
-    """
-
-    parts: tuple[Part, ...]
-    keys: tuple[str, ...] = ()
-    tolerance: float = TOLERANCE
-
-    @property
-    def passed(self) -> bool:
-        """Whether every part is within the tolerance and no key was left over."""
-        return not self.keys and all(part.ratio <= self.tolerance for part in self.parts)
-
-    def __str__(self) -> str:
-        lines = [f"{'part':<20}{'difference':>12}{'largest':>12}{'share':>12}"]
-        for part in self.parts:
-            mark = "" if part.ratio <= self.tolerance else "  too large"
-            lines.append(f"{part.name:<20}{part.difference:>12.3e}{part.largest:>12.4g}{part.ratio:>12.2e}{mark}")
-        lines += [f"key: {key}" for key in self.keys]
-        return "\n".join([*lines, f"{'passed' if self.passed else 'FAILED'} at {self.tolerance:g}"])
 
 
 def verify(
@@ -158,8 +119,11 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         out["tokens"] = np.asarray([words], np.int32)
     elif loaded.kind in ("dual", "text"):
         out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
-    elif loaded.kind == "decoder":
+    elif loaded.kind in ("decoder", "encoder_decoder"):
         out["tokens"] = np.asarray([_tokens(loaded, prompt)], np.int32)
+    if loaded.kind == "encoder_decoder":
+        out["written"] = np.roll(out["tokens"], 1)
+        out["written"][0, 0] = loaded.config.start_id
     return out
 
 
@@ -239,6 +203,15 @@ def _ours_decoder(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[
     return {"hidden states": hidden, "logits": model.apply(variables, hidden, method="logits")}
 
 
+def _ours_encoder_decoder(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
+    model, variables = EncoderDecoder(loaded.config), {"params": loaded.params}
+    tokens, written = inputs["tokens"], inputs["written"]
+    x, ones = model.apply(variables, tokens, method="embed_tokens"), jnp.ones_like(tokens)
+    hidden = model.apply(variables, x, ones, written, ones)
+    read = model.apply(variables, x, ones, method="encode")
+    return {"encoder": read, "logits": model.apply(variables, hidden, method="logits")}
+
+
 def _ours_dual(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     model, variables = DualEncoder(loaded.config), {"params": loaded.params}
     picture = [inputs[name] for name in ("patches", "positions", "segments")]
@@ -264,6 +237,7 @@ def _ours_text(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
 _OURS = {
     "lvlm": _ours_lvlm,
     "decoder": _ours_decoder,
+    "encoder_decoder": _ours_encoder_decoder,
     "dual": _ours_dual,
     "vision": _ours_vision,
     "text": _ours_text,
@@ -357,6 +331,15 @@ def _their_decoder(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.nd
     return {"hidden states": out.hidden_states[-1]} | ({} if bare else {"logits": out.logits}), keys
 
 
+def _their_encoder_decoder(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    import torch
+
+    model, keys = _open("AutoModelForSeq2SeqLM", folder)
+    with torch.no_grad():
+        out = model(input_ids=_tensor(inputs["tokens"]), decoder_input_ids=_tensor(inputs["written"]))
+    return {"encoder": out.encoder_last_hidden_state, "logits": out.logits}, keys
+
+
 def _their_dual(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
@@ -394,6 +377,7 @@ def _their_tower(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndar
 _REFERENCES = {
     "lvlm": _their_lvlm,
     "decoder": _their_decoder,
+    "encoder_decoder": _their_encoder_decoder,
     "dual": _their_dual,
     "vision": _their_tower,
     "text": _their_tower,

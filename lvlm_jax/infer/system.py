@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lvlm_jax import params as trees
+from lvlm_jax.infer import beam
 from lvlm_jax.infer.generate import Answer, Generator
 from lvlm_jax.infer.prompt import as_example, as_images
 from lvlm_jax.infer.sampling import Sampling
@@ -129,6 +130,8 @@ class System:
         top_k: int = 0,
         top_p: float | int = 1.0,
         seed: int = 0,
+        beams: int = 1,
+        length_penalty: float | int = 1.0,
         stop: Sequence[str] = (),
         system: str | None = None,
         stream: bool = False,
@@ -141,6 +144,7 @@ class System:
           images: one picture or several (path, PIL image, uint8 array, bytes); any number.
           max_new_tokens: default 256, or what the context has left if that is less.
           temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+          beams: above 1 for a beam search, whose pieces come all at the end; length_penalty: see `Beams`.
           stop: strings that end the answer, beside the template's own.
           system: text of the system turn, instead of the template's.
 
@@ -151,7 +155,7 @@ class System:
         encoded = self.encode(as_example(prompt, images, system))
         settings = {
             "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,
-            "sampling": sampling,
+            "sampling": beam.settings(sampling, beams, length_penalty),
             "stop": self._stops(stop),
         }
         if stream:
@@ -169,6 +173,8 @@ class System:
         for name in sorted(settings.keys() - set(taken)):
             fixes = {"images": ". Put each picture into its prompt: [[Path('a.png'), 'What is this?'], ...]"}
             fixes |= {name: f". Give sampling=Sampling({name}=...)" for name in Sampling.__dataclass_fields__}
+            fixes |= {"beams": ". Give sampling=Beams(count=...)"}
+            fixes |= {name: f". Give sampling=Beams({name}=...)" for name in beam.Beams.__dataclass_fields__}
             raise TypeError(
                 f"generate_batch() takes no {name}=; beside the prompts it takes {', '.join(f'{t}=' for t in taken)}"
                 f"{fixes.get(name, '')}"
@@ -180,7 +186,7 @@ class System:
         examples: Sequence[Any],
         *,
         max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
+        sampling: Sampling | beam.Beams | None = None,
         stop: Sequence[str] = (),
         rows: int | None = None,
     ) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""Language models: one decoder, whose families are config values; one family a file."""
+"""Language models: one decoder and one encoder-decoder, whose families are config values; one family a file."""
 
 from types import ModuleType
 
@@ -21,8 +21,10 @@ from lvlm_jax.llm import (
     qwen2,
     qwen3,
     smollm2,
+    t5,
 )
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 
 FAMILIES: dict[str, ModuleType] = {
     "llama": llama,
@@ -47,18 +49,23 @@ FAMILIES: dict[str, ModuleType] = {
 
 ChatGLM-6B's files say "chatglm" as its successors' do; here it has a name of its own."""
 
+ENCODER_DECODERS: dict[str, ModuleType] = {"t5": t5}
+"""The same for encoder-decoders."""
+
 PRESETS: dict[str, DecoderConfig] = {
     name: config for family in (*FAMILIES.values(), smollm2) for name, config in family.PRESETS.items()
 }
 """Every released decoder by name."""
 
 
-def family_of(config: DecoderConfig) -> str:
-    """The public ``model_type`` that can hold a decoder of these values.
+def family_of(config: DecoderConfig | EncoderDecoderConfig) -> str:
+    """The public ``model_type`` that can hold a language model of these values.
 
     Raises:
       ValueError: no public family has this combination.
     """
+    if isinstance(config, EncoderDecoderConfig):
+        return next(name for name, family in ENCODER_DECODERS.items() if family.fits(config))
     names = list(FAMILIES) if config.public is None else [config.public]
     for name in names:
         if name not in FAMILIES:
@@ -74,10 +81,13 @@ def family_of(config: DecoderConfig) -> str:
 
 
 __all__ = [
+    "ENCODER_DECODERS",
     "FAMILIES",
     "PRESETS",
     "Decoder",
     "DecoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "chatglm",
     "chatglm_6b",
     "family_of",
@@ -97,4 +107,5 @@ __all__ = [
     "qwen2",
     "qwen3",
     "smollm2",
+    "t5",
 ]

@@ -115,12 +115,14 @@ def split_heads(x: Float[Array, "B T F"], heads: int) -> Float[Array, "B T H E"]
 class Attention(nn.Module):
     """Multi-head attention with grouped key/value heads and an explicit cache.
 
-    Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out.
-    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale` and `softcap` are `attend`'s.
-    `clip` cuts queries, keys and values to [-clip, clip]. With `alibi` scores fall with the distance between query and
-    key (`positions.alibi`).
-    `key_bias` False leaves keys without the bias that `qkv_bias` gives. `inner_norm` is the epsilon of a layer norm of
-    all heads together, before the output product (EVA-02, arXiv 2303.11331).
+    Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out. With a
+    `context`, what goes out are the context's keys and values; given back without an `index`, they are read as they
+    stand, and the context is not needed again.
+    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale`, `softcap` and `bias` are
+    `attend`'s. `clip` cuts queries, keys and values to [-clip, clip]. With `alibi` scores fall with the distance
+    between query and key (`positions.alibi`). `key_bias` False leaves keys without the bias that `qkv_bias` gives.
+    `inner_norm` is the epsilon of a layer norm of all heads together, before the output product (EVA-02, arXiv
+    2303.11331).
     """
 
     heads: int
@@ -148,25 +150,28 @@ class Attention(nn.Module):
         context: Float[Array, "B S F"] | None = None,
         cache: LayerCache | None = None,
         index: Int[Array, ""] | None = None,
+        bias: Float[Array, "H T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
-        project = functools.partial(linear, dtype=self.dtype)
-        source, kv_width = x if context is None else context, self.kv_heads * self.head_dim
-        q = project(self.heads * self.head_dim, ("embed", "heads"), use_bias=self.qkv_bias, name="q")(x)
-        k = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias and self.key_bias, name="k")(source)
-        v = project(kv_width, ("embed", "kv_heads"), use_bias=self.qkv_bias, name="v")(source)
-        q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
-        if self.clip is not None:
-            q, k, v = (jnp.clip(heads, -self.clip, self.clip) for heads in (q, k, v))
+        project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
+        cut = (lambda x: x) if self.clip is None else (lambda x: jnp.clip(x, -self.clip, self.clip))
+        norm = lambda name: lambda heads: heads  # noqa: E731
         if self.qk_norm:
             norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
-            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        turn = rotate or (lambda heads: heads)
+        q = split_heads(cut(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x)), self.heads)
+        q = turn(norm(name="q_norm")(q))
+        if cache is None or index is not None:
+            wide = functools.partial(project, self.kv_heads * self.head_dim, ("embed", "kv_heads"))
+            source = x if context is None else context
+            k = cut(wide(use_bias=self.qkv_bias and self.key_bias, name="k")(source))
+            k, v = split_heads(k, self.kv_heads), split_heads(cut(wide(name="v")(source)), self.kv_heads)
+            k, v = turn(norm(name="k_norm")(k)).swapaxes(1, 2), v.swapaxes(1, 2)
+            if context is not None:
+                cache = LayerCache(k, v)
+            elif cache is not None:
+                cache = cache.write(k, v, index)
         if cache is not None:
-            cache = cache.write(k, v, index)
             k, v = cache.k, cache.v
-        bias = None
         if self.alibi is not None:
             slots = jnp.arange(x.shape[1]) + (0 if cache is None else index)
             bias = positions.alibi(slots, k.shape[2], self.heads, self.alibi)

@@ -97,6 +97,18 @@ def packed_causal(segments: Int[Array, "B T"]) -> Ranges:
     return _hide_padding(segments, first, stop, "packed_causal")
 
 
+def packed_cross(segments: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Ranges:
+    """Cross-attention of packed rows: every query sees the keys of its own segment; padding (0) sees nothing.
+
+    Args:
+      segments: of the queries.
+      keys: of what they look at; each segment's positions stand side by side.
+    """
+    same = segments[:, :, None] == keys[:, None, :]
+    start = jnp.argmax(same, axis=-1).astype(jnp.int32)
+    return _hide_padding(segments, start, start + same.sum(-1, dtype=jnp.int32), "general")
+
+
 def packed_prefix(segments: Int[Array, "B T"], prefix: Bool[Array, "B T"]) -> Ranges:
     """Prefix-LM within each segment: the prefix sees itself whole, what follows is causal.
 

@@ -14,6 +14,7 @@ from lvlm_jax import params as P
 from lvlm_jax.connectors import LinearConfig, PerceiverConfig, pformer, qformer
 from lvlm_jax.connectors import keys as connector_keys
 from lvlm_jax.llm.decoder import Decoder, dummy_inputs
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -26,6 +27,12 @@ CARDS = pathlib.Path(__file__).parent / "cards"
 def _decoder(config):
     shapes, axes = abstract(Decoder(config, scan=True), *dummy_inputs(config))
     return shapes, axes, llm.FAMILIES[llm.family_of(config)].rows(config, "")
+
+
+def _encoder_decoder(config):
+    text = jnp.zeros((1, 2), jnp.int32)
+    shapes, axes = abstract(EncoderDecoder(config, scan=True), jnp.zeros((1, 2, config.width)), text, text, text)
+    return shapes, axes, llm.ENCODER_DECODERS[llm.family_of(config)].rows(config, "")
 
 
 def _dual(config):
@@ -72,6 +79,7 @@ PRESETS = (
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
     | {name: (_qformer, config) for name, config in qformer.PRESETS.items()}
     | {name: (_pformer, config) for name, config in pformer.PRESETS.items()}
+    | {name: (_encoder_decoder, config) for name, config in llm.t5.PRESETS.items()}
 )
 
 
@@ -161,6 +169,16 @@ def test_no_card_without_its_preset():
         ("gemma2_2b", 2_614_341_888),
         ("gemma2_9b", 9_241_705_984),
         ("gemma2_27b", 27_227_128_320),
+        ("flan_t5_small", 76_961_152),
+        ("flan_t5_base", 247_577_856),
+        ("flan_t5_large", 783_150_080),
+        ("flan_t5_xl", 2_849_757_184),
+        ("flan_t5_xxl", 11_135_332_352),
+        ("t5_small", 60_506_624),
+        ("t5_base", 222_903_552),
+        ("t5_large", 737_668_096),
+        ("t5_3b", 2_851_598_336),
+        ("t5_11b", 11_307_321_344),
         # as the torch library counts the parameters of a model built from the config
         ("clip_b32", 151_277_313),
         ("clip_b16", 149_620_737),

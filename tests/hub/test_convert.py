@@ -21,6 +21,7 @@ from tests.hub import tiny
 
 LAYOUTS = ("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original")
 DECODERS = ("llama", "qwen2", "gemma", "gemma2", "gemma3", "qwen3", "mistral", "mistral_v03")
+ENCODER_DECODERS = ("t5", "flan_t5")
 ALONE = (*DECODERS, "clip", "siglip", "clip_vision", "siglip_vision", "clip_text", "siglip_text")
 GPTS = ("opt", "gpt2", "gpt_neox", "mpt")
 TOWERS = ("siglip2", "siglip2_vision", "vit", "vit_classifier", "dinov2", "dinov2_registers", "blip2_vision")
@@ -85,7 +86,7 @@ def test_parity_of_every_layout(llavas, layout):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, dtype) for dtype in (tiny.torch.float32, tiny.torch.bfloat16) for name in ALONE]
-    + [(name, tiny.torch.float32) for name in TOWERS]
+    + [(name, tiny.torch.float32) for name in (*TOWERS, *ENCODER_DECODERS)]
     + [pytest.param(name, tiny.torch.bfloat16, marks=SLOW) for name in TOWERS]
     + [pytest.param(name, tiny.torch.float32, marks=SLOW) for name in GPTS],
 )
@@ -280,6 +281,30 @@ def test_a_tied_head_that_was_written_out(tmp_path, tied):
     else:
         with pytest.raises(ValueError, match=r"ties the output head to the embedding, but 'lm_head.weight' differs"):
             import_folder(tmp_path / "w")
+
+
+def test_an_encoder_decoder_in_an_old_file(tmp_path):
+    """The one table thrice, a table that nobody reads, and a config.json that knows of a head of its own."""
+    folder = tiny.saved(tiny.perturbed(tiny.flan_t5()), tmp_path / "in")
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["tie_word_embeddings"]  # so writes version 5 of the torch library
+    loaded = import_folder(folder)
+    assert not loaded.config.tied
+    tensors = dict(TensorFolder(folder).items())
+    copies = {f"{stack}.embed_tokens.weight": tensors["shared.weight"] for stack in ("encoder", "decoder")}
+    unread = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    write_folder(tmp_path / "w", [*tensors.items(), *copies.items(), (unread, np.zeros((32, 4), np.float32))])
+    old = {name: value for name, value in raw.items() if name not in ("dense_act_fn", "scale_decoder_outputs")}
+    (tmp_path / "w" / "config.json").write_text(json.dumps({**old, "tie_word_embeddings": False}))
+    again = import_folder(tmp_path / "w")
+    assert again.config == loaded.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+    # A tied one whose head was written out all the same stays tied.
+    tied = tiny.saved(tiny.perturbed(tiny.t5()), tmp_path / "tied")
+    tensors = dict(TensorFolder(tied).items())
+    write_folder(tmp_path / "x", [*tensors.items(), ("lm_head.weight", tensors["shared.weight"])])
+    (tmp_path / "x" / "config.json").write_text((tied / "config.json").read_text())
+    assert import_folder(tmp_path / "x").config.tied
 
 
 def test_buffers_are_ignored(llavas, tmp_path):

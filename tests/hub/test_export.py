@@ -333,6 +333,7 @@ def test_every_kind_names_its_layouts():
         ],
         "text": ["hf-4", "hf-5"],
         "decoder": ["hf", "bare"],
+        "encoder_decoder": ["hf"],
     }
 
 

@@ -89,6 +89,31 @@ def mpt(tied=True):
     return hf.MptForCausalLM(hf.MptConfig(**sizes, tie_word_embeddings=tied))
 
 
+T5 = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+    "initializer_factor": 0.2,  # scores have no scale, so that perturbed weights of full size would choose one key each
+}
+
+
+def t5():
+    return hf.T5ForConditionalGeneration(hf.T5Config(**T5))
+
+
+def flan_t5():
+    """With a head of its own, which their class does not make but keeps."""
+    config = hf.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    model = hf.T5ForConditionalGeneration(config)
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().flip(0))
+    return model
+
+
 def clip(**towers):
     vision, text = {**TOWER, **PICTURE}, {**TEXT, "max_position_embeddings": 16, **WORDS}
     return hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))

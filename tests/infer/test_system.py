@@ -104,6 +104,8 @@ def test_a_batch_is_its_prompts_one_by_one(system, pictures):
     [
         ("images", r" Put each picture into its prompt: \[\[Path\('a.png'\), 'What is this\?'\], ...\]$"),
         ("temperature", r" Give sampling=Sampling\(temperature=...\)$"),
+        ("beams", r" Give sampling=Beams\(count=...\)$"),
+        ("length_penalty", r" Give sampling=Beams\(length_penalty=...\)$"),
         ("foo", ""),
     ],
 )

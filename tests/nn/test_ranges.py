@@ -115,6 +115,15 @@ def test_sliding_leaves_a_prefix_whole(window):
     np.testing.assert_array_equal(kept.dense(10), expected)
 
 
+def test_packed_cross():
+    """Each segment's queries see its keys; a segment without keys, and padding, see nothing."""
+    queries = np.array([[1, 1, 2, 3, 3, 0], [2, 1, 1, 1, 4, 0], [0, 0, 0, 0, 0, 0]], np.int32)
+    keys = np.array([[1, 2, 2, 2, 3, 0, 0], [0, 0, 1, 2, 2, 3, 3], [1, 1, 1, 0, 0, 0, 0]], np.int32)
+    mask = np.asarray(R.packed_cross(jnp.asarray(queries), jnp.asarray(keys)).dense(7))
+    wanted = (queries[:, :, None] == keys[:, None, :]) & (queries > 0)[:, :, None]
+    np.testing.assert_array_equal(mask, wanted)
+
+
 @pytest.mark.parametrize("window", [2, 4, 50])
 def test_sliding_over_a_cache(window):
     """Three new queries at slots 5, 6 and 7 of a cache of ten; the last row begins at slot 6."""

@@ -1,0 +1,29 @@
+"""Prompts as rows of a few shapes, so that few programs are compiled."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lvlm_jax.processing.schema import Batch
+
+
+def bucket(length: int) -> int:
+    """A prompt length rounded up: steps of 8 below 64, then four steps an octave, so at most a quarter is padding."""
+    step = max(8, (1 << (length.bit_length() - 1)) // 4)
+    return -(-length // step) * step
+
+
+def power(count: int, most: int | None = None) -> int:
+    """`count` rounded up to a power of two, but not above `most`."""
+    power = 1 << max(count - 1, 0).bit_length()
+    return power if most is None else min(power, most)
+
+
+def left_padded(batch: Batch) -> Batch:
+    """The rows moved to the right end, so that the next token has the same slot in all."""
+    length = batch.tokens.shape[1]
+    shift = length - (batch.segments > 0).sum(axis=1, keepdims=True)
+    order = (np.arange(length) - shift) % length
+    fields = ("tokens", "weights", "positions", "segments", "image_index")
+    moved: dict[str, Callable | np.ndarray] = {f: np.take_along_axis(getattr(batch, f), order, 1) for f in fields}
+    return batch.replace(**moved)
