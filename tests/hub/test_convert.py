@@ -73,7 +73,7 @@ def test_every_layout_of_llava(llavas, tmp_path, layout):
     assert (again.config, again.layout) == (loaded.config, layout)
 
 
-SLOW = pytest.mark.slow
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 
 
 @pytest.mark.parametrize("layout", ["hf-4", "llava-original", *(pytest.param(x, marks=SLOW) for x in LAYOUTS[1:4])])
@@ -89,7 +89,7 @@ def test_parity_of_every_layout(llavas, layout):
     [(name, dtype) for dtype in (tiny.torch.float32, tiny.torch.bfloat16) for name in ALONE]
     + [(name, tiny.torch.float32) for name in (*TOWERS, *ENCODER_DECODERS)]
     + [pytest.param(name, tiny.torch.bfloat16, marks=SLOW) for name in (*TOWERS, BLIP2)]
-    + [pytest.param(name, tiny.torch.float32, marks=SLOW) for name in GPTS],
+    + [pytest.param(name, tiny.torch.float32, marks=SLOW if name == "gpt_neox" else NIGHTLY) for name in GPTS],
 )
 def test_models_alone(tmp_path, name, dtype):
     folder = tiny.saved(tiny.perturbed(getattr(tiny, name)(), dtype), tmp_path / "in")

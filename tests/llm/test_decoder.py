@@ -23,10 +23,10 @@ SEGMENTS = np.array([[1] * 20, [0] * 7 + [1] * 13, [1] * 4 + [2] * 11 + [3] * 5,
 POSITIONS = np.array([[(row[:t] == row[t]).sum() for t in range(LENGTH)] for row in SEGMENTS], np.int32)
 LEFT = np.repeat([0, 2, 7, 11], 1)
 WINDOWED = [name for name, config in tiny.DECODERS.items() if config.window]
-SLOW = pytest.mark.slow
-# One of each way in which positions take part: windows, rotations of a part, biased scores.
-QUICK = ("gemma", "gemma2", "gemma3", "qwen3", "mistral", "partial, interleaved, yarn", "mpt")
-FAMILIES = [name if name in QUICK else pytest.param(name, marks=SLOW) for name in tiny.DECODERS]
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
+# What has parts that no other has runs in CI; biased scores in the default run, which windows and rotations are in.
+LATER = dict.fromkeys(("opt_350m", "palm", "chatglm_6b"), SLOW) | dict.fromkeys(("opt", "gpt_neox", "glm4"), NIGHTLY)
+FAMILIES = [pytest.param(name, marks=LATER[name]) if name in LATER else name for name in tiny.DECODERS]
 
 
 def scores(decoder, tokens, positions, ranges, cache=None, index=None):
@@ -60,8 +60,8 @@ def scanned(name, remat="none"):
 
 @pytest.mark.parametrize(
     ("name", "scan"),
-    [(name, False) if name in QUICK else pytest.param(name, False, marks=SLOW) for name in tiny.DECODERS]
-    + [(WINDOWED[0], True), pytest.param("mpt", True, marks=SLOW)],
+    [pytest.param(name, False, marks=LATER[name]) if name in LATER else (name, False) for name in tiny.DECODERS]
+    + [(WINDOWED[0], True), pytest.param("mpt", True, marks=NIGHTLY)],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     """Rows padded on the left; the last eleven tokens one by one, then two and three at once: past any window."""
@@ -144,7 +144,14 @@ def agree(got, name):
 FIRST = WINDOWED[0]  # local and global layers in one stack; the others after it are slow
 
 
-@pytest.mark.parametrize("name", [n if n == FIRST else pytest.param(n, marks=SLOW) for n in tiny.DECODERS])
+# Weights are cut by the names of their axes, which all share but a table of positions and a narrower one of words.
+RARE = [name for name in (*LATER, "mpt") if name != "opt_350m"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == FIRST else pytest.param(n, marks=NIGHTLY if n in RARE else SLOW) for n in tiny.DECODERS],
+)
 def test_sharded_equals_unsharded(name):
     """Loss and gradients of packed rows, scanned, on 8 devices."""
     (decoder, params), mesh = scanned(name), M.make_mesh("FSDP_TP")
@@ -170,7 +177,7 @@ def test_rematerialised_layers_one_by_one_equal_plain():
     agree(grad(params, Decoder(decoder.config, remat="full"), *packed()), FIRST)
 
 
-@pytest.mark.parametrize("name", tiny.DECODERS)
+@pytest.mark.parametrize("name", ["mpt", *(pytest.param(name, marks=SLOW) for name in LATER)])
 def test_adapters_find_the_layers_of_every_family(name):
     """The names of dense layers are the same in all, so one recipe's patterns take them."""
     shapes, axes = abstract(Decoder(tiny.DECODERS[name]), *batch(1), method=scores)

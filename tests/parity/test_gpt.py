@@ -90,7 +90,7 @@ def test_logits(case):
     assert compare.dead(run, params) == set()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "case", ["opt", "opt, 350m's order and table", "gpt_neox", "gpt2", "mpt, six heads, clipped", "glm4"]
 )
@@ -108,7 +108,9 @@ def test_padding(case, side):
     compare.close(np.asarray(ours)[shown], expected.logits.numpy()[shown], f"{case}, padded on the {side}")
 
 
-@pytest.mark.parametrize("case", ["gpt_neox", "gpt2", "glm"])
+@pytest.mark.parametrize(
+    "case", ["gpt2", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpt_neox", "glm"))]
+)
 def test_packing(case):
     """Three examples a row; the reference finds their borders where positions begin anew."""
     model, decoder, _, _, params = make(case, CASES)
