@@ -124,7 +124,7 @@ def agree(got, name, atol):
         ("llava_next", "FSDP"),
         pytest.param("paligemma", "FSDP", marks=pytest.mark.slow),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
-        pytest.param("qformer", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("qformer", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.slow),

@@ -51,7 +51,8 @@ def reference(kind):
     if kind == "instructblip":
         model = InstructBlipQFormerModel(InstructBlipQFormerConfig(**SIZES))
         return compare.perturb(Reference(model, queries))
-    config = Blip2QFormerConfig(**SIZES, use_qformer_text_input=kind == "text")
+    sizes = SIZES | ({"num_hidden_layers": 2, "use_qformer_text_input": True} if kind == "text" else {})
+    config = Blip2QFormerConfig(**sizes)
     embeddings = None
     if kind == "text":
         embeddings = torch.nn.Module()

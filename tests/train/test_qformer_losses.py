@@ -134,7 +134,7 @@ def compared(image, text, features, tokens, ids, key):
     return losses.total(*parts), (parts, images, texts)
 
 
-@pytest.mark.parametrize("preset", ["DP", "FSDP_TP"])
+@pytest.mark.parametrize("preset", ["FSDP_TP", pytest.param("DP", marks=pytest.mark.slow)])
 def test_eight_devices_compare_what_one_does(preset):
     mesh, rng = M.make_mesh(preset), np.random.default_rng(0)
     features, tokens = rng.normal(size=(16, 5, 4)).astype(np.float32), rng.integers(1, 40, (16, 6)).astype(np.int32)
