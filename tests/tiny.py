@@ -174,7 +174,7 @@ def batch(
                 patches[g, slot], shown[g, slot] = cut(pictures[taken], config.vision.patch_size), 1
                 fields["tokens"][b, at : at + q] = image_id
                 image_index[b, at : at + q] = slot * q + np.arange(q)
-                if config.newline:
+                if getattr(config, "newline", False):
                     image_index[b, at + q - 1] = patches.shape[1] * q
                 taken += 1
             at += q if part == IMAGE else part

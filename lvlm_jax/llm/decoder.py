@@ -29,7 +29,8 @@ class DecoderConfig:
     Sizes: `context` is the longest sequence it was trained for; `head_dim` None means width / heads.
 
     Parts: `norm` is a key of `nn.norms.NORMS`, used throughout; `post_norms` adds one behind each branch, `qk_norm` one
-    for each head's queries and keys. `scale_embeddings` multiplies token embeddings (not what stands beside them) by
+    for each head's queries and keys ("head_layer": a layer norm with weights of each head's own). `order` says where
+    norms stand (`Block`). `scale_embeddings` multiplies token embeddings (not what stands beside them) by
     sqrt(width). Scores are divided by sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits
     by `final_softcap`.
 
@@ -55,8 +56,9 @@ class DecoderConfig:
     context: int = 4096
     activation: Literal["silu", "gelu_tanh"] = "silu"
     norm: Literal["rms", "offset_rms"] = "rms"
-    qk_norm: bool = False
+    qk_norm: bool | Literal["head_layer"] = False
     post_norms: bool = False
+    order: Literal["pre", "swin"] = "pre"
     scale_embeddings: bool = False
     query_scalar: int | None = None
     attn_softcap: float | None = None
@@ -80,6 +82,8 @@ class DecoderConfig:
                 f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of {self.head_width} values of a "
                 "head; it must be an even number of them, at least 2"
             )
+        if self.post_norms and self.order != "pre":
+            raise ValueError(f"post_norms=True with order={self.order!r}: only order='pre' norms its branches again")
         for name in ("attn_softcap", "final_softcap"):
             if (cap := getattr(self, name)) is not None and cap <= 0:
                 raise ValueError(f"{name}={cap}: scores are bent into (-cap, cap); None leaves them as they are")
@@ -151,7 +155,11 @@ def choose(views: Sequence[View], which: Which) -> View:
 
 
 class Block(nn.Module):
-    """Pre-norm decoder block: attention, then a gated MLP; with `post_norms`, each branch is normed again."""
+    """Decoder block: attention, then a gated MLP, with norms in one of these orders.
+
+    pre: x + attn(norm1(x)), then the same with the MLP and norm2; with `post_norms`, each branch is normed again before
+    it is added. swin: x + norm1(attn(x)), then the same (Swin V2, arXiv 2111.09883; Chameleon 34B).
+    """
 
     heads: int
     kv_heads: int
@@ -161,7 +169,8 @@ class Block(nn.Module):
     qkv_bias: bool = False
     activation: str = "silu"
     norm: str = "rms"
-    qk_norm: bool = False
+    order: str = "pre"
+    qk_norm: bool | str = False
     post_norms: bool = False
     query_scalar: int | None = None
     attn_softcap: float | None = None
@@ -185,7 +194,7 @@ class Block(nn.Module):
             self.kv_heads,
             self.head_dim,
             qkv_bias=self.qkv_bias,
-            qk_norm=self.norm if self.qk_norm else None,
+            qk_norm=self.norm if self.qk_norm is True else self.qk_norm or None,
             qk_norm_eps=self.norm_eps,
             scale=None if self.query_scalar is None else self.query_scalar**-0.5,
             softcap=self.attn_softcap,
@@ -193,10 +202,14 @@ class Block(nn.Module):
             name="attn",
         )
         rotate = lambda heads: ROTATIONS[self.rotary_pairs](heads, *view.rope)  # noqa: E731
-        out, cache = attention(norm(name="norm1")(x), view.ranges, rotate=rotate, cache=cache, index=index)
+        mlp = GatedMlp(self.mlp_dim, self.activation, self.dtype, name="mlp")
+        seen = x if self.order == "swin" else norm(name="norm1")(x)
+        out, cache = attention(seen, view.ranges, rotate=rotate, cache=cache, index=index)
+        if self.order == "swin":
+            x = x + norm(name="norm1")(out)
+            return x + norm(name="norm2")(mlp(x)), cache
         x = x + after(name="post_norm1")(out)
-        out = GatedMlp(self.mlp_dim, self.activation, self.dtype, name="mlp")(norm(name="norm2")(x))
-        return x + after(name="post_norm2")(out), cache
+        return x + after(name="post_norm2")(mlp(norm(name="norm2")(x))), cache
 
 
 class Decoder(nn.Module):

@@ -1,7 +1,7 @@
 """A picture tokenizer: a convolutional encoder, a codebook, and a decoder that is the encoder's mirror (VQGAN).
 
-A picture becomes one code a patch of `stride` x `stride` pixels, in reading order; the decoder writes pictures back
-from codes. Source: Taming Transformers (arXiv 2012.09841); the public ones are `vision.vqgan`'s.
+A picture becomes codes, one a patch, in reading order; the decoder writes pictures back from codes. Source: Taming
+Transformers (arXiv 2012.09841); the public ones are `vision.vqgan`'s.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ class VQConfig:
     unit_codes: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size % self.stride:
+        if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size={self.image_size} is no multiple of {self.stride}, the pixels of a code that "
+                f"image_size={self.image_size} is no multiple of {self.patch_size}, the pixels of a code that "
                 f"{len(self.multipliers)} levels make"
             )
         if odd := [m for m in self.multipliers if self.channels * m % self.groups]:
@@ -54,8 +54,8 @@ class VQConfig:
             raise ValueError(f"attention={unknown}: no level has this side; the sides are {list(self.sides)}")
 
     @property
-    def stride(self) -> int:
-        """Pixels of a code's side: the patch of `processing.image.ImageSpec` and of `schema.Batch`."""
+    def patch_size(self) -> int:
+        """Pixels of a code's side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -64,9 +64,19 @@ class VQConfig:
         return tuple(self.image_size >> level for level in range(len(self.multipliers)))
 
     @property
-    def tokens(self) -> int:
-        """Codes of a picture."""
-        return self.sides[-1] ** 2
+    def grid(self) -> int:
+        """Codes a side."""
+        return self.sides[-1]
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture, and so its codes (P)."""
+        return self.grid**2
+
+    @property
+    def values(self) -> int:
+        """Values of one patch (C)."""
+        return self.patch_size * self.patch_size * 3
 
 
 class Reading(NamedTuple):
@@ -117,7 +127,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures -> latents, a `stride`-th of the side."""
+    """Pictures -> latents, a `patch_size`-th of the side."""
 
     config: VQConfig
     dtype: DTypeLike = jnp.float32
@@ -207,7 +217,7 @@ class VQ(nn.Module):
 
     def decode(self, codes: Int[Array, "N P"]) -> Float[Array, "N tall wide 3"]:
         """Codes -> pictures."""
-        side = self.config.sides[-1]
+        side = self.config.grid
         return self._write(self.codebook[codes].reshape(codes.shape[0], side, side, -1))
 
     def _write(self, vectors: Array) -> Array:
@@ -218,7 +228,7 @@ class VQ(nn.Module):
 
 
 def to_pixels(patches: Float[Array, "N P C"], config: VQConfig) -> Float[Array, "N tall wide 3"]:
-    """Pictures out of their patches of `stride` x `stride` pixels (`Batch.patches`)."""
-    side, stride = config.sides[-1], config.stride
-    grid = patches.reshape(-1, side, side, stride, stride, 3)
+    """Pictures out of their patches of `patch_size` x `patch_size` pixels (`Batch.patches`)."""
+    side, patch = config.grid, config.patch_size
+    grid = patches.reshape(-1, side, side, patch, patch, 3)
     return grid.swapaxes(2, 3).reshape(-1, config.image_size, config.image_size, 3)

@@ -191,7 +191,7 @@ def to_hf(config: VQConfig) -> dict[str, Any]:
         "dropout": 0.0,
     }
     if kind == "janus_vqgan":
-        return {**out, "architectures": ["JanusVQVAE"], "num_patches": config.sides[-1], "out_channels": 3}
+        return {**out, "architectures": ["JanusVQVAE"], "num_patches": config.grid, "out_channels": 3}
     return {
         **out,
         "architectures": ["ChameleonVQVAE"],
