@@ -14,10 +14,13 @@ from lvlm_jax.keymap import one_of
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.models.unified import UnifiedConfig
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.vision import vqgan
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
-from lvlm_jax.zoo import dual, llava
+from lvlm_jax.vision.vq import VQConfig
+from lvlm_jax.zoo import chameleon, dual, llava
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,6 +94,8 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
     **{name: ("vision", family.from_hf) for name, family in vision.FAMILIES.items()},
     **{name: ("text", family.text_from_hf) for name, family in vision.TEXT_FAMILIES.items()},
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
+    **{name: ("vq", vqgan.from_hf) for name in vqgan.TYPES},
+    chameleon.MODEL_TYPE: ("unified", chameleon.from_hf),
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
 
@@ -99,8 +104,10 @@ def kind_of(config: Config) -> str:
     """The kind of model that a config of ours describes."""
     kinds = {
         LVLMConfig: "lvlm",
+        UnifiedConfig: "unified",
         DualEncoderConfig: "dual",
         ViTConfig: "vision",
+        VQConfig: "vq",
         TextTowerConfig: "text",
         DecoderConfig: "decoder",
     }
@@ -134,6 +141,10 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return {**vision.TEXT_FAMILIES[name].text_to_hf(config), "architectures": [architecture]}
         case DualEncoderConfig():
             return dual.to_hf(config)
+        case VQConfig():
+            return vqgan.to_hf(config)
+        case UnifiedConfig():
+            return chameleon.to_hf(config)
         case _:
             return llm.FAMILIES[llm.family_of(config)].to_hf(config)
 

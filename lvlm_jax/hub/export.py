@@ -209,7 +209,7 @@ def _files(
             out["config.json"]["text_config"] = {**public["text_config"], **words}
         elif _vocab(config) is not None:
             out["config.json"].update(words)
-        if configs.kind_of(config) in ("lvlm", "decoder"):
+        if configs.kind_of(config) in ("lvlm", "unified", "decoder"):
             out["generation_config.json"] = words
     lvlm = isinstance(config, LVLMConfig)
     if spec is not None:

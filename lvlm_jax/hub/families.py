@@ -18,16 +18,18 @@ from lvlm_jax.keymap import Row
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn import ranges
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
-from lvlm_jax.vision import timm, vit_jax
+from lvlm_jax.vision import timm, vit_jax, vqgan
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import VisionTower, ViTConfig
-from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
+from lvlm_jax.vision.vq import VQ, VQConfig
+from lvlm_jax.zoo import big_vision, big_vision_gemma, chameleon, dual, llava
 
-Config = LVLMConfig | DualEncoderConfig | ViTConfig | TextTowerConfig | DecoderConfig
+Config = LVLMConfig | UnifiedConfig | DualEncoderConfig | ViTConfig | VQConfig | TextTowerConfig | DecoderConfig
 
 UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
 """Patterns of keys that hold no weights: tables that old versions saved beside them."""
@@ -106,6 +108,14 @@ def _vision_default(config: ViTConfig) -> str:
     return vision.FAMILIES[vision.family_of(config)].LAYOUTS[1 if config.classes else 0]
 
 
+def _vq_rows(config: VQConfig, layout: str) -> list[Row]:
+    return vqgan.rows(config, "", "", vqgan.fits(config) or "chameleon_vqgan")
+
+
+def _unified_rows(config: UnifiedConfig, layout: str) -> list[Row]:
+    return chameleon.rows(config)
+
+
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
     return vision.TEXT_FAMILIES[vision.text_family_of(config)].text_rows(config, "", _TEXT_AT[layout])
 
@@ -163,6 +173,16 @@ def _vision_shapes(config: ViTConfig, scan: bool) -> tuple[Params, Params]:
 
 
 @functools.lru_cache(maxsize=8)
+def _vq_shapes(config: VQConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(VQ(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+
+
+@functools.lru_cache(maxsize=8)
+def _unified_shapes(config: UnifiedConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(Unified(config, scan=scan), dummy_batch(config))
+
+
+@functools.lru_cache(maxsize=8)
 def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
     return abstract(TextTower(config, scan=scan), jnp.zeros((1, 2), jnp.int32))
 
@@ -196,6 +216,8 @@ KINDS: dict[str, Kind] = {
         unused=(*UNUSED, r"vision_model\..*", r"(visual|text)_projection\.weight", r"logit_(scale|bias)"),
     ),
     "decoder": Kind(rows=_decoder_rows, layouts={"hf": "model.layers.", "bare": "layers."}, shapes=_decoder_shapes),
+    "vq": Kind(rows=_vq_rows, layouts={"hf": "encoder.down."}, shapes=_vq_shapes),
+    "unified": Kind(rows=_unified_rows, layouts={"hf": "model.vqmodel."}, shapes=_unified_shapes),
 }
 """Every kind of model there is."""
 

@@ -100,6 +100,8 @@ def verify(
             "(a CPU build on Python 3.11)"
         ) from error
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
+    if loaded.kind not in _REFERENCES:
+        raise ValueError(f"{folder}: of kind {loaded.kind!r}; this command compares {', '.join(_REFERENCES)}")
     theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
         if theirs is None and (loaded.layout in ("llava-original", "timm") or loaded.folder.suffix == ".npz"):
@@ -261,13 +263,7 @@ def _ours_text(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
     return {"hidden states": hidden, "pooled vector": pooled}
 
 
-_OURS = {
-    "lvlm": _ours_lvlm,
-    "decoder": _ours_decoder,
-    "dual": _ours_dual,
-    "vision": _ours_vision,
-    "text": _ours_text,
-}
+_OURS = {"lvlm": _ours_lvlm, "decoder": _ours_decoder, "dual": _ours_dual, "vision": _ours_vision, "text": _ours_text}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In the torch library

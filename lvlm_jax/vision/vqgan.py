@@ -6,7 +6,7 @@ authors' own file, ``vqgan.ckpt``.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lvlm_jax.keymap import CONV, Row, fields, layer_norm, one_of
 from lvlm_jax.vision.vq import VQConfig
@@ -38,6 +38,8 @@ PRESETS: dict[str, VQConfig] = {
 
 Public = Literal["chameleon_vqgan", "janus_vqgan"]
 """The public ``model_type`` of a picture tokenizer."""
+
+TYPES: tuple[str, ...] = get_args(Public)
 
 
 def fits(config: VQConfig) -> Public | None:
@@ -139,7 +141,7 @@ def from_hf(config: Mapping[str, Any]) -> VQConfig:
     Raises:
       ValueError: a value that cannot be run, naming the field and what is supported.
     """
-    kind = one_of("model_type", config.get("model_type", "chameleon_vqgan"), ["chameleon_vqgan", "janus_vqgan"])
+    kind = one_of("model_type", config.get("model_type", "chameleon_vqgan"), TYPES)
     janus = kind == "janus_vqgan"
     f = fields(config, JANUS_DEFAULTS if janus else DEFAULTS)
     for name, only in {"double_latent": False, "in_channels": 3, "out_channels": 3, "dropout": 0.0}.items():

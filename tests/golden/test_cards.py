@@ -15,11 +15,13 @@ from lvlm_jax.connectors import LinearConfig, PerceiverConfig
 from lvlm_jax.llm.decoder import Decoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.models.unified import Unified
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.vision import dinov2, plain_vit
+from lvlm_jax.vision import dinov2, plain_vit, vqgan
 from lvlm_jax.vision.vit import VisionTower
-from lvlm_jax.zoo import dual
+from lvlm_jax.vision.vq import VQ
+from lvlm_jax.zoo import chameleon, dual
 
 CARDS = pathlib.Path(__file__).parent / "cards"
 
@@ -48,6 +50,16 @@ def _tower(config):
     return shapes, axes, vision.FAMILIES[vision.family_of(config)].rows(config, "", "")
 
 
+def _tokenizer(config):
+    shapes, axes = abstract(VQ(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+    return shapes, axes, vqgan.rows(config, "", "", vqgan.fits(config))
+
+
+def _unified(config):
+    shapes, axes = abstract(Unified(config, scan=True), dummy_batch(config))
+    return shapes, axes, chameleon.rows(config)
+
+
 def _system(spec):
     shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
     return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
@@ -58,6 +70,8 @@ PRESETS = (
     | {name: (_dual, config) for name, config in dual.PRESETS.items()}
     | {name: (_tower, config) for family in (plain_vit, dinov2) for name, config in family.PRESETS.items()}
     | {name: (_decoder, config) for name, config in llm.PRESETS.items()}
+    | {name: (_tokenizer, config) for name, config in vqgan.PRESETS.items()}
+    | {name: (_unified, config) for name, config in chameleon.PRESETS.items()}
 )
 
 
