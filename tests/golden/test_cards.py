@@ -141,6 +141,9 @@ def test_no_card_without_its_preset():
         ("gemma2_9b", 9_241_705_984),
         ("gemma2_27b", 27_227_128_320),
         # as the torch library counts the parameters of a model built from the config
+        ("chameleon_34b", 34_323_732_480),
+        ("chameleon_vq", 29_423_616),
+        ("janus_vq", 71_883_403),
         ("clip_b32", 151_277_313),
         ("clip_b16", 149_620_737),
         ("clip_l14", 427_616_513),

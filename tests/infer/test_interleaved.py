@@ -49,9 +49,7 @@ def system(**changes):
     tokenizer = tiny_system().tokenizer
     config = UnifiedConfig(
         vision=dataclasses.replace(tiny.VQ, codes=48),
-        llm=DecoderConfig(
-            vocab=512, width=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, qk_norm="head_layer", context=96
-        ),
+        llm=dataclasses.replace(tiny.UNIFIED["pre"].llm, vocab=512, context=96),
         code_ids=tuple(511 - i for i in range(48)),
         begin_id=440,
         end_id=441,
