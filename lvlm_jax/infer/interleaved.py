@@ -28,9 +28,6 @@ Written = list[str | np.ndarray]
 class InterleavedSystem:
     """A unified token model that can be asked.
 
-    Example:
-      >>> system.generate(["A red apple: "], picture=True)  # text goes on behind the picture
-
     Attributes:
       spec: how pictures become patches, each one token.
       rows: the most prompts of one batch.

@@ -61,6 +61,16 @@ class UnifiedConfig:
 class Unified(nn.Module):
     """A unified token model.
 
+    Example:
+      >>> from lvlm_jax.models.lvlm import dummy_batch
+      >>> from lvlm_jax.models.unified import Unified
+      >>> from lvlm_jax.nn.linear import abstract
+      >>> from lvlm_jax.zoo import chameleon
+      >>> config = chameleon.PRESETS["chameleon_7b"]
+      >>> shapes, axes = abstract(Unified(config, scan=True), dummy_batch(config))  # nothing is computed
+      >>> shapes["vision"]["codebook"].shape, shapes["llm"]["layers"]["attn"]["q_norm"]["scale"].shape
+      ((8192, 256), (32, 32, 128))
+
     Pictures come as `Batch.patches`, one a code, and are tokenized here; or as tokens of the row, tokenized before by
     `read`, which costs nothing in the step. Parameters: ``vision`` (the tokenizer, which gets no gradient) and ``llm``.
     """

@@ -18,6 +18,7 @@ REQUIRED = (
     "lvlm_jax.vision.vit.ViT",
     "lvlm_jax.connectors.perceiver.PerceiverResampler",
     "lvlm_jax.llm.decoder.Decoder",
+    "lvlm_jax.models.unified.Unified",
     "lvlm_jax.train.optim.masked",
 )
 """Examples that stand on their own: what somebody with a project of their own copies."""
