@@ -144,6 +144,7 @@ def _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, *, gr
 def tokenizer_loss(
     pixels: Float[Array, "N tall wide 3"] | Float[np.ndarray, "N tall wide 3"],
     read: Reading,
+    real: Bool[Array, "N"] | Bool[np.ndarray, "N"] | None = None,
     *,
     distance: Literal["l1", "l2"] = "l1",
     commitment: float = 0.25,
@@ -153,12 +154,13 @@ def tokenizer_loss(
 
     The distance of pixels to what is written back, `codebook` times the squared distance of codebook rows to latents
     that stay, and `commitment` times that of latents to rows that stay; each a mean over a picture. The perceptual and
-    adversarial terms of VQGAN are not here.
+    adversarial terms of VQGAN are not here. real: False for pictures that only fill up the batch; default all are real.
 
     Returns:
       Sum over pictures, number of pictures, and each term's own sum ("reconstruction", "commitment", "codebook").
     """
-    mean = lambda x: x.reshape(x.shape[0], -1).mean(1).sum()  # noqa: E731
+    real = jnp.ones(len(pixels), bool) if real is None else jnp.asarray(real)
+    mean = lambda x: jnp.where(real, x.reshape(x.shape[0], -1).mean(1), 0.0).sum()  # noqa: E731
     away = {"l1": jnp.abs, "l2": jnp.square}[distance](read.made - pixels)
     still = jax.lax.stop_gradient
     terms = {
@@ -167,7 +169,7 @@ def tokenizer_loss(
         "codebook": mean(jnp.square(read.vectors - still(read.latents))),
     }
     loss = terms["reconstruction"] + commitment * terms["commitment"] + codebook * terms["codebook"]
-    return loss, jnp.float32(len(pixels)), terms
+    return loss, real.sum(dtype=jnp.float32), terms
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]

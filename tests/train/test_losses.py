@@ -96,6 +96,9 @@ def test_the_loss_of_a_picture_tokenizer(distance):
         return tokenizer_loss(pixels, read, distance=distance, commitment=0.3, codebook=0.7)
 
     total, count, sums = loss(made, latents, vectors)
+    half = tokenizer_loss(pixels, Reading(latents, vectors, None, made), np.asarray([True, False]), distance=distance)
+    one = tokenizer_loss(pixels[:1], Reading(latents[:1], vectors[:1], None, made[:1]), distance=distance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), half, one)
     away = np.asarray(made - pixels)
     wanted = np.abs(away) if distance == "l1" else away**2
     apart = np.asarray(vectors - latents)
