@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.nn.conv import EPS, Conv, Downsample, ResidualConv, SpatialAttention, Upsample
+from lvlm_jax.nn.conv_blocks import EPS, Conv, Downsample, ResidualConv, SpatialAttention, Upsample
 from lvlm_jax.nn.linear import named
 from lvlm_jax.nn.norms import GroupNorm, unit
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
