@@ -107,7 +107,7 @@ def test_cached_batched_answers_equal_full_passes():
         assert any(one.config.begin_id in tokens for tokens in expected) or len(prompts) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_answers_are_texts_and_whole_pictures():
     one = system()
     c = one.config

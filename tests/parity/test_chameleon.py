@@ -16,8 +16,6 @@ from lvlm_jax.zoo import chameleon
 from tests import tiny
 from tests.parity import compare
 
-pytestmark = pytest.mark.slow
-
 I = tiny.IMAGE
 WORDS = {"<image>": 98, "<racm3:break>": 4, "<eoss>": 3} | {
     # The order of ids is not that of codes.
@@ -77,6 +75,7 @@ def reference(model, batch, pictures):
     ).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case):
     model, module, _, params = make(case)
@@ -102,7 +101,13 @@ def test_logits(case):
                 assert len(np.unique(theirs)) > 5
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("pre-norm", marks=pytest.mark.nightly),
+        pytest.param("swin norm, grouped keys", marks=pytest.mark.slow),
+    ],
+)
 def test_every_weight_is_read_and_gradients(case):
     model, module, rows, params = make(case)
     batch, pictures = tiny.batch(module.config, [[3, I, 5], [9]], image_id=98)

@@ -19,8 +19,6 @@ from lvlm_jax.vision import vqgan
 from lvlm_jax.vision.vq import VQ
 from tests.parity import compare
 
-pytestmark = pytest.mark.slow
-
 SIZES = {
     "base_channels": 32,
     "channel_multiplier": [1, 2, 2],
@@ -65,7 +63,14 @@ def last(x):
     return x.detach().permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("chameleon", marks=pytest.mark.slow),
+        pytest.param("chameleon without attention", marks=pytest.mark.nightly),
+        pytest.param("janus", marks=pytest.mark.slow),
+    ],
+)
 def test_reading_and_writing(case):
     model, module, _, params = make(case)
     pixels = pictures()
@@ -87,6 +92,7 @@ def test_reading_and_writing(case):
     compare.close(ours, last(made), f"{case}, pictures")
 
 
+@pytest.mark.nightly
 def test_losses_and_gradients():
     """Their embedding loss weighs the codebook by 0.25 and the encoder by 1; gradients of both and of a picture's."""
     model, module, rows, params = make("chameleon")
@@ -152,6 +158,7 @@ class Up(torch.nn.Module):
         return self.conv_out(torch.nn.functional.silu(self.norm_out(x)))
 
 
+@pytest.mark.slow
 def test_the_authors_decoder():
     model, module, _, _ = make("chameleon")
     torch.manual_seed(1)

@@ -12,7 +12,7 @@ from lvlm_jax.data.loader import collate
 from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.models.lvlm import dummy_batch
 from lvlm_jax.models.unified import Unified, UnifiedConfig
-from lvlm_jax.nn.linear import init
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.interleaved import interleave
 from lvlm_jax.processing.schema import Image, Text
@@ -46,6 +46,16 @@ def drawings():
     return out
 
 
+def fresh(model):
+    """Initial weights, drawn on the host: to compile the initializers takes longer than to train."""
+    rng, out = np.random.default_rng(0), {}
+    for path, leaf in P.flatten(abstract(model, dummy_batch(CONFIG))[0]).items():
+        name = path.split("/")[-1]
+        spread = {"kernel": np.prod(leaf.shape[:-1]) ** -0.5, "table": 0.02}.get(name, 0.0)
+        out[path] = (spread * rng.normal(size=leaf.shape) + (name == "scale")).astype(np.float32)
+    return P.unflatten(out)
+
+
 def train(loss, params, trains, batch, steps, rate):
     """(parameters, loss of each step)"""
     trained, frozen = P.split(params, P.mask(params, trains))
@@ -69,7 +79,7 @@ def batch_of(rows):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_says_and_draws_what_it_saw():
     tokenizer, shown = tiny_system().tokenizer, drawings()
     words = {"begin_id": 440, "end_id": 441, "image_id": 442, "count": 4}
@@ -79,7 +89,7 @@ def test_it_says_and_draws_what_it_saw():
             rows.append(interleave(parts, tokenizer, **words))
     batch = jax.device_put(batch_of(rows))
     model = Unified(CONFIG)
-    params = jax.jit(lambda key: init(model, key, dummy_batch(CONFIG)))(jax.random.key(0))
+    params = fresh(model)
 
     tokenizer_model = VQ(CONFIG.vision)
     started = started_codebook(tokenizer_model, params["vision"], batch, jax.random.key(1))
