@@ -5,13 +5,15 @@ import functools
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonImageProcessorPil
 
 from lvlm_jax.models.lvlm import dummy_batch
 from lvlm_jax.models.unified import Unified
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.processing.image import preprocess
 from lvlm_jax.zoo import chameleon
 from tests import tiny
 from tests.parity import compare
@@ -73,6 +75,13 @@ def reference(model, batch, pictures):
         position_ids=torch.tensor(batch.positions),
         pixel_values=torch.tensor(pictures) if len(pictures) else None,
     ).logits
+
+
+def test_how_pictures_are_prepared():
+    rng = np.random.default_rng(0)
+    picture = PIL.Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).resize((700, 540))
+    theirs = ChameleonImageProcessorPil()(picture, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(preprocess(picture, chameleon.IMAGE), theirs.transpose(1, 2, 0), atol=1e-6)
 
 
 @pytest.mark.slow
