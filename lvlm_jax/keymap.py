@@ -21,6 +21,9 @@ SAME = Change(lambda x: x, lambda x: x)
 TRANSPOSE = Change(lambda x: x.T, lambda x: x.T)
 """A dense kernel: torch keeps [out, in], we keep [in, out]."""
 
+CONV = Change(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+"""A convolution's kernel: torch keeps [out, in, height, width], we keep [height, width, in, out]."""
+
 SCALAR = Change(lambda x: x.reshape(()), lambda x: x.reshape(1))
 """A single number that torch keeps with one axis."""
 

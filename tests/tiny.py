@@ -19,11 +19,13 @@ from lvlm_jax.connectors import (
 )
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.vision import NFNetConfig
 from lvlm_jax.vision.vit import ViTConfig
+from lvlm_jax.vision.vq import VQConfig
 
 IMAGE = "image"
 """A picture in a row of `batch`."""
@@ -145,6 +147,21 @@ SYSTEMS: dict[str, LVLMConfig] = {
 }
 """One system a kind of part."""
 
+VQ = VQConfig(image_size=8, channels=8, multipliers=(1, 2, 2), codes=24, code_width=6, latent=8, blocks=1, groups=4)
+UNIFIED: dict[str, UnifiedConfig] = {
+    order: UnifiedConfig(
+        vision=VQ,
+        llm=dataclasses.replace(LLAMA, qk_norm="head_layer", order=order),
+        # No order that a range would have.
+        code_ids=tuple(70 - i if i % 2 else 10 + i for i in range(24)),
+        begin_id=4,
+        end_id=3,
+        image_id=98,
+    )
+    for order in ("pre", "swin")
+}
+"""Pictures of four tokens."""
+
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` without the compiler's last optimisations: for programs that run once, half of the time is saved."""
 
@@ -163,13 +180,14 @@ def randomize(shapes: dict, seed: int = 0) -> dict:
     return P.unflatten(out)
 
 
-def weights(config: LVLMConfig, seed: int = 0) -> dict:
+def weights(config: LVLMConfig | UnifiedConfig, seed: int = 0) -> dict:
     """Random parameters of a whole model, layers one by one."""
-    return randomize(abstract(LVLM(config), dummy_batch(config))[0], seed)
+    kind = Unified if isinstance(config, UnifiedConfig) else LVLM
+    return randomize(abstract(kind(config), dummy_batch(config))[0], seed)
 
 
 def batch(
-    config: LVLMConfig,
+    config: LVLMConfig | UnifiedConfig,
     rows: list[list[int | str]],
     *,
     groups: int = 1,
@@ -212,7 +230,7 @@ def batch(
                 patches[g, slot], shown[g, slot] = cut(pictures[taken], config.vision.patch_size), 1
                 fields["tokens"][b, at : at + q] = image_id
                 image_index[b, at : at + q] = slot * q + np.arange(q)
-                if config.newline:
+                if getattr(config, "newline", False):
                     image_index[b, at + q - 1] = patches.shape[1] * q
                 taken += 1
             at += q if part == IMAGE else part
@@ -241,7 +259,7 @@ def cut(picture: np.ndarray, patch: int) -> np.ndarray:
     )
 
 
-def logits(model: LVLM, batch: Batch) -> jax.Array:
+def logits(model: LVLM | Unified, batch: Batch) -> jax.Array:
     """For ``model.apply(..., method=tiny.logits)``: a batch to scores over the vocabulary."""
     return model.logits(model(batch)[0])
 

@@ -15,11 +15,13 @@ from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.models.unified import UnifiedConfig
 from lvlm_jax.processing.image import ImageSpec
-from lvlm_jax.vision import NFNetConfig, VisionConfig
+from lvlm_jax.vision import NFNetConfig, VisionConfig, vqgan
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
-from lvlm_jax.zoo import dual, llava
+from lvlm_jax.vision.vq import VQConfig
+from lvlm_jax.zoo import chameleon, dual, llava
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,6 +96,8 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
     **{name: ("text", family.text_from_hf) for name, family in vision.TEXT_FAMILIES.items()},
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
     **{name: ("encoder_decoder", family.from_hf) for name, family in llm.ENCODER_DECODERS.items()},
+    **{name: ("vq", vqgan.from_hf) for name in vqgan.TYPES},
+    chameleon.MODEL_TYPE: ("unified", chameleon.from_hf),
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
 
@@ -102,9 +106,11 @@ def kind_of(config: Config) -> str:
     """The kind of model that a config of ours describes."""
     kinds = {
         LVLMConfig: "lvlm",
+        UnifiedConfig: "unified",
         DualEncoderConfig: "dual",
         ViTConfig: "vision",
         NFNetConfig: "vision",
+        VQConfig: "vq",
         TextTowerConfig: "text",
         DecoderConfig: "decoder",
         EncoderDecoderConfig: "encoder_decoder",
@@ -143,6 +149,10 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return dual.to_hf(config)
         case EncoderDecoderConfig():
             return llm.ENCODER_DECODERS[llm.family_of(config)].to_hf(config)
+        case VQConfig():
+            return vqgan.to_hf(config)
+        case UnifiedConfig():
+            return chameleon.to_hf(config)
         case _:
             return llm.FAMILIES[llm.family_of(config)].to_hf(config)
 

@@ -31,7 +31,7 @@ __all__ = ["Loaded", "export_folder", "import_folder", "import_weights"]
 class Loaded:
     """A checkpoint as this library holds it.
 
-    kind: a key of `families.KINDS`. axes: logical axis names of each leaf of `params`.
+    kind: a name of `families.KINDS`. axes: logical axis names of each leaf of `params`.
     image_token_id: what stands in a token list where a picture goes (None: not a LVLM). layout: how the keys were
     written, a name that `export_folder` takes. folder: where it came from, with tokenizer and processor beside it.
     """

@@ -209,7 +209,7 @@ def _files(
             out["config.json"]["text_config"] = {**public["text_config"], **words}
         elif _vocab(config) is not None:
             out["config.json"].update(words)
-        if configs.kind_of(config) in ("lvlm", "decoder", "encoder_decoder"):
+        if configs.kind_of(config) in ("lvlm", "unified", "decoder", "encoder_decoder"):
             start = "decoder_start_token_id"
             out["generation_config.json"] = words | ({start: public[start]} if start in public else {})
     lvlm = isinstance(config, LVLMConfig)

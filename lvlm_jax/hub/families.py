@@ -19,16 +19,26 @@ from lvlm_jax.llm.decoder import Decoder, DecoderConfig, dummy_inputs
 from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
-from lvlm_jax.vision import NFNetConfig, VisionConfig, nfnet, timm, vit_jax
+from lvlm_jax.vision import NFNetConfig, VisionConfig, nfnet, timm, vit_jax, vqgan
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
-from lvlm_jax.zoo import big_vision, big_vision_gemma, dual, llava
+from lvlm_jax.vision.vq import VQ, VQConfig
+from lvlm_jax.zoo import big_vision, big_vision_gemma, chameleon, dual, llava
 
 Config = (
-    LVLMConfig | DualEncoderConfig | ViTConfig | NFNetConfig | TextTowerConfig | DecoderConfig | EncoderDecoderConfig
+    LVLMConfig
+    | UnifiedConfig
+    | DualEncoderConfig
+    | ViTConfig
+    | NFNetConfig
+    | VQConfig
+    | TextTowerConfig
+    | DecoderConfig
+    | EncoderDecoderConfig
 )
 
 UNUSED = (*vision.clip.UNUSED, *llm.llama.UNUSED)
@@ -114,6 +124,14 @@ def _vision_default(config: VisionConfig) -> str:
     return vision.FAMILIES[vision.family_of(config)].LAYOUTS[-1 if config.classes else 0]
 
 
+def _vq_rows(config: VQConfig, layout: str) -> list[Row]:
+    return vqgan.rows(config, "", "", vqgan.fits(config) or "chameleon_vqgan")
+
+
+def _unified_rows(config: UnifiedConfig, layout: str) -> list[Row]:
+    return chameleon.rows(config)
+
+
 def _text_rows(config: TextTowerConfig, layout: str) -> list[Row]:
     return vision.TEXT_FAMILIES[vision.text_family_of(config)].text_rows(config, "", _TEXT_AT[layout])
 
@@ -181,6 +199,16 @@ def _vision_shapes(config: VisionConfig, scan: bool) -> tuple[Params, Params]:
 
 
 @functools.lru_cache(maxsize=8)
+def _vq_shapes(config: VQConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(VQ(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+
+
+@functools.lru_cache(maxsize=8)
+def _unified_shapes(config: UnifiedConfig, scan: bool) -> tuple[Params, Params]:
+    return abstract(Unified(config, scan=scan), dummy_batch(config))
+
+
+@functools.lru_cache(maxsize=8)
 def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
     return abstract(TextTower(config, scan=scan), jnp.zeros((1, 2), jnp.int32))
 
@@ -226,6 +254,8 @@ KINDS: dict[str, Kind] = {
         shapes=_encoder_decoder_shapes,
         unused=(*UNUSED, *(pattern for family in llm.ENCODER_DECODERS.values() for pattern in family.UNUSED)),
     ),
+    "vq": Kind(rows=_vq_rows, layouts={"hf": "encoder.down."}, shapes=_vq_shapes),
+    "unified": Kind(rows=_unified_rows, layouts={"hf": "model.vqmodel."}, shapes=_unified_shapes),
 }
 """Every kind of model there is."""
 

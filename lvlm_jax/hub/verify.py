@@ -61,6 +61,8 @@ def verify(
             "(a CPU build on Python 3.11)"
         ) from error
     loaded = convert.import_folder(folder, dtype=jnp.float32, vision=vision)
+    if loaded.kind not in _REFERENCES:
+        raise ValueError(f"{folder}: of kind {loaded.kind!r}; this command compares {', '.join(_REFERENCES)}")
     theirs = None if theirs is None else download.resolve(theirs)
     with tempfile.TemporaryDirectory() as spare, jax.default_matmul_precision("highest"):
         if theirs is None and (loaded.layout in ("llava-original", "timm") or loaded.folder.suffix == ".npz"):

@@ -10,26 +10,27 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lvlm_jax import mesh as M
 from lvlm_jax.data.loader import collate, picture_key
-from lvlm_jax.infer import beam
 from lvlm_jax.infer.beam import Beams
+from lvlm_jax.infer.grammar import PictureGrammar
 from lvlm_jax.infer.rows import bucket, left_padded, power
-from lvlm_jax.infer.sampling import Mode, Sampling, choose
+from lvlm_jax.infer.sampling import Sampling
+from lvlm_jax.infer.steps import Model, decode, prefill, search
 from lvlm_jax.infer.text import Decode, TextStream, whole_text
-from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.models.lvlm import dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.params import unstack_layers
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.schema import Batch, Encoded
-from lvlm_jax.shapes import Array, Float, Int, Params, pytree
+from lvlm_jax.shapes import Array, Float, Int, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,90 +47,8 @@ class Answer:
     prompt_tokens: int
 
 
-@pytree
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where each row stands: its newest token and that token's position, its first cache slot, the slot to write."""
-
-    tokens: Int[Array, "B"]
-    positions: Int[Array, "B"]
-    start: Int[Array, "B"]
-    index: Int[Array, ""]
-    keys: Any  # a random key a row, None when greedy
-
-
-def _pick(
-    model: LVLM, mesh: Mesh | None, mode: Mode, params: Params, hidden: Array, keys: Any, at: Array, numbers: Any
-):
-    """Tokens after the last of `hidden` [B, T, D]; only that position's logits exist. Whole on every device."""
-    logits = model.apply({"params": params}, hidden[:, -1], method="logits")
-    if mode != "greedy":
-        keys = jax.vmap(jax.random.fold_in)(keys, at)
-    tokens = choose(logits, keys, mode, numbers)
-    return tokens if mesh is None else jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, PartitionSpec()))
-
-
-def _keep(mesh: Mesh | None, cache: Any) -> Any:
-    """The cache cut over the mesh: rows over the data axes, heads over the tensor axis where they divide."""
-    if mesh is None:
-        return cache
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_sharding(mesh, x.shape)), cache)
-
-
-def cache_sharding(mesh: M.AnyMesh, shape: Sequence[int]) -> NamedSharding:
-    """How one array of a cache lies on a mesh: keys or values, or a number a row."""
-    return NamedSharding(mesh, M.spec(mesh, ("batch", "kv_heads", None, None)[: len(shape)], shape))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "room"))
-def prefill(model: LVLM, mesh: Mesh | None, mode: Mode, room: int, params: Params, batch: Batch, keys: Any, numbers):
-    """Prompts -> (cache with `room` more slots, the place after the first new token)."""
-    rows, length = batch.tokens.shape
-    cache = _keep(mesh, model.apply({}, rows, length + room, method="new_cache"))
-    hidden, cache = model.apply({"params": params}, batch, cache)
-    positions = (batch.segments > 0).sum(axis=1, dtype=jnp.int32)
-    tokens = _pick(model, mesh, mode, params, hidden, keys, positions, numbers)
-    return _keep(mesh, cache), Place(tokens, positions, length - positions, jnp.int32(length), keys)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "mesh", "mode"), donate_argnames=("cache",))
-def decode(model: LVLM, mesh: Mesh | None, mode: Mode, params: Params, cache: Any, place: Place, numbers: Any):
-    """One more token of every row. Rows that have ended go on; the host no longer listens."""
-    hidden, cache = model.apply(
-        {"params": params}, place.tokens[:, None], place.positions[:, None], place.start, cache, place.index,
-        method="decode",
-    )  # fmt: skip
-    at = place.positions + 1
-    tokens = _pick(model, mesh, mode, params, hidden, place.keys, at, numbers)
-    return _keep(mesh, cache), Place(tokens, at, place.start, place.index + 1, place.keys)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "ends", "room"))
-def search(
-    model: LVLM, mesh: Mesh | None, mode: beam.Mode, ends: tuple[int, ...], room: int,
-    params: Params, batch: Batch, numbers: Any, max_new_tokens: Array,
-) -> beam.Found:  # fmt: skip
-    """Prompts -> their best answers by beam search; the whole of it is one program. Whole on every device."""
-    rows, length = batch.tokens.shape
-    run = functools.partial(model.apply, {"params": params})
-    hidden, cache = run(batch, _keep(mesh, model.apply({}, rows, length + room, method="new_cache")))
-    positions = (batch.segments > 0).sum(axis=1, dtype=jnp.int32)
-
-    def step(tokens: Array, state: Any) -> tuple[Array, Any]:
-        cache, positions, start, index = state
-        hidden, cache = run(tokens[:, None], positions[:, None], start, cache, index, method="decode")
-        return run(hidden[:, -1], method="logits"), (_keep(mesh, cache), positions + 1, start, index + 1)
-
-    cache, *place = beam.repeated((cache, positions, length - positions, jnp.int32(length)), mode[0])
-    found = beam.search(
-        step, (_keep(mesh, cache), *place), run(hidden[:, -1], method="logits"), mode=mode, numbers=numbers, ends=ends,
-        room=room, max_new_tokens=max_new_tokens, asked=positions > 0,
-    )  # fmt: skip
-    return found if mesh is None else jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
-
-
 @functools.partial(jax.jit, static_argnames=("model",))
-def _embed(model: LVLM, params: Params, patches: Array, positions: Array, segments: Array) -> Array:
+def _embed(model: Model, params: Params, patches: Array, positions: Array, segments: Array) -> Array:
     return model.apply({"params": params}, patches, positions, segments, method="embed_images")
 
 
@@ -152,11 +71,12 @@ class Generator:
       decode: ids -> text; without it answers have tokens only, and there are no stop strings and no streaming.
       rows: the most prompts of one batch.
       mesh: devices to run on; rows are cut over its data axes.
+      grammar: which tokens may come where, for a model that writes pictures.
     """
 
     def __init__(
         self,
-        model: LVLM,
+        model: Model,
         params: Params,
         *,
         spec: ImageSpec,
@@ -165,8 +85,9 @@ class Generator:
         decode: Decode | None = None,
         rows: int = 16,
         mesh: Mesh | None = None,
+        grammar: PictureGrammar | None = None,
     ):
-        self.model = model.clone(scan=False, remat="none")
+        self.model, self.grammar = model.clone(scan=False, remat="none"), grammar
         self.spec, self.pad_id, self.eos_ids = spec, pad_id, frozenset(eos_ids)
         self.decode, self.rows, self.mesh = decode, rows, mesh
         self.groups = 1 if mesh is None else _ways(mesh)
@@ -320,11 +241,12 @@ class Generator:
             batch = jax.device_put(batch, M.batch_sharding(self.mesh))
         llm, numbers = {"llm": self.params["llm"]}, sampling.numbers
         with M.use(self.mesh):
-            cache, place = prefill(*static, room, self.params, batch, keys, numbers)
+            left = None if self.grammar is None else jnp.int32(max_new_tokens)
+            cache, place = prefill(*static, room, self.params, batch, keys, numbers, self.grammar, left)
         for _ in range(max_new_tokens - 1):
             newest = place.tokens
             with M.use(self.mesh):
-                cache, place = decode(*static, llm, cache, place, numbers)
+                cache, place = decode(*static, llm, cache, place, numbers, self.grammar)
             yield np.asarray(newest)
         yield np.asarray(place.tokens)
 

@@ -45,7 +45,8 @@ class Block(nn.Module):
     pre: x + attn(norm1(x)), then the same with the feed-forward and norm2; with `post_norms`, each branch is normed
     again before it is added. post: norm1(x + attn(x)), then the same (the first transformer; OPT-350m). parallel:
     x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX). parallel_shared: the same from one norm (PaLM). normed: with
-    y = norm1(x), `residual_scale` y + attn(y), then the same with norm2 (ChatGLM-6B).
+    y = norm1(x), `residual_scale` y + attn(y), then the same with norm2 (ChatGLM-6B). swin: x + norm1(attn(x)), then
+    the same (Swin V2, arXiv 2111.09883; Chameleon 34B).
     """
 
     heads: int
@@ -61,7 +62,7 @@ class Block(nn.Module):
     norm: str = "rms"
     order: str = "pre"
     residual_scale: float = 1.0
-    qk_norm: bool = False
+    qk_norm: bool | str = False
     post_norms: bool = False
     query_scalar: int | None = None
     attn_softcap: float | None = None
@@ -87,7 +88,7 @@ class Block(nn.Module):
             self.mlp_dim, self.activation, use_bias=self.mlp_bias, dtype=self.dtype, name="mlp"
         )
         rotate = None if view.rope is None else lambda heads: ROTATIONS[self.rotary_pairs](heads, *view.rope)
-        seen = x if self.order == "post" else norm(name="norm1")(x)
+        seen = x if self.order in ("post", "swin") else norm(name="norm1")(x)
         out, cache = self.attention()(seen, view.ranges, rotate=rotate, cache=cache, index=index)
         if self.order == "parallel":
             return x + out + mlp(norm(name="norm2")(x)), cache
@@ -99,6 +100,9 @@ class Block(nn.Module):
         if self.order == "normed":
             seen = norm(name="norm2")(self.residual_scale * seen + out)
             return self.residual_scale * seen + mlp(seen), cache
+        if self.order == "swin":
+            x = x + norm(name="norm1")(out)
+            return x + norm(name="norm2")(mlp(x)), cache
         x = x + after(name="post_norm1")(out)
         return x + after(name="post_norm2")(mlp(norm(name="norm2")(x))), cache
 
@@ -110,7 +114,7 @@ class Block(nn.Module):
             self.head_dim,
             qkv_bias=self.qkv_bias,
             out_bias=self.out_bias,
-            qk_norm=self.norm if self.qk_norm else None,
+            qk_norm=self.norm if self.qk_norm is True else self.qk_norm or None,
             qk_norm_eps=self.norm_eps,
             scale=None if self.query_scalar is None else self.query_scalar**-0.5,
             softcap=self.attn_softcap,

@@ -17,9 +17,10 @@ class DecoderConfig:
     Parts: `norm` is a key of `nn.norms.NORMS`, used throughout; `order` says where norms stand and what is added to
     what (`llm.block.Block`), `residual_scale` what the stream is multiplied by in the order "normed";
     `final_norm` is the one behind the last layer. `post_norms` adds one behind each branch, `qk_norm` one for each
-    head's queries and keys. `mlp` is "gated" or "plain". `clip_qkv` bounds queries, keys and values.
-    `scale_embeddings` multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by
-    sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
+    head's queries and keys ("head_layer": a layer norm with weights of each head's own). `mlp` is "gated" or "plain".
+    `clip_qkv` bounds queries, keys and values. `scale_embeddings` multiplies token embeddings (not what
+    stands beside them) by sqrt(width). Scores are divided by sqrt(`query_scalar`), default the head width, and bent by
+    `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
     says; with "halves", positions are counted twice, and each half of a head is rotated by its own count. "learned": a
@@ -47,7 +48,7 @@ class DecoderConfig:
     context: int = 4096
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     norm: Literal["rms", "offset_rms", "layer", "layer_no_bias"] = "rms"
-    qk_norm: bool = False
+    qk_norm: bool | Literal["head_layer"] = False
     post_norms: bool = False
     scale_embeddings: bool = False
     query_scalar: int | None = None
@@ -58,7 +59,7 @@ class DecoderConfig:
     local_theta: float | None = None
     rotary_fraction: float = 1.0
     rotary_pairs: Literal["half", "interleaved", "halves"] = "half"
-    order: Literal["pre", "post", "normed", "parallel", "parallel_shared"] = "pre"
+    order: Literal["pre", "post", "normed", "parallel", "parallel_shared", "swin"] = "pre"
     residual_scale: float = 1.0
     final_norm: bool = True
     mlp: Literal["gated", "plain"] = "gated"

@@ -111,6 +111,8 @@ def rows(config: DecoderConfig, ours: str = "llm", theirs: str = "model.", head:
             out += dense(f"{a}/attn/{x}", f"{b}.self_attn.{x}_proj", bias=config.qkv_bias)
         for x in ("q_norm", "k_norm") if config.qk_norm else ():
             out.append(Row(f"{a}/attn/{x}/scale", f"{b}.self_attn.{x}.weight"))
+            if config.qk_norm == "head_layer":
+                out.append(Row(f"{a}/attn/{x}/bias", f"{b}.self_attn.{x}.bias"))
         out += dense(f"{a}/attn/o", f"{b}.self_attn.o_proj")
         for x in ("gate", "up", "down"):
             out += dense(f"{a}/mlp/{x}", f"{b}.mlp.{x}_proj")

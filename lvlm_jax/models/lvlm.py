@@ -163,8 +163,11 @@ class LVLM(nn.Module):
         return visual_expert.Cache(text, jnp.zeros(rows, jnp.int32)) if self.config.expert else text
 
 
-def dummy_batch(config: LVLMConfig, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:
-    """A smallest batch of the right shapes, for `init` and for shapes alone (zeros; nothing to learn from)."""
+def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:
+    """A smallest batch of the right shapes, for `init` and for shapes alone (zeros; nothing to learn from).
+
+    config: of any model whose `vision` says how many patches of how many values a picture has.
+    """
     text = jnp.zeros((rows, length), jnp.int32)
     n, p, c = pictures, config.vision.patches, config.vision.values
     return Batch(

@@ -59,6 +59,48 @@ class LayerNorm(nn.Module):
         return (wide if bias is None else wide + bias.astype(jnp.float32)).astype(self.dtype)
 
 
+class HeadLayerNorm(nn.Module):
+    """Layer norm of each head's vector, with a scale and bias of each head's own (Chameleon's queries and keys)."""
+
+    eps: float
+    dtype: DTypeLike = jnp.float32
+    axes: tuple[str | None, ...] = (None,)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B H E"]) -> Float[Array, "*B H E"]:
+        axes = (None, *self.axes)
+        scale = self.param("scale", named(nn.initializers.ones, axes), x.shape[-2:])
+        bias = self.param("bias", named(nn.initializers.zeros, axes), x.shape[-2:])
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Norm of a picture's channels in groups of neighbours, over all places, with scale and bias.
+
+    Raises:
+      ValueError: channels that do not divide into so many groups.
+    """
+
+    groups: int
+    eps: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N rows columns channels"]) -> Float[Array, "N rows columns channels"]:
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels do not divide into {self.groups} groups; choose a multiple")
+        scale = self.param("scale", named(nn.initializers.ones, ("embed",)), (channels,))
+        bias = self.param("bias", named(nn.initializers.zeros, ("embed",)), (channels,))
+        wide = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
+        centred = wide - jnp.mean(wide, axis=(1, 2, 4), keepdims=True)
+        wide = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=(1, 2, 4), keepdims=True) + self.eps)
+        return (wide.reshape(x.shape) * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+
+
 def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Vectors of length one, in float32; the epsilon (SigLIP's) under the root gives a zero vector a gradient."""
     x = x.astype(jnp.float32)
@@ -70,4 +112,5 @@ NORMS = {
     "offset_rms": OffsetRMSNorm,
     "layer": LayerNorm,
     "layer_no_bias": functools.partial(LayerNorm, use_bias=False),
+    "head_layer": HeadLayerNorm,
 }

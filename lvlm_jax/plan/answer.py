@@ -1,4 +1,4 @@
-"""Compiles what gives answers (`infer.generate`): the prefill of prompts, and one step of decoding."""
+"""Compiles what gives answers (`infer.steps`): the prefill of prompts, and one step of decoding."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lvlm_jax import assemble
 from lvlm_jax import mesh as meshes
 from lvlm_jax.config import ConfigError
-from lvlm_jax.infer import generate
+from lvlm_jax.infer import steps
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
@@ -61,12 +61,12 @@ def plan_answers(
     if program == "prefill":
         batch = batch_of(config, rows, length, rows, shards, meshes.batch_sharding(mesh))
         held = {"frozen": share(params), "batch": share(batch)}
-        lower = functools.partial(generate.prefill.lower, *static, ROOM, params, batch, None, numbers)
+        lower = functools.partial(steps.prefill.lower, *static, ROOM, params, batch, None, numbers)
     else:
         params = {"llm": params["llm"]}
         cache, place = _kept(model, mesh, rows, length + ROOM)
         held = {"frozen": share(params), "batch": share(place), "cache": share(cache)}
-        lower = functools.partial(generate.decode.lower, *static, params, cache, place, numbers)
+        lower = functools.partial(steps.decode.lower, *static, params, cache, place, numbers)
     memory = Memory(trained=0.0, optimizer=0.0, capacity=topology.memory, **held)
     sizes = {"rows": rows, "tokens": rows * (length if program == "prefill" else 1), "model_flops": flops}
     return planned(recipe, program, topology, mesh, lower, wait, held=memory, **sizes)
@@ -89,12 +89,12 @@ def _weights(model: LVLM, mesh: Any) -> Params:
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, model.dtype, sharding=at), shapes, at)
 
 
-def _kept(model: LVLM, mesh: Any, rows: int, slots: int) -> tuple[Any, generate.Place]:
+def _kept(model: LVLM, mesh: Any, rows: int, slots: int) -> tuple[Any, steps.Place]:
     """(shapes of a cache of so many slots, shapes of where each row stands)."""
     row = functools.partial(jnp.zeros, rows, jnp.int32)
     cache = jax.eval_shape(lambda: model.apply({}, rows, slots, method="new_cache"))
-    place = jax.eval_shape(lambda: generate.Place(row(), row(), row(), jnp.int32(0), None))
+    place = jax.eval_shape(lambda: steps.Place(row(), row(), row(), jnp.int32(0), None))
     whole = jax.NamedSharding(mesh, jax.P())
     at = lambda where: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x))  # noqa: E731
-    lay = at(lambda x: generate.cache_sharding(mesh, x.shape))
+    lay = at(lambda x: steps.cache_sharding(mesh, x.shape))
     return jax.tree.map(lay, cache), jax.tree.map(at(lambda x: whole), place)

@@ -1,7 +1,7 @@
 """Losses as pure functions that return (loss_sum, weight_sum, correct_sum): sums, so that microbatches add up."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from lvlm_jax.mesh import constrain
 from lvlm_jax.nn.attention import soft_cap
 from lvlm_jax.nn.norms import unit
 from lvlm_jax.shapes import Array, Bool, Float, Int
+from lvlm_jax.vision.vq import Reading
 
 Sums = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
@@ -26,6 +27,7 @@ def language_loss(
     head_trained: bool = True,
     shards: int = 1,
     softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> Sums:
     """Weighted next-token cross-entropy that never holds a B x T x V array.
 
@@ -36,7 +38,9 @@ def language_loss(
     equally long. head_kernel: an untied head, or the embedding table transposed. head_trained=False: the gradient of
     the head is not computed (it comes back as zero). shards: over how many data shards the rows lie; each then adds up
     its own gradient of the head, and one sum over shards follows the loop instead of one for every chunk. softcap: the
-    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`).
+    decoder's `final_softcap`, which bends the logits (see `nn.attention.soft_cap`). z_loss: adds so many times the
+    square of log Z, the logarithm of the softmax's denominator, which keeps logits from drifting (PaLM, arXiv
+    2204.02311; Chameleon, arXiv 2405.09818, takes 1e-5).
 
     Products run in the dtype of `hidden`; logits, sums and the head's gradient are float32. Ids are checked where they
     are made, on the host; a labelled id outside [0, V) makes the loss NaN here. `weights` get no gradient.
@@ -50,20 +54,20 @@ def language_loss(
     if tokens.shape[0] % shards:
         raise ValueError(f"{tokens.shape[0]} rows do not divide over shards={shards}")
     shards = shards if head_trained else 0
-    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, hidden, head_kernel, targets, shifted)
+    return _cross_entropy(chunk, skip_unlabelled, shards, softcap, z_loss, hidden, head_kernel, targets, shifted)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _cross_entropy(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
-    return _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _cross_entropy(chunk, skip, shards, softcap, z_loss, hidden, kernel, targets, weights):
+    return _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, gradient=False, shards=0)[0]
 
 
-def _forward(chunk, skip, shards, softcap, hidden, kernel, targets, weights):
-    sums, grads = _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, gradient=True, shards=shards)
+def _forward(chunk, skip, shards, softcap, z_loss, hidden, kernel, targets, weights):
+    sums, grads = _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, gradient=True, shards=shards)
     return sums, grads
 
 
-def _backward(chunk, skip, shards, softcap, grads, cotangents):
+def _backward(chunk, skip, shards, softcap, z_loss, grads, cotangents):
     dhidden, dkernel = grads
     scale = cotangents[0]
     dhidden = (dhidden.astype(jnp.float32) * scale).astype(dhidden.dtype)
@@ -73,7 +77,7 @@ def _backward(chunk, skip, shards, softcap, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, shards):
+def _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, *, gradient, shards):
     """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
     chunk = min(chunk, T)
@@ -97,11 +101,13 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
         mass = exps.sum(-1)
         own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
         # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
-        loss += jnp.where(w > 0, w * (jnp.log(mass) + top - own), 0.0).sum()
+        log_z = jnp.log(mass) + top
+        loss += jnp.where(w > 0, w * (log_z - own + z_loss * jnp.square(log_z)), 0.0).sum()
         correct += jnp.where(own >= top, w, 0.0).sum()
         if gradient:
             hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
-            slope = jnp.where(w > 0, w, 0.0)[..., None] * (exps / mass[..., None] - hot)
+            probs = (1 + 2 * z_loss * log_z)[..., None] * exps / mass[..., None]
+            slope = jnp.where(w > 0, w, 0.0)[..., None] * (probs - hot)
             if softcap is not None:
                 slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
             slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
@@ -133,6 +139,37 @@ def _sweep(chunk, skip, softcap, hidden, kernel, targets, weights, *, gradient, 
     # every device holds a whole float32 head through it.
     dkernel = constrain(dkernel.sum(0).astype(kernel.dtype), ("embed", "vocab"))
     return sums, jax.lax.optimization_barrier((dhidden, dkernel))
+
+
+def tokenizer_loss(
+    pixels: Float[Array, "N tall wide 3"] | Float[np.ndarray, "N tall wide 3"],
+    read: Reading,
+    real: Bool[Array, "N"] | Bool[np.ndarray, "N"] | None = None,
+    *,
+    distance: Literal["l1", "l2"] = "l1",
+    commitment: float = 0.25,
+    codebook: float = 1.0,
+) -> tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """What a picture tokenizer is trained by (van den Oord et al., arXiv 1711.00937, equation 3).
+
+    The distance of pixels to what is written back, `codebook` times the squared distance of codebook rows to latents
+    that stay, and `commitment` times that of latents to rows that stay; each a mean over a picture. The perceptual and
+    adversarial terms of VQGAN are not here. real: False for pictures that only fill up the batch; default all are real.
+
+    Returns:
+      Sum over pictures, number of pictures, and each term's own sum ("reconstruction", "commitment", "codebook").
+    """
+    real = jnp.ones(len(pixels), bool) if real is None else jnp.asarray(real)
+    mean = lambda x: jnp.where(real, x.reshape(x.shape[0], -1).mean(1), 0.0).sum()  # noqa: E731
+    away = {"l1": jnp.abs, "l2": jnp.square}[distance](read.made - pixels)
+    still = jax.lax.stop_gradient
+    terms = {
+        "reconstruction": mean(away),
+        "commitment": mean(jnp.square(read.latents - still(read.vectors))),
+        "codebook": mean(jnp.square(read.vectors - still(read.latents))),
+    }
+    loss = terms["reconstruction"] + commitment * terms["commitment"] + codebook * terms["codebook"]
+    return loss, real.sum(dtype=jnp.float32), terms
 
 
 Pairs = Bool[Array, "B B"] | Bool[np.ndarray, "B B"] | Int[Array, "B"] | Int[np.ndarray, "B"]

@@ -19,6 +19,7 @@ REQUIRED = (
     "lvlm_jax.connectors.perceiver.PerceiverResampler",
     "lvlm_jax.llm.decoder.Decoder",
     "lvlm_jax.llm.encoder_decoder.EncoderDecoder",
+    "lvlm_jax.models.unified.Unified",
     "lvlm_jax.train.optim.masked",
 )
 """Examples that stand on their own: what somebody with a project of their own copies."""

@@ -17,9 +17,11 @@ from lvlm_jax.llm.decoder import Decoder, dummy_inputs
 from lvlm_jax.llm.encoder_decoder import EncoderDecoder
 from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.models.unified import Unified
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.vision import blip2_vit, dinov2, eva, nfnet, plain_vit
-from lvlm_jax.zoo import dual
+from lvlm_jax.vision import blip2_vit, dinov2, eva, nfnet, plain_vit, vqgan
+from lvlm_jax.vision.vq import VQ
+from lvlm_jax.zoo import chameleon, dual
 
 CARDS = pathlib.Path(__file__).parent / "cards"
 
@@ -66,6 +68,16 @@ def _pformer(config):
     return {"pformer": shapes}, {"pformer": axes}, pformer.rows(config)
 
 
+def _tokenizer(config):
+    shapes, axes = abstract(VQ(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+    return shapes, axes, vqgan.rows(config, "", "", vqgan.fits(config))
+
+
+def _unified(config):
+    shapes, axes = abstract(Unified(config, scan=True), dummy_batch(config))
+    return shapes, axes, chameleon.rows(config)
+
+
 def _system(spec):
     shapes, axes = abstract(LVLM(spec.config, scan=True), dummy_batch(spec.config))
     return shapes, axes, zoo.family_of(spec.config).rows(spec.config, "hf-5")
@@ -80,6 +92,8 @@ PRESETS = (
     | {name: (_qformer, config) for name, config in qformer.PRESETS.items()}
     | {name: (_pformer, config) for name, config in pformer.PRESETS.items()}
     | {name: (_encoder_decoder, config) for name, config in llm.t5.PRESETS.items()}
+    | {name: (_tokenizer, config) for name, config in vqgan.PRESETS.items()}
+    | {name: (_unified, config) for name, config in chameleon.PRESETS.items()}
 )
 
 
@@ -174,6 +188,9 @@ def test_no_card_without_its_preset():
         ("t5_3b", 2_851_598_336),
         ("t5_11b", 11_307_321_344),
         # as the torch library counts the parameters of a model built from the config
+        ("chameleon_34b", 34_323_732_480),
+        ("chameleon_vq", 29_423_616),
+        ("janus_vq", 71_883_403),
         ("clip_b32", 151_277_313),
         ("clip_b16", 149_620_737),
         ("clip_l14", 427_616_513),

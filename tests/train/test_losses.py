@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lvlm_jax.train.losses import contrastive_loss, language_loss, sigmoid_loss
+from lvlm_jax.train.losses import contrastive_loss, language_loss, sigmoid_loss, tokenizer_loss
+from lvlm_jax.vision.vq import Reading
 
 B, T, D, V = 3, 19, 8, 11
 
@@ -64,6 +65,49 @@ def test_a_final_softcap_bends_loss_and_gradients(shards):
 
     got, want = (jax.value_and_grad(loss, (0, 1))(hidden, kernel) for loss in (ours, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("cap", [None, 0.7])
+def test_the_z_loss_is_added_with_its_gradient(cap):
+    hidden, kernel, tokens, weights = _inputs()
+
+    def ours(h, k):
+        return language_loss(h, k, tokens, weights, chunk=4, softcap=cap, z_loss=0.1)[0]
+
+    def plain(h, k):
+        logits = h[:, :-1] @ k
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        own = jnp.take_along_axis(logits, jnp.asarray(tokens)[:, 1:, None], 2)[..., 0]
+        return ((log_z - own + 0.1 * log_z**2) * weights[:, 1:]).sum()
+
+    got, want = (jax.value_and_grad(loss, (0, 1))(hidden, kernel) for loss in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_the_loss_of_a_picture_tokenizer(distance):
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
+    pixels, made, latents, vectors = draw(2, 4, 4, 3), draw(2, 4, 4, 3), draw(2, 2, 2, 5), draw(2, 2, 2, 5)
+
+    def loss(made, latents, vectors):
+        read = Reading(latents, vectors, jnp.zeros((2, 4), jnp.int32), made)
+        return tokenizer_loss(pixels, read, distance=distance, commitment=0.3, codebook=0.7)
+
+    total, count, sums = loss(made, latents, vectors)
+    half = tokenizer_loss(pixels, Reading(latents, vectors, None, made), np.asarray([True, False]), distance=distance)
+    one = tokenizer_loss(pixels[:1], Reading(latents[:1], vectors[:1], None, made[:1]), distance=distance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), half, one)
+    away = np.asarray(made - pixels)
+    wanted = np.abs(away) if distance == "l1" else away**2
+    apart = np.asarray(vectors - latents)
+    np.testing.assert_allclose(sums["reconstruction"], 2 * wanted.mean(), rtol=1e-6)
+    np.testing.assert_allclose(total, 2 * (wanted.mean() + (apart**2).mean()), rtol=1e-6)
+    assert count == 2
+    slopes = jax.grad(lambda *x: loss(*x)[0], (1, 2))(made, latents, vectors)
+    for slope, share, sign in zip(slopes, (0.3, 0.7), (-1, 1)):
+        np.testing.assert_allclose(slope, sign * share * 2 * apart / 20, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_hidden_accumulates_in_float32():
