@@ -42,7 +42,8 @@ def family_of(config: VisionConfig) -> str:
     raise ValueError(
         f"no public family ({', '.join(FAMILIES)}) holds a vision tower with class_token={config.class_token}, "
         f"pre_norm={config.pre_norm}, patch_bias={config.patch_bias}, pool={config.pool!r}, "
-        f"layer_scale={config.layer_scale}, resize={config.resize!r} and classes={config.classes}; "
+        f"layer_scale={config.layer_scale}, key_bias={config.key_bias}, rotary_grid={config.rotary_grid}, "
+        f"resize={config.resize!r} and classes={config.classes}; "
         "CLIP's has the first two and no patch bias, SigLIP's the reverse, ViT's and DINOv2's have the first and a bias"
     )
 
