@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from lvlm_jax import params as P
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.hub.verify import verify
@@ -166,6 +167,9 @@ def test_folder_in_and_out(name, layout, tmp_path):
     one, other = TensorFolder(folder), TensorFolder(tmp_path / "out")
     assert {key: one[key].tobytes() for key in one} == {key: other[key].tobytes() for key in other}
     assert import_folder(tmp_path / "out").config == loaded.config
+    if name != "classifier":
+        with pytest.raises(CheckpointError, match=r"no class for this model .*one of timm's towers"):
+            verify(folder)
 
 
 def test_equal_to_the_torch_librarys_vit(tmp_path):
