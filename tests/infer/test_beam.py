@@ -73,11 +73,10 @@ def test_enough_beams_find_the_best_of_all_answers(penalty, least):
     ("change", "message"),
     [
         ({"count": 0}, r"count=0: must be a whole number, 1 or above"),
-        ({"count": 2.0}, r"count=2.0: must be a whole number"),
+        ({"count": True}, r"count=True: must be a whole number"),
         ({"min_new_tokens": -1}, r"min_new_tokens=-1: must be a whole number, 0 or above"),
         ({"length_penalty": float("inf")}, r"length_penalty=inf: must be a finite number"),
-        ({"length_penalty": "1"}, r"length_penalty='1': must be a finite number"),
-        ({"early_stopping": "always"}, r"early_stopping='always': must be True, False or 'never'"),
+        ({"length_penalty": False}, r"length_penalty=False: must be a finite number"),
     ],
 )
 def test_values_out_of_range(change, message):
