@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import itertools
 
@@ -7,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lvlm_jax import mesh as M
 from lvlm_jax.evaluate.run import evaluate
 from lvlm_jax.infer import beam
 from lvlm_jax.infer.beam import Beams
@@ -101,23 +99,6 @@ def prompts(system, pictures, monkeypatch):
     few_shapes(monkeypatch)
     texts = ["What is it?", "dogs", "Is there a yellow bird near it?"]
     return [system.encode(as_example(text, shown)) for text, shown in zip(texts, [pictures[0], None, pictures[1]])]
-
-
-@pytest.mark.slow
-def test_the_engine_searches(system, prompts):
-    """One beam is greedy; more find what is at least as likely; the same on a mesh, with stop strings, one by one."""
-    ask = functools.partial(system.generator.generate, prompts, max_new_tokens=6)
-    greedy = ask()
-    assert ask(sampling=Beams(count=1)) == greedy
-    best = ask(sampling=Beams(count=3))
-    assert [answer.tokens for answer in best] != [answer.tokens for answer in greedy]
-    sharded = dataclasses.replace(system, mesh=M.make_mesh("FSDP_TP")).generator
-    assert sharded.generate(prompts, max_new_tokens=6, sampling=Beams(count=3)) == best
-    assert [ask(sampling=Beams(count=3), stop=[answer.text[2:4]])[i].text for i, answer in enumerate(best)] == [
-        answer.text[: answer.text.index(answer.text[2:4])] for answer in best
-    ]
-    stream = system.generator.stream(prompts[0], max_new_tokens=6, sampling=Beams(count=3))
-    assert "".join(stream) == best[0].text
 
 
 @pytest.mark.slow
