@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import itertools
 
@@ -7,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lvlm_jax import mesh as M
 from lvlm_jax.evaluate.run import evaluate
 from lvlm_jax.infer import beam
 from lvlm_jax.infer.beam import Beams
@@ -104,23 +102,6 @@ def prompts(system, pictures, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_engine_searches(system, prompts):
-    """One beam is greedy; more find what is at least as likely; the same on a mesh, with stop strings, one by one."""
-    ask = functools.partial(system.generator.generate, prompts, max_new_tokens=6)
-    greedy = ask()
-    assert ask(sampling=Beams(count=1)) == greedy
-    best = ask(sampling=Beams(count=3))
-    assert [answer.tokens for answer in best] != [answer.tokens for answer in greedy]
-    sharded = dataclasses.replace(system, mesh=M.make_mesh("FSDP_TP")).generator
-    assert sharded.generate(prompts, max_new_tokens=6, sampling=Beams(count=3)) == best
-    assert [ask(sampling=Beams(count=3), stop=[answer.text[2:4]])[i].text for i, answer in enumerate(best)] == [
-        answer.text[: answer.text.index(answer.text[2:4])] for answer in best
-    ]
-    stream = system.generator.stream(prompts[0], max_new_tokens=6, sampling=Beams(count=3))
-    assert "".join(stream) == best[0].text
-
-
-@pytest.mark.slow
 def test_where_users_ask_for_it(system, prompts, pictures):
     words = {"max_new_tokens": 6, "beams": 3, "length_penalty": -1.0}
     wanted = system.generator.generate(
@@ -136,7 +117,7 @@ def test_where_users_ask_for_it(system, prompts, pictures):
         sampling=Beams(count=3, length_penalty=-1.0),
         progress=False,
     )
-    assert scored.scores["exact"] == 1.0
+    assert scored.samples[0]["prediction"] == wanted
     assert scored.summary["decoding"] == {
         "method": "beam search",
         "max_new_tokens": 6,
