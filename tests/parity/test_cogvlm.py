@@ -166,7 +166,7 @@ def test_whole_model_behind_its_tower():
         *keys.rows(CONFIG.connector, "connector", "model.vision.linear_proj"),
         *visual_expert.ends_rows(),
     ]
-    tower = tiny.randomize({"vision": shapes.pop("vision")})
+    tower = jax.tree.map(jnp.asarray, tiny.randomize({"vision": shapes.pop("vision")}))
     params = {**compare.load(rows, compare.tensors(model), shapes), **tower}
     features = lambda m, b: m.vision.features(b.patches[0], b.patch_positions[0], b.patch_segments[0])  # noqa: E731
     seen = torch.tensor(np.asarray(tiny.jit(lambda p: module.apply({"params": p}, batch, method=features))(params)))
