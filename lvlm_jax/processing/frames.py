@@ -159,3 +159,7 @@ class VideoSpec:
             rows = own.reshape(-1, size)
             own = np.concatenate([rows, np.full((len(rows), 1), NEWLINE, np.int32)], axis=1).reshape(-1)
         return Span(frames, own)
+
+
+DEFAULT = VideoSpec()
+"""Where nobody says otherwise."""

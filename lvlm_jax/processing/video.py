@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import av
 
 _PATIENCE = 1.0  # seconds of video that are decoded before a jump is tried
+_GAP = 8  # half slots that a frame of a damaged file may be early: a cut takes frames out of the last few
 _IN_ORDER = ("avi", "mpeg")  # containers in which times after a jump are guesses
 _EVEN = ("avi",)  # those that store no times: their frames come evenly
 
@@ -119,7 +120,7 @@ class _Reader:
         if self.frame is None:
             raise VideoError(f"{self.name}: not one frame can be decoded{self.damage}; export or fetch it again")
         time, frame = self.frame
-        if self.damage and self.next is None and begin - time > 2 * (middle - begin):
+        if self.damage and begin - time > _GAP * (middle - begin):
             raise VideoError(
                 f"{self.name}: damaged: nothing can be decoded after {time:.2f} s, but a frame at {begin:.2f} s is "
                 f"wanted{self.damage}; cut the good part out (ffmpeg -i FILE -t {time:.2f} -c copy GOOD), fetch it "
@@ -143,7 +144,13 @@ class _Reader:
 
     def _jump(self, begin: float) -> None:
         """To the key frame at or before a time; where that lies behind, there are few, and none is soon looked for."""
-        self.container.seek(int((begin + self.start) / self.stream.time_base), stream=self.stream)
+        from av.error import FFmpegError
+
+        try:
+            self.container.seek(int((begin + self.start) / self.stream.time_base), stream=self.stream)
+        except FFmpegError:  # a file that cannot be jumped in
+            self.patience = math.inf
+            return
         self._begin(whole=False)
         self.next = next(self.coming, None)
         if self.next is not None and self.next[0] <= self.here:
@@ -183,17 +190,17 @@ class _Reader:
 
         packets = self.container.demux(self.stream)
         while True:
+            packet = None  # what a decoder still holds comes after it
             try:
-                packet = next(packets, None)
-            except FFmpegError as error:
-                self.damage, packet = f" ({error.strerror})", None
-            try:
-                found = self.stream.decode(packet)
-            except FFmpegError as error:
-                self.damage, found = f" ({error.strerror})", []
-            yield from found
-            if packet is None:
+                packet = next(packets)
+                yield from self.stream.decode(packet)
+            except StopIteration:
                 return
+            except FFmpegError as error:
+                self.damage = self.damage or f" ({error.strerror})"
+                if packet is None:
+                    yield from self.stream.decode(None)
+                    return
 
 
 def _upright(frame: "av.VideoFrame") -> PIL.Image.Image:
