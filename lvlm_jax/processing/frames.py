@@ -6,8 +6,8 @@ come at uneven times; where they come evenly slot i is frame i.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -145,6 +145,21 @@ class VideoSpec:
         """
         return SAMPLERS[self.sampler](self, total, rate)
 
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "VideoSpec | None":
+        """From the content of a video_preprocessor_config.json that `to_hf` wrote; None for another's.
+
+        Raises:
+          ValueError: a value that is not known, by name.
+        """
+        if config.get("video_processor_type") != _PROCESSOR:
+            return None
+        return cls(**{ours: config[theirs] for ours, theirs in _FIELDS.items() if theirs in config})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of video_preprocessor_config.json; `from_hf` reads it back."""
+        return {"video_processor_type": _PROCESSOR, **{theirs: getattr(self, ours) for ours, theirs in _FIELDS.items()}}
+
     def span(self, frames: int, visual_tokens: int) -> Span:
         """The positions of a video of which so many frames are taken, `visual_tokens` each.
 
@@ -160,6 +175,18 @@ class VideoSpec:
             own = np.concatenate([rows, np.full((len(rows), 1), NEWLINE, np.int32)], axis=1).reshape(-1)
         return Span(frames, own)
 
+
+_PROCESSOR = "lvlm_jax"
+_FIELDS = {
+    "sampler": "sampler",
+    "frames": "max_frames",
+    "fps": "fps",
+    "least": "min_frames",
+    "multiple": "temporal_patch_size",
+    "newline": "newline",
+    "sentence": "sentence",
+}
+"""Our name of a field -> the torch library's, where it has one."""
 
 DEFAULT = VideoSpec()
 """Where nobody says otherwise."""

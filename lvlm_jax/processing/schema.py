@@ -52,18 +52,15 @@ class Video:
 class Clip:
     """The frames that are taken of a video: the source of the `Image` that stands for it once they are chosen.
 
-    indices: slots of the video, `rate` of them a second, in order; duration: of the video, in seconds.
+    indices: slots of the video, `rate` of them a second, in order; times: when each begins, and duration, that of the
+    whole video, in seconds.
     """
 
     video: Video
     indices: tuple[int, ...]
+    times: tuple[float, ...]
     rate: float
     duration: float
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """When each frame is shown, in seconds from the clip's beginning."""
-        return tuple(index / self.rate for index in self.indices)
 
 
 Segment = Text | Image | Video

@@ -36,7 +36,7 @@ def choose(video: Video, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> Clip:
         indices = spec.indices(info.frames, info.rate)
     except ValueError as error:
         raise VideoError(f"{name_of(video)}: {error}") from None
-    return Clip(video, tuple(indices), info.rate, info.duration)
+    return Clip(video, tuple(indices), tuple(index / info.rate for index in indices), info.rate, info.duration)
 
 
 def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> Example:
@@ -57,6 +57,20 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
                 segments.append(Text(sentence + "\n" * goes_on))
         turns.append(dataclasses.replace(turn, segments=tuple(segments)))
     return dataclasses.replace(example, turns=tuple(turns))
+
+
+def held(example: Example) -> Example:
+    """The conversation with the frames of each clip in memory, for files that may change or go away."""
+
+    def hold(segment: Segment) -> Segment:
+        clip = segment.source if isinstance(segment, Image) else None
+        if not isinstance(clip, Clip):
+            return segment
+        shown = Video(np.stack([np.asarray(frame) for frame in frames(clip)]), fps=clip.rate)
+        return Image(dataclasses.replace(clip, video=shown, indices=tuple(range(len(clip.indices)))))
+
+    turns = tuple(dataclasses.replace(t, segments=tuple(map(hold, t.segments))) for t in example.turns)
+    return dataclasses.replace(example, turns=turns)
 
 
 def pictures(image: Image, max_pixels: int = MAX_PIXELS) -> Iterator[PIL.Image.Image]:
