@@ -189,11 +189,7 @@ def _decode_header(data: bytes, name: str) -> PIL.Image.Image:
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<svg")):
         raise ImageError(f"{name}: is an HTML or XML page, not a picture; the download failed, fetch it again")
-    if (
-        data.startswith((b"\x1aE\xdf\xa3", b"FLV\x01"))
-        or data[4:11].lower().startswith(_MOVIES)
-        or data[8:12] == b"AVI "
-    ):
+    if data.startswith(_MOVIES) or data[4:11].lower().startswith(_BRANDS) or data[8:12] == b"AVI ":
         raise ImageError(f"{name}: is a video, not a picture; give it as one: videos=, --video, or a record's 'video'")
     if head.startswith(b"version https://git-lfs"):
         raise ImageError(f"{name}: is a Git LFS pointer, not the picture itself; run git lfs pull")
