@@ -249,8 +249,11 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
         for piece in () if args.no_stream else pieces:
             said.append(piece)
             print(piece, end="", flush=True)
-    except ImageError as error:
-        raise ValueError(f"--{'video' if isinstance(error, VideoError) else 'image'} {error}") from error
+    except ValueError as error:
+        found = error if isinstance(error, ImageError) else error.__cause__
+        if not isinstance(found, ImageError):
+            raise
+        raise ValueError(f"--{'video' if isinstance(found, VideoError) else 'image'} {found}") from error
     print(pieces if args.no_stream else "")
     if args.draw:
         from lvlm_jax.infer.drawn import draw_answer
