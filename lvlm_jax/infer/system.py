@@ -38,7 +38,6 @@ class System:
       >>> system.generate("What is this?", images="cat.jpg")
       >>> system.generate(["What differs between ", Path("a.png"), " and ", picture, "?"])
       >>> for piece in system.generate("Tell me more.", images=[a, b], stream=True): print(piece, end="")
-      >>> dataclasses.replace(system, video=VideoSpec(frames=16)).generate("What happens?", videos="clip.mp4")
 
     Attributes:
       image_token_id: the id that stands where a picture's tokens go.
