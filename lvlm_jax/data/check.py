@@ -38,8 +38,8 @@ class Report:
     """What `check` found; `str(report)` is the page a person reads.
 
     lengths int[n] and pictures int[n] are those of the good records, in order; a video's frames count as pictures, and
-    videos says how many videos there are. unknown is the share of the tokens that
-    stand for words the tokenizer does not know; None where nobody asked.
+    videos says how many videos there are. unknown is the share of the tokens that stand for words the tokenizer does
+    not know; None where nobody asked.
     """
 
     source: str
