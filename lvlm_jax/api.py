@@ -106,6 +106,7 @@ def load(
         rows=rows,
         mesh=mesh,
         name=str(name_or_folder),
+        video=beside.video_spec(folder),
     )
 
 

@@ -156,6 +156,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         max_length=data.length,
         embedding_size=(text or model.llm).vocab,
         spec=None if text else model.image,
+        video=model.video,
     )
 
 

@@ -4,6 +4,7 @@ Nothing heavy is imported before a subcommand runs, so that ``lvlm --help`` answ
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -205,14 +206,23 @@ def _load(args: argparse.Namespace) -> Any:
     from lvlm_jax import api
 
     names = ("dtype", "revision", "template", "vision", "adapter", "model_base")
-    return api.load(args.model, **{name: getattr(args, name) for name in names})
+    model = api.load(args.model, **{name: getattr(args, name) for name in names})
+    if (frames := getattr(args, "frames", None)) is None:
+        return model
+    return dataclasses.replace(model, video=dataclasses.replace(model.video, frames=frames))
+
+
+def _shown_arguments(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--image", action="append", default=[], help=f"a picture{what} (repeatable)")
+    command.add_argument("--video", action="append", default=[], help=f"a video{what} (repeatable)")
+    command.add_argument("--frames", type=int, metavar="N", help="the most frames of a video; default the model's")
 
 
 def _add_generate(add: Any) -> None:
-    command = add("generate", _generate, "answer one prompt about pictures")
+    command = add("generate", _generate, "answer one prompt about pictures and videos")
     _model_arguments(command)
     command.add_argument("--prompt", required=True)
-    command.add_argument("--image", action="append", default=[], help="a picture (repeatable)")
+    _shown_arguments(command, "")
     command.add_argument("--no-stream", action="store_true", help="print the answer when it is whole")
     command.add_argument("--draw", metavar="FILE", help="write the picture there with the boxes that the answer says")
     command.add_argument(
@@ -223,6 +233,7 @@ def _add_generate(add: Any) -> None:
 
 
 def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from lvlm_jax.processing.container import VideoError
     from lvlm_jax.processing.picture import ImageError
 
     if args.draw and len(args.image) != 1:
@@ -231,15 +242,18 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
     model = _load(args)
     settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")}
-    settings["images"] = args.image
+    settings |= {"images": args.image, "videos": args.video}
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
         said = [pieces] if args.no_stream else []
         for piece in () if args.no_stream else pieces:
             said.append(piece)
             print(piece, end="", flush=True)
-    except ImageError as error:
-        raise ValueError(f"--image {error}") from error
+    except ValueError as error:
+        found = error if isinstance(error, ImageError) else error.__cause__
+        if not isinstance(found, ImageError):
+            raise
+        raise ValueError(f"--{'video' if isinstance(found, VideoError) else 'image'} {found}") from error
     print(pieces if args.no_stream else "")
     if args.draw:
         from lvlm_jax.infer.drawn import draw_answer
@@ -251,14 +265,14 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _add_chat(add: Any) -> None:
     command = add("chat", _chat, "talk with a model: many turns, many pictures")
     _model_arguments(command)
-    command.add_argument("--image", action="append", default=[], help="a picture to begin with (repeatable)")
+    _shown_arguments(command, " to begin with")
     _sampling_arguments(command)
 
 
 def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.infer.chat import repl
 
-    repl(_load(args), images=args.image, instruction=args.system, **_sampling(args))
+    repl(_load(args), images=args.image, videos=args.video, instruction=args.system, **_sampling(args))
     return 0
 
 
@@ -323,10 +337,13 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
     if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
         found, params = finished.weights(args.source)
         parts = found.lvlm, params, assemble.tokenizer_of(found), found.image, assemble.template_of(found)
+        video = found.video
     else:
         model = api.load(args.source, dtype="stored")
         parts = model.config, model.params, model.tokenizer, model.spec, model.template
-    out = export_folder(args.out, *parts, layout=args.layout, dtype=args.dtype, overwrite=args.overwrite)
+        video = model.video
+    options = {"layout": args.layout, "video": video, "dtype": args.dtype, "overwrite": args.overwrite}
+    out = export_folder(args.out, *parts, **options)
     print(out)
     return 0
 

@@ -20,6 +20,7 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
 from lvlm_jax.processing.chat_templates import TEMPLATES
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
@@ -33,7 +34,7 @@ class Model:
     """The model and what it eats. `connector` carries a ``kind``, a key of `connectors.CONNECTORS`.
 
     tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
-    system turn; None keeps the template's own.
+    system turn; None keeps the template's own. video: which frames of a video are shown; each is a picture.
     """
 
     vision: VisionConfig
@@ -47,6 +48,7 @@ class Model:
     attention: Literal["causal", "prefix"] = "causal"
     newline: bool = False
     expert: bool = False
+    video: VideoSpec = DEFAULT
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -61,6 +63,8 @@ class Model:
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
                 "newline, and others have no use for it"
             )
+        if self.video.newline != "none" and not self.newline:
+            raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
         if not 0 <= self.image_token_id < self.llm.vocab:
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.llm.vocab}")
         self.lvlm  # noqa: B018 (the connector is checked here)
@@ -112,9 +116,9 @@ class Data(Choice):
 
     source: a name of `data.registry.SOURCES`; that source's own fields (path, images, ...) stand beside it. rows,
     length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
-    data shard; pictures: vision rows of a whole batch (one a picture or tile), divided among the groups. pack: several
-    examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise", or "skip" and count.
-    weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
+    data shard; pictures: vision rows of a whole batch (one a picture, tile or frame of a video), divided among the
+    groups. pack: several examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise",
+    or "skip" and count. weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
     """
 
     template: str | None = None
@@ -361,6 +365,7 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out = configs.to_config(spec.config)
     out.connector.kind = names[type(spec.config.connector)]
     out.image = configs.to_config(spec.image)
+    out.video = configs.to_config(DEFAULT)
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
@@ -389,4 +394,5 @@ def model_of_folder(folder: str) -> Any:
     )
     out = model_of(spec)
     out.system = template.system
+    out.video = configs.to_config(beside.video_spec(path))
     return out

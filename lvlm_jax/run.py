@@ -281,6 +281,7 @@ class Run:
             image_token_id=m.image_token_id,
             mesh=self.mesh,
             name=self.recipe.name,
+            video=m.video,
         )
 
     def evaluate(self, when: str, params: dict) -> dict[str, float]:
@@ -327,9 +328,10 @@ class Run:
         if not (out / "config.json").exists():
             m, whole = recipe.model, lora.merge(params)
             template = assemble.template_of(m)
-            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, overwrite=out.exists())
-        picture = next((s["images"][0] for s in self.samples if s["images"]), "PICTURE")
-        print(f"model:  {out}\ntry:    lvlm chat {out} --image {picture}")
+            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, video=m.video, overwrite=out.exists())
+        shown = ((kind, s[f"{kind}s"][0]) for s in self.samples for kind in ("image", "video") if s.get(f"{kind}s"))
+        flag, picture = next(shown, ("image", "PICTURE"))
+        print(f"model:  {out}\ntry:    lvlm chat {out} --{flag} {picture}")
 
 
 def _say(text: str) -> None:

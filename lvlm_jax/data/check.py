@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lvlm_jax.data.sources import Source
-from lvlm_jax.processing.image import ImageError, ImageSpec, load_image, to_rows
+from lvlm_jax.processing.image import ImageError, ImageSpec
 from lvlm_jax.processing.picture import no_such_file
-from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
+from lvlm_jax.processing.video import pictures as opened
+from lvlm_jax.processing.video import read_rows
 from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.shapes import Int
 
@@ -35,8 +37,9 @@ class Bad:
 class Report:
     """What `check` found; `str(report)` is the page a person reads.
 
-    lengths int[n] and pictures int[n] are those of the good records, in order. unknown is the share of the tokens that
-    stand for words the tokenizer does not know; None where nobody asked.
+    lengths int[n] and pictures int[n] are those of the good records, in order; a video's frames count as pictures, and
+    videos says how many videos there are. unknown is the share of the tokens that stand for words the tokenizer does
+    not know; None where nobody asked.
     """
 
     source: str
@@ -46,6 +49,7 @@ class Report:
     pictures: Int[np.ndarray, " n"]
     decoded: bool
     unknown: float | None = None
+    videos: int = 0
 
     @property
     def ok(self) -> bool:
@@ -56,9 +60,10 @@ class Report:
         lines = [self.source]
         lines += [f"  {bad}" for bad in self.bad]
         seen = "decoded" if self.decoded else "not opened"
+        of_videos = f"with the frames of {self.videos:,} video(s) " if self.videos else ""
         lines.append(
             f"{self.total:,} records: {len(self.lengths):,} good, {len(self.bad):,} bad; "
-            f"{int(self.pictures.sum()):,} pictures ({seen})"
+            f"{int(self.pictures.sum()):,} pictures {of_videos}({seen})"
         )
         if self.unknown:
             lines.append(
@@ -85,13 +90,15 @@ def check(
     the token that stands for unknown words, to count them.
     """
     total = len(source) if limit is None else min(limit, len(source))
-    bad, lengths, pictures, unknown = [], [], [], 0
+    bad, lengths, pictures, unknown, videos = [], [], [], 0, 0
     for found in inspect_all(source, encode, images=images, numbers=range(total), progress=progress, spec=spec):
         if isinstance(found, Bad):
             bad.append(found)
         else:
             lengths.append(len(found.tokens))
-            pictures.append(len(found.images))
+            clips = [image.source for image in found.images if isinstance(image.source, Clip)]
+            pictures.append(len(found.images) + sum(len(clip.indices) - 1 for clip in clips))
+            videos += len(clips)
             unknown += int((found.tokens == unknown_id).sum()) if unknown_id is not None else 0
     return Report(
         source=repr(source),
@@ -101,6 +108,7 @@ def check(
         pictures=np.asarray(pictures, np.int64),
         decoded=images,
         unknown=None if unknown_id is None else unknown / max(1, sum(lengths)),
+        videos=videos,
     )
 
 
@@ -152,13 +160,14 @@ def inspect(
             if isinstance(image.source, str) and "://" not in image.source and not os.path.exists(image.source):
                 raise ImageError(no_such_file(image.source, image.under))
         for image in encoded.images if images is True else ():
-            if seen is not None and isinstance(image.source, str):
-                if image.source in seen:
-                    continue
+            what = image.source  # a file, or some frames of one
+            if isinstance(what, Clip) and isinstance(what.video.source, str):
+                what = f"{what.video.source} {what.indices}"
+            if seen is None or not isinstance(what, str):
                 _decode(image, spec)
-                seen.add(image.source)
-            else:
+            elif what not in seen:
                 _decode(image, spec)
+                seen.add(what)
     except (ValueError, OSError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         return Bad(index, origin, reason.removeprefix(origin).lstrip(": "))
@@ -167,9 +176,10 @@ def inspect(
 
 def _decode(image: Image, spec: ImageSpec | None) -> None:
     if spec is None:
-        load_image(image)
+        for _ in opened(image):
+            pass
     else:
-        to_rows(load_image(image, max_pixels=spec.max_pixels), spec)
+        read_rows(image, spec)
 
 
 def origin_of(source: Any, index: int) -> str:

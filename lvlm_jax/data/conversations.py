@@ -7,20 +7,21 @@ the record stands.
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from etils import epath
 
 from lvlm_jax.processing.encode import DataError
-from lvlm_jax.processing.schema import Image, Segment, Text, Turn
+from lvlm_jax.processing.schema import Image, Segment, Text, Turn, Video
 
-PLACEHOLDER = "<image>"
-"""The LLaVA file format's own mark for a picture. It means nothing anywhere else."""
+PLACEHOLDER, VIDEO_PLACEHOLDER = "<image>", "<video>"
+"""The LLaVA file format's own marks for a picture and a video. They mean nothing anywhere else."""
 
 Find = Callable[[Any, str, str], Image]
-"""(what a field holds, the field's name, where it stands) -> the picture; DataError for what is none."""
+"""(what a field holds, the field's name, where it stands) -> the picture; DataError for what is none. The file of a
+video is found in the same way."""
 
 
 def turns_of(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
@@ -32,57 +33,72 @@ def turns_of(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...
 
 
 def llava_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
-    """``{"image": picture | [pictures], "conversations": [{"from": "human"|"gpt", "value"}]}``.
+    """``{"image": picture | [pictures], "video": ..., "conversations": [{"from": "human"|"gpt", "value"}]}``.
 
     ``<image>`` in a value is the file format's mark for a picture; the marks of all turns together must be as many as
     the pictures. As in the authors' code a turn with one mark has its picture first, wherever the mark stands; several
-    marks keep their places. The line break beside a mark is the template's to write.
+    marks keep their places. The line break beside a mark is the template's to write. In a record with a video
+    ``<video>`` is its mark and, where there is no picture, ``<image>`` too, as LLaVA-Video's files have it.
     Source: LLaVA, train.py, `preprocess_multimodal`; LLaVA-NeXT for several pictures.
     """
     pictures, field = _column(record, find, origin)
+    videos, video_field = _videos(record, find, origin)
+    marks = {PLACEHOLDER: iter(pictures)} if pictures or not videos else {PLACEHOLDER: iter(videos)}
+    if videos:
+        marks[VIDEO_PLACEHOLDER] = iter(videos) if pictures else marks[PLACEHOLDER]
+    split = re.compile(f"({'|'.join(marks)})")
     spoken = []
     for number, turn in enumerate(list_of(record, "conversations", origin)):
         where = f"{origin}: conversations[{number}]"
         role = _choice(turn, "from", {"human": "user", "gpt": "assistant", "system": "system"}, where)
         if not isinstance(turn.get("value"), str):
             raise DataError(f"{where}: 'value' must be text, this is {kind_of(turn.get('value'))}")
-        spoken.append((role, turn["value"].split(PLACEHOLDER)))
-    marks = sum(len(parts) - 1 for _, parts in spoken)
-    _same_count(marks, len(pictures), f"{PLACEHOLDER} in 'conversations'", f"{field!r}", origin)
-    queue = iter(pictures)
-    return tuple(Turn(role=role, segments=_interleave(parts, queue)) for role, parts in spoken)
+        spoken.append((role, split.split(turn["value"])))
+    found = [part for _, parts in spoken for part in parts[1::2]]
+    if pictures or not videos:
+        _same_count(found.count(PLACEHOLDER), len(pictures), f"{PLACEHOLDER} in 'conversations'", f"{field!r}", origin)
+    if videos:
+        count = found.count(VIDEO_PLACEHOLDER) if pictures else len(found)
+        mark = f"{VIDEO_PLACEHOLDER} in 'conversations'"
+        _same_count(count, len(videos), mark, f"{video_field!r}", origin, "video")
+    return tuple(Turn(role=role, segments=_interleave(parts, marks)) for role, parts in spoken)
 
 
 def message_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
-    """OpenAI-style ``{"messages": [{"role", "content": text | [parts]}], "images": [...]}``.
+    """OpenAI-style ``{"messages": [{"role", "content": text | [parts]}], "images": [...], "videos": [...]}``.
 
     Parts: ``{"type": "text", "text"}``; ``{"type": "image_url", "image_url": {"url"}}``; ``{"type": "image", "image"}``
-    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``. Text stays the characters that it is,
-    ``<image>`` included.
+    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``; the same of ``video``. Text stays the
+    characters that it is, ``<image>`` included.
     """
-    column, field = _column(record, find, origin, first="images")
-    queue, bare, turns = iter(column), 0, []
+    columns = {"image": _column(record, find, origin, first="images"), "video": _videos(record, find, origin, "videos")}
+    queues, bare, turns = {kind: iter(column) for kind, (column, _) in columns.items()}, [], []
     for number, message in enumerate(list_of(record, "messages", origin)):
         where = f"{origin}: messages[{number}]"
         role = _choice(message, "role", {r: r for r in ("system", "user", "assistant")}, where)
         segments: list[Segment] = []
         for part in _parts(message.get("content"), where):
-            if part.get("type") == "image" and not part.keys() & {"image", "path", "url"}:
-                bare += 1
-                segments += [next(queue)] if bare <= len(column) else []
+            kind = part.get("type")
+            if kind in queues and not part.keys() & {kind, "path", "url"}:
+                bare.append(kind)
+                segments += [one for one in [next(queues[kind], None)] if one is not None]
             else:
                 segments.append(_segment(part, find, where))
         turns.append(Turn(role=role, segments=tuple(segments)))
-    _same_count(bare, len(column), '{"type": "image"} parts in \'messages\'', f"{field!r}", origin)
+    for kind, (column, field) in columns.items():
+        mark = f'{{"type": "{kind}"}} parts in \'messages\''
+        _same_count(bare.count(kind), len(column), mark, f"{field!r}", origin, "picture" if kind == "image" else kind)
     return tuple(turns)
 
 
 def cauldron_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
     """``{"images": [pictures], "texts": [{"user", "assistant"}]}``: all pictures before the first question.
 
+    ``videos`` follow the pictures.
+
     Source: HuggingFaceM4/the_cauldron.
     """
-    segments: list[Segment] = list(_column(record, find, origin, first="images")[0])
+    segments: list[Segment] = list(_shown(record, find, origin))
     turns = []
     for number, pair in enumerate(list_of(record, "texts", origin)):
         for role in ("user", "assistant"):
@@ -94,41 +110,69 @@ def cauldron_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Tur
 
 
 def question_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
-    """``{"image": picture, "question": text, "answer": text | [texts]}``: the commonest of several answers."""
+    """``{"image" or "video", "question": text, "answer": text | [texts]}``: the commonest of several answers."""
     answer = record.get("answer", record.get("answers"))
     if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
         answer = max(answer, key=answer.count)
     for field, value in (("question", record.get("question")), ("answer", answer)):
         if not isinstance(value, str):
             raise DataError(f"{origin}: {field!r} must be text, this is {kind_of(value)}")
-    asked = (*_column(record, find, origin)[0], Text(record["question"]))
+    asked = (*_shown(record, find, origin), Text(record["question"]))
     return Turn(role="user", segments=asked), Turn(role="assistant", segments=(Text(answer),))
 
 
 def caption_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
-    """``{"image": picture, "caption": text}``: the user shows the picture, the assistant says the caption."""
+    """``{"image" or "video", "caption": text}``: the user shows the picture, the assistant says the caption."""
     if not isinstance(record["caption"], str) or not record["caption"].strip():
         raise DataError(f"{origin}: 'caption' must be text, this is {kind_of(record['caption'])}")
-    shown = tuple(_column(record, find, origin)[0])
+    shown = _shown(record, find, origin)
     if not shown:
-        raise DataError(f"{origin}: a caption without a picture; its column is 'image' or 'images', or say with rename")
+        raise DataError(
+            f"{origin}: a caption without a picture; its column is 'image' or 'images', of videos 'video' or 'videos', "
+            "or say with rename"
+        )
     return Turn(role="user", segments=shown), Turn(role="assistant", segments=(Text(record["caption"]),))
+
+
+def videochat_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+    """``{"video" or "image", "QA": [{"i", "q", "a"}]}``: shown before the first question; ``i`` is the system text.
+
+    Source: Ask-Anything (VideoChat, VideoChat2), it_dataset.py.
+    """
+    pairs = list_of(record, "QA", origin)
+    for number, pair in enumerate(pairs):
+        for field in ("q", "a"):
+            if not isinstance(pair.get(field), str):
+                raise DataError(f"{origin}: QA[{number}]: {field!r} must be text, this is {kind_of(pair.get(field))}")
+    shown, turns = _shown(record, find, origin), []
+    if isinstance(pairs[0].get("i"), str) and pairs[0]["i"]:
+        turns.append(Turn(role="system", segments=(Text(pairs[0]["i"]),)))
+    for pair in pairs:
+        asked = (*shown, Text(pair["q"])) if pair["q"] else shown
+        turns += [Turn(role="user", segments=asked), Turn(role="assistant", segments=(Text(pair["a"]),))]
+        shown = ()
+    return tuple(turns)
 
 
 LAYOUTS: dict[str, Callable[[dict[str, Any], Find, str], tuple[Turn, ...]]] = {
     "conversations": llava_turns,
     "messages": message_turns,
     "texts": cauldron_turns,
+    "QA": videochat_turns,
     "question": question_turns,
     "caption": caption_turns,
 }
 """Field that holds the talk -> how it is read; the first that a record has decides."""
 
 
+PICTURES, VIDEOS = ("image", "images"), ("video", "videos")
+"""The fields that hold them."""
+
+
 def table_fields(rename: Mapping[str, str]) -> tuple[str, ...]:
     """The columns of a table that make a record; a talk that is named in `rename` is the one that is read."""
     talks = [field for field in LAYOUTS if field in rename] or [*LAYOUTS]
-    return ("id", "image", "images", *talks, "answer", "answers")
+    return ("id", *PICTURES, *VIDEOS, *talks, "answer", "answers")
 
 
 def picture_under(root: epath.Path) -> Find:
@@ -188,21 +232,38 @@ def decode_base64(body: str, what: str) -> bytes:
 
 def _column(record: dict[str, Any], find: Find, origin: str, first: str = "image") -> tuple[list[Image], str]:
     """(the pictures of a record's own field, its name): nothing, one, or a list of them."""
-    second = {"image": "images", "images": "image"}[first]
+    second = {"image": "images", "images": "image", "video": "videos", "videos": "video"}[first]
     field = second if record.get(first) is None and record.get(second) is not None else first
     value = record.get(field)
     values = value if isinstance(value, list) else [] if value is None else [value]
     return [find(item, field, origin) for item in values], field
 
 
-def _interleave(parts: Sequence[str], pictures: Iterator[Image]) -> tuple[Segment, ...]:
-    """The text between the marks and the pictures at them; the line break beside a mark belongs to the mark."""
-    if len(parts) == 2:
-        parts = ("", "".join(parts).strip())
+def _videos(record: dict[str, Any], find: Find, origin: str, first: str = "video") -> tuple[list[Video], str]:
+    """The same of its videos."""
+    found, field = _column(record, find, origin, first)
+    return [_moving(image) for image in found], field
+
+
+def _moving(found: Image) -> Video:
+    return Video(found.source, under=found.under)
+
+
+def _shown(record: dict[str, Any], find: Find, origin: str) -> tuple[Image | Video, ...]:
+    """All pictures of a record, then its videos."""
+    return (*_column(record, find, origin)[0], *_videos(record, find, origin)[0])
+
+
+def _interleave(parts: list[str], marks: Mapping[str, Iterator[Image | Video]]) -> tuple[Segment, ...]:
+    """Texts, and between them what their marks stand for; the line break beside a mark belongs to the mark."""
+    if len(parts) == 3:
+        parts = ["", parts[1], (parts[0] + parts[2]).strip()]
     segments: list[Segment] = []
     for number, part in enumerate(parts):
+        if number % 2:
+            segments.append(next(marks[part]))
+            continue
         if number:
-            segments.append(next(pictures))
             part = part.removeprefix("\n")
         if number < len(parts) - 1:
             part = part.removesuffix("\n")
@@ -224,22 +285,23 @@ def _segment(part: dict[str, Any], find: Find, where: str) -> Segment:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
-    if kind == "image_url":
-        url = part.get("image_url")
-        return find(url.get("url") if isinstance(url, dict) else url, "image_url", where)
-    if kind == "image":
-        value = next((part[key] for key in ("image", "path", "url") if key in part), None)
-        return find(value, "image", where)
+    if kind in ("image_url", "video_url"):
+        url = part.get(kind)
+        found = find(url.get("url") if isinstance(url, dict) else url, kind, where)
+        return found if kind == "image_url" else _moving(found)
+    if kind in ("image", "video"):
+        found = find(next((part[key] for key in (kind, "path", "url") if key in part), None), kind, where)
+        return found if kind == "image" else _moving(found)
     if kind == "text":
         raise DataError(f"{where}: a text part needs 'text' with a string, this is {kind_of(part.get('text'))}")
-    raise DataError(f"{where}: unknown part type {kind!r}; valid: 'text', 'image_url', 'image'")
+    raise DataError(f"{where}: unknown part type {kind!r}; valid: 'text', 'image_url', 'image', 'video_url', 'video'")
 
 
-def _same_count(marks: int, pictures: int, mark: str, field: str, origin: str) -> None:
+def _same_count(marks: int, pictures: int, mark: str, field: str, origin: str, kind: str = "picture") -> None:
     if marks == pictures:
         return
-    fix = f"add {mark} where each picture stands" if marks < pictures else f"name the missing pictures in {field}"
-    raise DataError(f"{origin}: {marks} x {mark} but {pictures} picture(s) in {field}; {fix}, or remove the surplus")
+    fix = f"add {mark} where each {kind} stands" if marks < pictures else f"name the missing {kind}s in {field}"
+    raise DataError(f"{origin}: {marks} x {mark} but {pictures} {kind}(s) in {field}; {fix}, or remove the surplus")
 
 
 def list_of(record: dict[str, Any], field: str, origin: str) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
-from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Encoded, Image
+from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Clip, Encoded, Image
+from lvlm_jax.processing.video import read_rows
 from lvlm_jax.processing.weighting import weighted
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def collate(
       rows: B rows, each the examples packed in it.
       length, groups, vision_rows, visual_tokens: T, G, N, Q.
       spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
-      picture: decodes one picture; default `load_image` and `to_rows`.
+      picture: decodes one picture; default `read_rows`.
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
 
     Raises:
@@ -73,7 +74,7 @@ def collate(
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
     )
-    picture = picture or (lambda image, row, j: to_rows(load_image(image, max_pixels=spec.max_pixels), spec))
+    picture = picture or (lambda image, row, j: read_rows(image, spec))
     slots: dict[Any, list[int]] = {}
     taken = 0
     for row, examples in enumerate(rows):
@@ -86,8 +87,8 @@ def collate(
             if key not in slots:
                 if taken + need > vision_rows:
                     raise DataError(
-                        f"group {group} needs more than {vision_rows} vision rows (one a picture or tile); raise "
-                        "vision_rows or replan"
+                        f"group {group} needs more than {vision_rows} vision rows (one a picture, tile or frame); "
+                        "raise vision_rows or replan"
                     )
                 slots[key] = here = list(range(taken, taken + need))
                 patches, positions = picture(image, row, len(places))
@@ -134,7 +135,8 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
     ends = np.cumsum([0, *encoded.sizes])
     seen, before = encoded.visual[encoded.visual != TEXT], 0
     for first, stop, rows in zip(ends[:-1], ends[1:], encoded.rows):
-        own = seen[first:stop] - before * visual_tokens
+        own = seen[first:stop]
+        own = own[own != NEWLINE] - before * visual_tokens
         # Every picture begins with the whole of it; the tiles of one that has some may lack what is padding.
         begins = len(own) >= visual_tokens and (own[:visual_tokens] == np.arange(visual_tokens)).all()
         if not begins or (own >= rows * visual_tokens).any() or (rows == 1 and len(own) > visual_tokens):
@@ -153,7 +155,9 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
 
 
 def picture_key(image: Image) -> Any:
-    """What makes two pictures the same one: equal paths or bytes, or one object in memory."""
+    """What makes two pictures the same one: equal paths or bytes, or one object in memory; of a clip its frames too."""
+    if isinstance(image.source, Clip):
+        return picture_key(Image(image.source.video.source)), image.source.indices
     return image.source if isinstance(image.source, str | bytes) else id(image.source)
 
 
@@ -268,8 +272,8 @@ class Loader:
         if planned != (len(encoded.tokens), encoded.vision_rows):
             raise DataError(
                 f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {encoded.vision_rows} pictures "
-                f"(tiles counted), but the plan was made for {planned[0]} and {planned[1]}; data or template changed, "
-                "measure again (lvlm train --restart does)"
+                f"(tiles and frames counted), but the plan was made for {planned[0]} and {planned[1]}; data or "
+                "template changed, measure again (lvlm train --restart does)"
             )
         return weighted(encoded, self.weigh_by)
 
@@ -279,11 +283,14 @@ class Loader:
         return DataError(text if text.startswith(origin) else f"{origin}: {text}")
 
     def _picture(self, image: Image, k: int, row: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+        change = None
+        if self.augment is not None:  # all frames of a clip alike
+            change = lambda one: self.augment(one, np.random.default_rng([self.plan.seed or 0, k, row, j]))  # noqa: E731
         try:
+            if isinstance(image.source, Clip):
+                return read_rows(image, self.spec, change)
             picture = self._opened(image)
-            if self.augment is not None:
-                picture = self.augment(picture, np.random.default_rng([self.plan.seed or 0, k, row, j]))
-            return to_rows(picture, self.spec)
+            return to_rows(picture if change is None else change(picture), self.spec)
         except Exception as error:
             raise self._with_origin(error, self._owner(k, row, j)) from error
 

@@ -198,8 +198,8 @@ class PackingPlan:
         over = (self.pictures > self.vision_rows) & (self.lengths > 0)
         for index in np.flatnonzero(over)[:1]:
             raise ValueError(
-                f"example {index} has {self.pictures[index]} pictures but a group holds {self.vision_rows}; "
-                f"raise vision_rows to at least {self.pictures.max()}, or leave the example out"
+                f"example {index} has {self.pictures[index]} pictures, tiles or frames but a group holds "
+                f"{self.vision_rows}; raise vision_rows to at least {self.pictures.max()}, or leave the example out"
             )
 
     def _epoch_of(self, group: int) -> int:

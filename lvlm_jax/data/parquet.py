@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from lvlm_jax.data.conversations import LAYOUTS, picture_inside, table_fields, turns_of
+from lvlm_jax.data.conversations import LAYOUTS, PICTURES, VIDEOS, picture_inside, table_fields, turns_of
 from lvlm_jax.data.files import expand
 from lvlm_jax.data.sources import Numbered, Source
 from lvlm_jax.processing.encode import DataError
@@ -151,7 +151,7 @@ class Parquet(Numbered):
             )
         for name, type_ in self._table.types.items():
             check_column(self._table, name, type_)
-        if not self._table.types.keys() & {"image", "images"} and (unread := self._table.pictures):
+        if not self._table.types.keys() & {*PICTURES, *VIDEOS} and (unread := self._table.pictures):
             raise DataError(
                 f"{self._table.files[0]}: column {unread[0]!r} holds pictures, but no column is read as 'image' or "
                 f"'images'; add image={unread[0]} to rename, or drop the column"
@@ -177,7 +177,7 @@ class Parquet(Numbered):
         return Example(turns=turns, id=str(record.get("id", index)), origin=origin)
 
 
-_PICTURES = "pictures: structs {bytes, path}, binary or text (paths), alone or in a list"
+_FILES = "pictures or videos: structs {bytes, path}, binary or text (paths), alone or in a list"
 
 
 def _holds_pictures(type_: "pyarrow.DataType") -> bool:
@@ -192,6 +192,7 @@ _TURNS = {
     "conversations": ("from", "value"),
     "messages": ("role", "content"),
     "texts": ("user", "assistant"),
+    "QA": ("q", "a"),
 }
 
 
@@ -206,9 +207,9 @@ def check_column(table: Table, name: str, type_: "pyarrow.DataType", wanted: str
     good = True
     if wanted:
         good = is_list and text
-    elif name in ("image", "images"):
+    elif name in (*PICTURES, *VIDEOS):
         good = text or kinds.is_binary(inner) or kinds.is_large_binary(inner) or bool(names & {"bytes", "path"})
-        wanted = _PICTURES
+        wanted = _FILES
     elif name in _TURNS:
         good, wanted = is_list and names >= {*_TURNS[name]}, f"a list of structs {{{', '.join(_TURNS[name])}}}"
     elif name in ("answer", "answers"):

@@ -3,9 +3,10 @@
 import PIL.Image
 
 from lvlm_jax.processing.encode import decode_view
-from lvlm_jax.processing.image import ImageError, load_image
-from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.image import ImageError
+from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
 from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.processing.video import pictures as opened
 
 _PLAIN, _TRAINED, _PARTLY, _IMAGE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[1;33m", "\x1b[36m", "\x1b[0m"
 
@@ -13,8 +14,9 @@ _PLAIN, _TRAINED, _PARTLY, _IMAGE, _RESET = "\x1b[2m", "\x1b[1;32m", "\x1b[1;33m
 def show(example: Example, encoded: Encoded, tokenizer: Tokenizer, *, thumbnail: int = 24, colour: bool = True) -> str:
     """The text of `encoded`: trained tokens bold green (weights other than 1 yellow), the rest dim, pictures marked.
 
-    A picture reads ``[image 336x336 x576 tokens]`` (its own size, and the positions that it takes); small versions in
-    half blocks, `thumbnail` columns wide (0 leaves them out), follow the text. Without `colour` trained text stands
+    A picture reads ``[image 336x336 x576 tokens]`` (its own size, and the positions that it takes), a video ``[video 8
+    frames of 336x336 x4608 tokens]``; small versions in half blocks, `thumbnail` columns wide (0 leaves them out),
+    follow the text. Without `colour` trained text stands
     between » and «, and there are no small versions. Line breaks are shown as ↵.
     """
     pictures = [_read(image) for image in encoded.images]
@@ -25,18 +27,21 @@ def show(example: Example, encoded: Encoded, tokenizer: Tokenizer, *, thumbnail:
             parts.append(_text(run, run_weight, colour))
             run, run_weight = "", weight
         if is_picture:
-            parts.append(_paint(f"[image {_size(pictures[number])} x{encoded.sizes[number]} tokens]", _IMAGE, colour))
+            what = _what(encoded.images[number], pictures[number])
+            parts.append(_paint(f"[{what} x{encoded.sizes[number]} tokens]", _IMAGE, colour))
             number += 1
         else:
             run += text
     parts.append(_text(run, run_weight, colour))
     trained = int((encoded.weights > 0).sum())
     parts.append(f"\n{len(encoded.tokens)} tokens, {trained} trained; {len(pictures)} picture(s)")
-    for j, picture in enumerate(pictures):
-        if isinstance(picture, str):
-            parts.append(f"\nimage {j}: {picture}")
+    for j, (image, found) in enumerate(zip(encoded.images, pictures)):
+        name = f"{'video' if isinstance(image.source, Clip) else 'image'} {j}"
+        if isinstance(found, str):
+            parts.append(f"\n{name}: {found}")
         elif colour and thumbnail:
-            parts.append(f"\nimage {j}:\n{half_blocks(picture, thumbnail)}")
+            times = [f" at {time:.1f} s" for time in image.source.times] if isinstance(image.source, Clip) else [""]
+            parts += [f"\n{name}{at}:\n{half_blocks(one, thumbnail)}" for at, one in zip(times, found)]
     return "".join(parts)
 
 
@@ -55,16 +60,18 @@ def half_blocks(picture: PIL.Image.Image, columns: int = 24) -> str:
     return "\n".join(lines)
 
 
-def _read(image: Image) -> PIL.Image.Image | str:
-    """The picture, or what is wrong with it: a person who looks at a record wants to see the rest of it."""
+def _read(image: Image) -> list[PIL.Image.Image] | str:
+    """The picture or the frames, or what is wrong: a person who looks at a record wants to see the rest of it."""
     try:
-        return load_image(image)
+        return list(opened(image))
     except ImageError as error:
         return str(error)
 
 
-def _size(picture: PIL.Image.Image | str) -> str:
-    return "broken" if isinstance(picture, str) else f"{picture.width}x{picture.height}"
+def _what(image: Image, found: list[PIL.Image.Image] | str) -> str:
+    size = "broken" if isinstance(found, str) else f"{found[0].width}x{found[0].height}"
+    clip = image.source
+    return f"video {len(clip.indices)} frames of {size}" if isinstance(clip, Clip) else f"image {size}"
 
 
 def _text(text: str, weight: float, colour: bool) -> str:

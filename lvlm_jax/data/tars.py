@@ -26,6 +26,7 @@ from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+VIDEOS = ("mp4", "mkv", "webm", "mov", "avi")
 _TWICE, _CUT, _BELOW = "keys that stand twice", "shards cut short", "records below min_score"
 _THREADS = 16  # shards indexed at once: most of it is waiting for a disk
 
@@ -274,23 +275,26 @@ class TarSelection(Numbered):
 
 
 class TarPairs(TarSelection):
-    """Pictures with their text: ``KEY.jpg`` with ``KEY.txt`` (a caption), or with a talk in ``KEY.json``.
+    """Pictures or videos with their text: ``KEY.jpg`` with ``KEY.txt`` (a caption), or with a talk in ``KEY.json``.
 
     The ``.json`` may hold any layout of `conversations.LAYOUTS`; beside a ``.txt`` it is metadata. Several pictures of
     a record (``KEY.0.jpg``, ``KEY.1.jpg``) come in the order of their names, numbers in them by value.
     """
 
     def _turns(self, record: dict[str, Any], origin: str) -> Any:
-        pictures = [record[name] for name in sorted(record, key=_by_number) if name.rpartition(".")[2] in PICTURES]
+        inside = sorted(record, key=_by_number)
+        pictures = [record[name] for name in inside if name.rpartition(".")[2] in PICTURES]
+        videos = [record[name] for name in inside if name.rpartition(".")[2] in VIDEOS]
         talk = dict(record.get("json", {}))
         if "txt" in record:
             talk = {"caption": record["txt"].strip()}
         if not talk.keys() & LAYOUTS.keys():
             has = ", ".join(f".{name}" for name in record)
             raise DataError(f"{origin}: has {has} but no .txt, and no {' or '.join(LAYOUTS)} in a .json; add its text")
-        if not pictures:
-            raise DataError(f"{origin}: has no picture ({', '.join(f'.{name}' for name in PICTURES)})")
-        return turns_of({**talk, "image": None, "images": pictures}, _inside, origin)
+        if not (pictures or videos):
+            raise DataError(f"{origin}: has no picture ({', '.join(f'.{name}' for name in (*PICTURES, *VIDEOS))})")
+        held = {"image": None, "images": pictures, "video": None, "videos": videos or None}
+        return turns_of({**talk, **held}, _inside, origin)
 
 
 def _by_number(name: str) -> list[tuple[bool, int, str]]:

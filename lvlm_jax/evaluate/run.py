@@ -189,6 +189,7 @@ def _row(
         "id": example.id,
         "origin": example.origin,
         "images": [image.source if isinstance(image.source, str) else None for image in example.images],
+        "videos": [video.source if isinstance(video.source, str) else None for video in example.videos],
         "question": _question(example),
         "prompt": system.prompt_text(example),
         "template": system.template.name,

@@ -12,9 +12,12 @@ from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.gguf import contents
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
+
+VIDEO_FILE = "video_preprocessor_config.json"
 
 
 def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
@@ -37,6 +40,21 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
             except ValueError as error:
                 raise CheckpointError(f"{folder / name}: {error}") from error
     return None
+
+
+def video_spec(folder: str | Path) -> VideoSpec:
+    """Which frames of a video are shown: what `export_folder` wrote of it, else the default.
+
+    Raises:
+      CheckpointError: a value that is not known.
+    """
+    file = Path(folder) / VIDEO_FILE
+    if not file.is_file():
+        return DEFAULT
+    try:
+        return VideoSpec.from_hf(read_json(file)) or DEFAULT
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")

@@ -12,12 +12,13 @@ import numpy as np
 
 from lvlm_jax import params as P
 from lvlm_jax import vision, zoo
-from lvlm_jax.hub import configs
+from lvlm_jax.hub import beside, configs
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import SHARD_BYTES, new_folder, write_tensors
 from lvlm_jax.keymap import Row
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike, Params
@@ -36,6 +37,7 @@ def export_folder(
     layout: str = "hf",
     *,
     image_token_id: int | None = None,
+    video: VideoSpec | None = None,
     dtype: DTypeLike | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -51,6 +53,7 @@ def export_folder(
       layout: "hf", which every version of the torch library loads, or a name out of `families.KINDS`;
         "llava-original" is the LLaVA authors'.
       image_token_id: default the tokenizer's ``<image>``.
+      video: how videos become frames; the default is not written down.
       dtype: of the weights; default as they are.
       overwrite: replace what stands there.
 
@@ -80,6 +83,8 @@ def export_folder(
     else:
         public = configs.public_config(config, image_token_id, image_spec)
     files = _files(config, public, tokenizer, image_spec, template, _widest(params, dtype))
+    if video is not None and video != DEFAULT:
+        files[beside.VIDEO_FILE] = video.to_hf()
     with new_folder(folder, overwrite) as partial:
         if tokenizer is not None:
             tokenizer.save(partial)

@@ -1,5 +1,6 @@
 """A conversation with a model: many turns, many pictures; and the loop behind ``lvlm chat``."""
 
+import contextlib
 import shlex
 import shutil
 import sys
@@ -8,16 +9,20 @@ from io import TextIOBase
 from typing import TYPE_CHECKING, Any
 
 from lvlm_jax.data.show import half_blocks
-from lvlm_jax.infer.prompt import as_images
+from lvlm_jax.infer.prompt import as_images, as_videos
 from lvlm_jax.processing.image import load_image
-from lvlm_jax.processing.schema import Example, Image, Text, Turn
+from lvlm_jax.processing.schema import Example, Image, Text, Turn, Video
+from lvlm_jax.processing.video import choose, chosen, frames, held
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from lvlm_jax.infer.system import System
 
-HELP = "/image PATH adds a picture to your next message, /reset starts over, /quit leaves, /help says this."
+HELP = (
+    "/image PATH and /video PATH add a picture or a video to your next message, /reset starts over, /quit leaves, "
+    "/help says this."
+)
 
 
 class Chat:
@@ -41,19 +46,22 @@ class Chat:
         """Forget everything but the system text."""
         self.turns = self._opening
 
-    def ask(self, text: str, images: Any = None, *, stream: bool = False, **settings: Any) -> str | Iterator[str]:
+    def ask(
+        self, text: str, images: Any = None, *, videos: Any = None, stream: bool = False, **settings: Any
+    ) -> str | Iterator[str]:
         """The model's answer, or with `stream` its pieces; `settings` as in `System.generate`.
 
         A stream that is left early keeps in the conversation what came until then.
 
         Raises:
-          ImageError: a picture that cannot be read.
+          ImageError: a picture or a video that cannot be read.
           ValueError: the conversation does not fit the context any more.
         """
         # Pictures are read now: a file that changes or goes away later must not change what was said.
         limit = self._system.spec.max_pixels
         pictures = tuple(Image(load_image(image.source, max_pixels=limit)) for image in as_images(images))
-        turns = (*self.turns, Turn("user", (*pictures, Text(text))))
+        asked = Example((Turn("user", (*pictures, *as_videos(videos), Text(text))),), origin="chat")
+        turns = (*self.turns, held(chosen(asked, self._system.video, limit)).turns[0])
         answer = self._system.generate(Example(turns, origin="chat"), stream=stream, **settings)
         if stream:
             return self._listen(turns, answer)
@@ -81,6 +89,7 @@ def repl(
     out: TextIOBase | None = None,
     thumbnails: bool | None = None,
     images: Sequence[Any] = (),
+    videos: Sequence[Any] = (),
     instruction: str | None = None,
     **settings: Any,
 ) -> None:
@@ -90,18 +99,19 @@ def repl(
       read: asks for a line, given the prompt.
       out: where answers go; default standard output.
       thumbnails: draw pictures in colour blocks; default where `out` is a terminal.
-      images: pictures of the first question. instruction: text of the system turn, instead of the template's.
+      images, videos: what the first question shows. instruction: text of the system turn, instead of the template's.
       settings: as in `System.generate`.
     """
     out = sys.stdout if out is None else out
     thumbnails = out.isatty() if thumbnails is None else thumbnails
     chat, pictures = system.chat(instruction), []
     print(HELP, file=out)
-    if images:
-        pictures = _attach(shlex.join(map(str, images)), system, out, thumbnails)
+    for kind, paths in (("picture", images), ("video", videos)):
+        if paths:
+            pictures += _attach(kind, shlex.join(map(str, paths)), system, out, thumbnails)
     while True:
         try:
-            line = read(f"you{f' [{len(pictures)} picture(s)]' if pictures else ''}> ").strip()
+            line = read(f"you{_waiting(pictures)}> ").strip()
         except (EOFError, KeyboardInterrupt):
             print(file=out)
             return
@@ -112,42 +122,72 @@ def repl(
             chat.reset()
             pictures = []
             print("A new conversation.", file=out)
-        elif command == "/image":
-            pictures += _attach(rest, system, out, thumbnails)
+        elif command in _COMMANDS:
+            pictures += _attach(_COMMANDS[command], rest, system, out, thumbnails)
         elif command.startswith("/") and command[1:].isalpha():
             print(HELP if command == "/help" else f"{command}: no such command. {HELP}", file=out)
         elif line and _say(chat, line, pictures, out, settings):
             pictures = []
 
 
-def _attach(argument: str, system: "System", out: TextIOBase, thumbnails: bool) -> "list[PIL.Image.Image]":
-    """The pictures that the paths name; what is wrong with one is printed."""
+_COMMANDS = {"/image": "picture", "/video": "video"}
+
+
+def _waiting(pictures: "Sequence[PIL.Image.Image | Video]") -> str:
+    """What the next question shows, for the prompt."""
+    videos = sum(isinstance(one, Video) for one in pictures)
+    counts = ((len(pictures) - videos, "picture"), (videos, "video"))
+    said = ", ".join(f"{count} {name}(s)" for count, name in counts if count)
+    return f" [{said}]" if said else ""
+
+
+def _attach(
+    kind: str, argument: str, system: "System", out: TextIOBase, thumbnails: bool
+) -> "list[PIL.Image.Image | Video]":
+    """The pictures or videos that the paths name; what is wrong with one is printed."""
+    command = next(name for name, what in _COMMANDS.items() if what == kind)
     try:
         paths = shlex.split(argument)
     except ValueError as error:
-        print(f"/image: {error} in {argument}", file=out)
+        print(f"{command}: {error} in {argument}", file=out)
         return []
     if not paths:
-        print("/image: give the path of a picture", file=out)
+        print(f"{command}: give the path of a {kind}", file=out)
     found = []
     for path in paths:
         try:
-            picture = load_image(path, max_pixels=system.spec.max_pixels)
+            one, shown, said = (_video if kind == "video" else _picture)(path, system)
         except ValueError as error:
             print(error, file=out)
             continue
-        print(f"{path}: {picture.width} x {picture.height}; now ask about it", file=out)
+        print(f"{path}: {said}; now ask about it", file=out)
         if thumbnails:
-            print(thumbnail(picture), file=out)
-        found.append(picture)
+            print(thumbnail(shown), file=out)
+        found.append(one)
     return found
+
+
+def _picture(path: str, system: "System") -> "tuple[PIL.Image.Image, PIL.Image.Image, str]":
+    """(the picture, what to show of it, what to say of it)."""
+    picture = load_image(path, max_pixels=system.spec.max_pixels)
+    return picture, picture, f"{picture.width} x {picture.height}"
+
+
+def _video(path: str, system: "System") -> "tuple[Video, PIL.Image.Image, str]":
+    video = Video(path)
+    clip = choose(video, system.video, system.spec.max_pixels)
+    with contextlib.closing(frames(clip)) as shown:
+        first = next(shown)
+    return video, first, f"{first.width} x {first.height}, {clip.duration:.1f} s, {len(clip.indices)} frames are shown"
 
 
 def _say(chat: Chat, line: str, pictures: list, out: TextIOBase, settings: dict) -> bool:
     """One question and its streamed answer; False when it failed and the pictures should wait for the next."""
     pieces = None
     try:
-        pieces = chat.ask(line, pictures, stream=True, **settings)
+        videos = [one for one in pictures if isinstance(one, Video)]
+        images = [one for one in pictures if not isinstance(one, Video)]
+        pieces = chat.ask(line, images, videos=videos, stream=True, **settings)
         for piece in pieces:
             print(piece, end="", file=out, flush=True)
         print(file=out)

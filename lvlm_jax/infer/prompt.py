@@ -1,4 +1,4 @@
-"""What a user hands over, as an `Example`: a text, a list of messages, or a list of texts and pictures."""
+"""What a user hands over, as an `Example`: a text, a list of messages, or a list of texts, pictures and videos."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn
+from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn, Video
 
 ROLES = ("system", "user", "assistant")
 
@@ -22,20 +22,30 @@ def as_images(images: Any) -> tuple[Image, ...]:
     return tuple(map(_image, images)) if several else (_image(images),)
 
 
-def as_example(prompt: Any, images: Any = None, system: str | None = None) -> Example:
+def as_videos(videos: Any) -> tuple[Video, ...]:
+    """One video or several (a path, bytes, a `Video`, which an array of frames must be) as `Video`s. None is none."""
+    if videos is None:
+        return ()
+    several = isinstance(videos, Iterable) and not isinstance(videos, str | bytes | os.PathLike | np.ndarray)
+    return tuple(map(_video, videos)) if several else (_video(videos),)
+
+
+def as_example(prompt: Any, images: Any = None, system: str | None = None, videos: Any = None) -> Example:
     """A conversation whose last turn the model is to answer.
 
     Args:
-      prompt: a text (the pictures go before it); a list of texts and pictures in order (a path there is a `pathlib`
-        path, since a str is text); a list of messages ``{"role", "content"}`` or `Turn`s; or an `Example`.
+      prompt: a text (the pictures go before it); a list of texts, pictures and `Video`s in order (a path there is a
+        `pathlib` path, of a picture, since a str is text); a list of messages ``{"role", "content"}`` or `Turn`s; or an
+        `Example`.
       images: pictures that the prompt does not hold itself. Messages place them by parts ``{"type": "image"}`` without
         a source; with no such part they go before the last user message.
       system: text of the system turn, instead of the template's.
+      videos: the same of videos and ``{"type": "video"}``; they follow the pictures.
 
     Raises:
       ValueError: a prompt of another form, a role or part that there is not, more pictures than places or the reverse.
     """
-    pictures = as_images(images)
+    pictures: tuple[Image | Video, ...] = (*as_images(images), *as_videos(videos))
     if isinstance(prompt, Example):
         turns = prompt.turns
     elif isinstance(prompt, str):
@@ -64,18 +74,24 @@ def _image(source: Any) -> Image:
     return Image(os.fspath(source) if isinstance(source, os.PathLike) else source)
 
 
+def _video(source: Any) -> Video:
+    if isinstance(source, Video):
+        return source
+    return Video(os.fspath(source) if isinstance(source, os.PathLike) else source)
+
+
 def _segment(value: Any) -> Segment:
-    if isinstance(value, Text):
+    if isinstance(value, Text | Video):
         return value
     if isinstance(value, Image | os.PathLike | np.ndarray | bytes) or hasattr(value, "getbands"):
         return _image(value)
     raise ValueError(
-        f"prompt: {type(value).__name__} among the segments; a segment is a text (str) or a picture (a pathlib path, a "
-        "PIL image, a uint8 array, bytes)"
+        f"prompt: {type(value).__name__} among the segments; a segment is a text (str), a picture (a pathlib path, a "
+        "PIL image, a uint8 array, bytes) or a Video"
     )
 
 
-def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image, ...]) -> tuple[Turn, ...]:
+def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image | Video, ...]) -> tuple[Turn, ...]:
     asked = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if not asked:
         raise ValueError("prompt: there is no user turn to put the pictures in")
@@ -83,9 +99,11 @@ def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image, ...]) 
     return (*turns[: asked[-1]], Turn("user", (*pictures, *last.segments)), *turns[asked[-1] + 1 :])
 
 
-def _messages(messages: Sequence[Any], pictures: tuple[Image, ...]) -> tuple[tuple[Turn, ...], tuple[Image, ...]]:
-    """(turns with their placeholders filled, pictures that no placeholder asked for because there is none)."""
-    told: list[tuple[str, list[Segment | None]]] = []
+def _messages(
+    messages: Sequence[Any], shown: tuple[Image | Video, ...]
+) -> tuple[tuple[Turn, ...], tuple[Image | Video, ...]]:
+    """(turns with their placeholders filled, pictures and videos that no placeholder asked for as there is none)."""
+    told: list[tuple[str, list[Segment | type]]] = []
     for number, message in enumerate(messages):
         if isinstance(message, Turn):
             told.append((message.role, list(message.segments)))
@@ -98,33 +116,40 @@ def _messages(messages: Sequence[Any], pictures: tuple[Image, ...]) -> tuple[tup
         if not isinstance(parts, Sequence):
             raise ValueError(f"{where}.content: {type(content).__name__}; give a text or a list of parts")
         told.append((message["role"], [_part(part, where) for part in parts]))
-    places = sum(segment is None for _, segments in told for segment in segments)
-    if places and places != len(pictures):
-        raise ValueError(
-            f"messages hold {places} place(s) for a picture, but images has {len(pictures)}; give one each"
-        )
-    rest = iter(pictures)
+    taken = {}
+    for kind, name in ((Image, "picture"), (Video, "video")):
+        given = [one for one in shown if isinstance(one, kind)]
+        places = sum(segment is kind for _, segments in told for segment in segments)
+        if places and places != len(given):
+            field = "images" if kind is Image else "videos"
+            raise ValueError(
+                f"messages hold {places} place(s) for a {name}, but {field} has {len(given)}; give one each"
+            )
+        taken[kind] = iter(given if places else ())
+        shown = tuple(one for one in shown if not (places and isinstance(one, kind)))
     turns = tuple(
-        Turn(role, tuple(next(rest) if segment is None else segment for segment in segments)) for role, segments in told
+        Turn(role, tuple(next(taken[one]) if isinstance(one, type) else one for one in segments))
+        for role, segments in told
     )
-    return turns, tuple(rest)
+    return turns, shown
 
 
-def _part(part: Any, where: str) -> Segment | None:
-    """One part of a message; None for a picture that is to come from `images`."""
+def _part(part: Any, where: str) -> Segment | type:
+    """One part of a message; `Image` or `Video` itself for one that is to come from ``images`` or ``videos``."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
-    if kind == "image":
-        source = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-        return None if source is None else _image(source)
-    if kind == "image_url":
-        url = part.get("image_url")
+    made = {"image": (Image, _image), "video": (Video, _video)}
+    if kind in made:
+        source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+        return made[kind][0] if source is None else made[kind][1](source)
+    if kind in ("image_url", "video_url"):
+        url = part.get(kind)
         url = url.get("url") if isinstance(url, Mapping) else url
         if isinstance(url, str):
-            return _image(url)
+            return made[kind.removesuffix("_url")][1](url)
     raise ValueError(
         f"{where}.content: {part!r:.80} is no part; parts are "
-        '{"type": "text", "text": ...}, {"type": "image", "image": ...} and '
+        '{"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...} and '
         '{"type": "image_url", "image_url": {"url": ...}}'
     )

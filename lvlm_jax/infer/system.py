@@ -17,9 +17,11 @@ from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import BOS, Piece, Template
 from lvlm_jax.processing.encode import encode
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
-from lvlm_jax.processing.schema import Encoded, Example, Image
+from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
 from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.processing.video import chosen
 from lvlm_jax.shapes import Float, Params
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class System:
       stop_ids: tokens that end an answer, beside the tokenizer's own and the template's.
       rows: the most prompts of one batch.
       mesh: devices to run on.
+      video: which frames of a video are shown, and what is said of them.
     """
 
     model: LVLM
@@ -54,6 +57,7 @@ class System:
     rows: int = 16
     mesh: Mesh | None = None
     name: str = ""
+    video: VideoSpec = DEFAULT
 
     def __post_init__(self):
         vision = self.config.vision
@@ -67,6 +71,8 @@ class System:
                 "tiles and the newline go together: the picture processor cuts "
                 f"{'tiles' if self.spec.tiles else 'no tiles'}, but the model has newline={self.config.newline}"
             )
+        if self.video.newline != "none" and not self.config.newline:
+            raise ValueError(f"video.newline={self.video.newline!r}: this model learned no newline; use 'none'")
 
     def __repr__(self) -> str:
         return (
@@ -112,13 +118,19 @@ class System:
             generate=True,
             embedding_size=self.config.llm.vocab,
             spec=self.spec,
+            video=self.video,
         )
 
     def prompt_text(self, example: Example) -> str:
-        """The prompt as text, to print and to keep beside a score: ``<image>`` where a picture stands."""
-        pieces = self.template.render(example.turns, generate=True)
+        """The prompt as text, to print and keep beside a score: ``<image>`` and ``<video>`` where such a one stands."""
+        shown = chosen(example, self.video, self.spec.max_pixels)
+        pieces = self.template.render(shown.turns, generate=True)
         opening, start = Piece(BOS, special=True), self.tokenizer.hf.bos_token if self.tokenizer.adds_bos else ""
-        return "".join("<image>" if isinstance(p, Image) else start if p == opening else p.text for p in pieces)
+        marks = {True: "<video>", False: "<image>"}
+        return "".join(
+            marks[isinstance(p.source, Clip)] if isinstance(p, Image) else start if p == opening else p.text
+            for p in pieces
+        )
 
     def generate(
         self,
@@ -135,6 +147,7 @@ class System:
         stop: Sequence[str] = (),
         system: str | None = None,
         stream: bool = False,
+        videos: Any = None,
     ) -> str | Iterator[str]:
         """The answer to one prompt, or with `stream` an iterator over its pieces.
 
@@ -147,12 +160,14 @@ class System:
           beams: above 1 for a beam search, whose pieces come all at the end; length_penalty: see `Beams`.
           stop: strings that end the answer, beside the template's own.
           system: text of the system turn, instead of the template's.
+          videos: one video or several (path, bytes, a `Video`), of which the frames that `video` chooses are shown.
 
         Raises:
-          ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture.
+          ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture or
+            video.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        encoded = self.encode(as_example(prompt, images, system))
+        encoded = self.encode(as_example(prompt, images, system, videos))
         settings = {
             "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,
             "sampling": beam.settings(sampling, beams, length_penalty),
@@ -172,6 +187,7 @@ class System:
         taken = [name for name in inspect.signature(self.answer_batch).parameters if name != "examples"]
         for name in sorted(settings.keys() - set(taken)):
             fixes = {"images": ". Put each picture into its prompt: [[Path('a.png'), 'What is this?'], ...]"}
+            fixes |= {"videos": ". Put each video into its prompt: [[Video('a.mp4'), 'What happens?'], ...]"}
             fixes |= {name: f". Give sampling=Sampling({name}=...)" for name in Sampling.__dataclass_fields__}
             fixes |= {"beams": ". Give sampling=Beams(count=...)"}
             fixes |= {name: f". Give sampling=Beams({name}=...)" for name in beam.Beams.__dataclass_fields__}

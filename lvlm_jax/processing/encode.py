@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
-from lvlm_jax.processing.picture import picture_size
-from lvlm_jax.processing.schema import TEXT, Encoded, Example, Image
+from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
+from lvlm_jax.processing.schema import TEXT, Clip, Encoded, Example, Image
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.processing.video import chosen
 
 
 class DataError(ValueError):
@@ -28,18 +30,21 @@ def encode(
     max_length: int | None = None,
     embedding_size: int | None = None,
     spec: ImageSpec | None = None,
+    video: VideoSpec = DEFAULT,
 ) -> Encoded:
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
-    that cuts tiles as many as its width and height ask for (its header is read, nothing is decoded). `generate` gives
-    the prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
+    that cuts tiles as many as its width and height ask for (its header is read, nothing is decoded). Of a video the
+    frames that `video` chooses are pictures, by its header too, and its sentence follows them. `generate` gives the
+    prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
     answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
     `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
-        pieces = template.render(example.turns, generate)
-        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec)
+        shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
+        pieces = template.render(shown.turns, generate)
+        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
     # Nothing stands before the first token: packed, it would be predicted from the example to the left.
@@ -66,13 +71,15 @@ def _where(example: Example) -> str:
     return example.origin or (f"example {example.id!r}" if example.id else "example")
 
 
-def _span(image: Image, spec: ImageSpec | None, visual_tokens: int) -> Span:
+def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens: int) -> Span:
     """The positions of one picture; those of a stage that reads pictures apart from the text (0 tokens) are none."""
     if visual_tokens and spec is not None and spec.fit == "naflex":
         raise ValueError(
             "image: pictures that keep their shape (fit='naflex') have no fixed number of visual tokens, which a "
             "language model reads here; use fit='squash' with the tower's own size"
         )
+    if isinstance(image.source, Clip):
+        return video.span(len(image.source.indices), visual_tokens)
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
     return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
@@ -84,6 +91,7 @@ def _assemble(
     visual_tokens: int,
     image_token_id: int,
     spec: ImageSpec | None,
+    video: VideoSpec,
 ) -> Encoded:
     """Tokenize runs of adjacent text, and put special tokens and pictures between them."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -100,7 +108,7 @@ def _assemble(
             parts.append(_tokenize(run, tokenizer, first))
             run, first = [], False
         if isinstance(piece, Image):
-            here = _span(piece, spec, visual_tokens)
+            here = _span(piece, spec, video, visual_tokens)
             before = visual_tokens * sum(one.rows for one in spans)
             index = np.where(here.index < 0, here.index, here.index + before)
             parts.append((np.full(len(index), image_token_id), np.zeros(len(index)), index))
@@ -168,9 +176,12 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
     if needed > max_length:
         picture, (first, stop) = next((j, one) for j, one in enumerate(encoded.spans) if one[1] > max_length)
         verb = "would cut a picture in half" if first < max_length else "would lose a picture"
+        clip = encoded.images[picture].source
+        frames = f", a video of {len(clip.indices)} frames," if isinstance(clip, Clip) else ""
+        fewer = "take fewer frames of a video (model.video.frames)" if frames else "use fewer pictures"
         raise DataError(
-            f"{says}: the context overflow {verb} (image {picture} of {len(encoded.images)} fills positions {first} to "
-            f"{stop - 1}); raise max_length above {needed}, split the conversation or use fewer pictures"
+            f"{says}: the context overflow {verb} (image {picture} of {len(encoded.images)}{frames} fills positions "
+            f"{first} to {stop - 1}); raise max_length above {needed}, split the conversation or {fewer}"
         )
     trained = np.append(encoded.weights > 0, False)
     answers = np.flatnonzero(trained[:-1] & ~trained[1:]) + 1
@@ -200,7 +211,8 @@ def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float
         weights = encoded.weights[at:first].tolist()
         view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
         if stop > first:
-            view.append((f"[image {number}: {stop - first} tokens]", 0.0, True))
+            kind = "video" if isinstance(encoded.images[number].source, Clip) else "image"
+            view.append((f"[{kind} {number}: {stop - first} tokens]", 0.0, True))
         at = stop
     return view
 

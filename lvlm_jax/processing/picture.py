@@ -20,6 +20,8 @@ from lvlm_jax.processing.schema import Image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ORIENTATION = 0x0112
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may keep its rotation
+_MOVIES = (b"\x1aE\xdf\xa3", b"FLV\x01")  # how Matroska, WebM and FLV begin
+_BRANDS = tuple(b"ftyp" + brand for brand in (b"iso", b"mp4", b"avc", b"m4v", b"qt", b"3gp"))  # AVIF has others
 MAX_PIXELS = 40_000_000
 """The most pixels a header may claim; a 17 kB file can hold 144 million."""
 
@@ -102,7 +104,7 @@ def _open(source: Any, root: str | Path | None) -> tuple[str, PIL.Image.Image]:
     if isinstance(source, bytes | bytearray | memoryview):
         return "<bytes>", _decode_header(bytes(source), "<bytes>")
     if isinstance(source, str) and source.startswith("data:"):
-        return "<data URL>", _decode_header(_data_url(source), "<data URL>")
+        return "<data URL>", _decode_header(read_data_url(source), "<data URL>")
     if isinstance(source, str | os.PathLike):
         name, data = _read_file(source, root, under)
         return name, _decode_header(data, name)
@@ -127,7 +129,9 @@ def _read_file(source: str | os.PathLike, root: str | Path | None, under: str) -
     name = os.fspath(source)
     name = name.decode(errors="replace") if isinstance(name, bytes) else name
     if name.startswith(REMOTE):
-        return _read_remote(name, root, under)
+        if root is not None:
+            raise ImageError(f"{name}: leads outside the image folder {root}; give a path inside it")
+        return name, read_remote(name, under)
     if "://" in name:
         raise ImageError(f"{name}: is an address, and nothing is fetched here; download it and give the path")
     try:
@@ -151,14 +155,12 @@ def _read_file(source: str | os.PathLike, root: str | Path | None, under: str) -
         ) from error
 
 
-def _read_remote(name: str, root: str | Path | None, under: str) -> tuple[str, bytes]:
-    """A file of a bucket, by etils; `root` is for records that name files, and those may not name buckets."""
+def read_remote(name: str, under: str = "") -> bytes:
+    """A file of a bucket, by etils; `under` as in `no_such_file`. Raises ImageError."""
     from etils import epath
 
-    if root is not None:
-        raise ImageError(f"{name}: leads outside the image folder {root}; give a path inside it")
     try:
-        return name, epath.Path(name).read_bytes()
+        return epath.Path(name).read_bytes()
     except FileNotFoundError:
         raise ImageError(no_such_file(name, under)) from None
     except ImportError as error:
@@ -169,7 +171,8 @@ def _read_remote(name: str, root: str | Path | None, under: str) -> tuple[str, b
         ) from error
 
 
-def _data_url(source: str) -> bytes:
+def read_data_url(source: str) -> bytes:
+    """The bytes of a ``data:...;base64,`` URL. Raises ImageError."""
     head, _, body = source.partition(",")
     if not head.endswith(";base64"):
         raise ImageError(f"<data URL>: {head[:60]!r} is not base64; write data:image/png;base64,...")
@@ -186,6 +189,8 @@ def _decode_header(data: bytes, name: str) -> PIL.Image.Image:
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<svg")):
         raise ImageError(f"{name}: is an HTML or XML page, not a picture; the download failed, fetch it again")
+    if data.startswith(_MOVIES) or data[4:11].lower().startswith(_BRANDS) or data[8:12] == b"AVI ":
+        raise ImageError(f"{name}: is a video, not a picture; give it as one: videos=, --video, or a record's 'video'")
     if head.startswith(b"version https://git-lfs"):
         raise ImageError(f"{name}: is a Git LFS pointer, not the picture itself; run git lfs pull")
     try:

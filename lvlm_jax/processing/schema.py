@@ -27,7 +27,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture: a path, encoded bytes, a PIL image, or uint8[H, W, 3].
+    """A picture: a path, encoded bytes, a PIL image, uint8[H, W, 3], or a `Clip`, a picture of several frames.
 
     under: of a path that a record names, the folder that such paths start from; for messages.
     """
@@ -36,12 +36,39 @@ class Image:
     under: str = dataclasses.field(default="", compare=False, repr=False)
 
 
-Segment = Text | Image
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A clip: a path, encoded bytes, or its frames uint8[N, H, W, 3], of which `fps` are shown a second.
+
+    under: as for `Image`.
+    """
+
+    source: Any
+    under: str = dataclasses.field(default="", compare=False, repr=False)
+    fps: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The frames that are taken of a video: the source of the `Image` that stands for it once they are chosen.
+
+    indices: slots of the video, `rate` of them a second, in order; times: when each begins, and duration, that of the
+    whole video, in seconds.
+    """
+
+    video: Video
+    indices: tuple[int, ...]
+    times: tuple[float, ...]
+    rate: float
+    duration: float
+
+
+Segment = Text | Image | Video
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one speaker says: text and pictures in order."""
+    """What one speaker says: text, pictures and videos in order."""
 
     role: Role
     segments: tuple[Segment, ...]
@@ -64,6 +91,11 @@ class Example:
         """The pictures in reading order."""
         return tuple(s for turn in self.turns for s in turn.segments if isinstance(s, Image))
 
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """The videos in reading order."""
+        return tuple(s for turn in self.turns for s in turn.segments if isinstance(s, Video))
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
@@ -71,8 +103,9 @@ class Encoded:
 
     tokens int32[n]; weights float32[n], the loss weight of each token as a target; visual int32[n], which of the
     example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
-    images: the pictures in reading order; rows: vision rows of each (default one), sizes: positions of each (default
-    equal shares). A picture's vision rows follow one another, and so do its positions.
+    images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
+    one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
+    another, and so do its positions.
     """
 
     tokens: np.ndarray

@@ -130,7 +130,10 @@ def test_length_zero_leaves_an_example_out():
     ("change", "message"),
     [
         (dict(lengths=[4, 30, 5]), "example 1 has 30 tokens but a row holds 16; raise the row length to at least 30"),
-        (dict(pictures=[0, 0, 3]), "example 2 has 3 pictures but a group holds 2; raise vision_rows to at least 3"),
+        (
+            dict(pictures=[0, 0, 3]),
+            "has 3 pictures, tiles or frames but a group holds 2; raise vision_rows to at least 3",
+        ),
         (dict(groups=3), "4 rows do not divide into 3 groups"),
         (dict(lengths=[0, 0, 0]), "no example to plan"),
         (dict(pictures=[0]), "must be two equal lists"),
