@@ -282,7 +282,7 @@ class Generator:
         count = -(-power(len(prompts), max(rows, len(prompts))) // self.groups) * self.groups
         filled = [[p] for p in prompts] + [[] for _ in range(count - len(prompts))]
         # Rows about one picture share it, but not where what stands for it in a row depends on the row.
-        share, shared = count // self.groups, not self.model.config.expert
+        share, shared = count // self.groups, self.model.config.shares_pictures
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
         batch = collate(
             filled,
@@ -318,13 +318,13 @@ class Generator:
             keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(numbers)
         if self.mesh is not None:
             batch = jax.device_put(batch, M.batch_sharding(self.mesh))
-        llm, numbers = {"llm": self.params["llm"]}, sampling.numbers
+        held, numbers = {part: self.params[part] for part in self.model.config.decoding}, sampling.numbers
         with M.use(self.mesh):
             cache, place = prefill(*static, room, self.params, batch, keys, numbers)
         for _ in range(max_new_tokens - 1):
             newest = place.tokens
             with M.use(self.mesh):
-                cache, place = decode(*static, llm, cache, place, numbers)
+                cache, place = decode(*static, held, cache, place, numbers)
             yield np.asarray(newest)
         yield np.asarray(place.tokens)
 
