@@ -273,8 +273,8 @@ def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
     kind = raw.get("model_type")
     if kind in (None, *OWN_TYPES, *CONVOLUTIONAL):  # timm's own folders have no model_type
         raise CheckpointError(
-            f"{folder}: the torch library has no class for this model (another connector, fusion, prefix attention, or one "
-            "of timm's towers), so there is nothing to compare with"
+            f"{folder}: the torch library has no class for this model (another connector, prefix attention, a fusion, "
+            "or one of timm's towers), so there is nothing to compare with"
         )
     name = name or _CLASSES.get(kind) or raw["architectures"][0]
     where = (str(folder.parent), folder.name) if folder.is_file() else (str(folder), None)

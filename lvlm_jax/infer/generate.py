@@ -304,6 +304,8 @@ class Generator:
         Rows that have ended go on. first: number of the batch's first prompt, which with the seed makes a row's key.
         """
         if isinstance(sampling, Beams):
+            if self.model.config.fusion is not None:  # keys of pictures belong to a group, not to a hypothesis
+                raise ValueError("beams: not for a model whose text looks at pictures between its layers; use Sampling")
             yield from self._searched(batch, max_new_tokens, sampling)
             return
         # One step a call, not a compiled loop of steps. Measured on 2 cores (jax 0.10.2; width 96, 3 layers, 256 rows),

@@ -106,8 +106,7 @@ class LVLM(nn.Module):
       >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
       ((1024, 4096), ('embed', 'mlp'))
 
-    Parameters: ``vision``, ``connector``, ``llm``, and ``newline``, ``ends``, ``fusion``, ``words`` where the config has
-    them.
+    Parameters: ``vision``, ``connector``, ``llm``; ``newline``, ``ends``, ``fusion``, ``words`` where there are some.
     """
 
     config: LVLMConfig
