@@ -71,9 +71,10 @@ def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
 
 
 def trains_head(recipe: Recipe, mask: dict) -> bool:
-    """Whether the output head's weights move, by a stage's mask."""
-    path = "llm/embed/table" if recipe.model.llm.tied else "llm/head/kernel"
-    return trees.flatten(mask).get(path, False)
+    """Whether the output head's weights move, by a stage's mask; those of words beside the decoder's are part of it."""
+    paths = ("llm/embed/table", "words/table") if recipe.model.llm.tied else ("llm/head/kernel", "words/kernel")
+    flat = trees.flatten(mask)
+    return any(flat.get(path, False) for path in paths)
 
 
 def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: meshes.AnyMesh | None = None) -> Callable:
@@ -154,7 +155,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         visual_tokens=0 if text else model.lvlm.visual_tokens,
         image_token_id=model.image_token_id,
         max_length=data.length,
-        embedding_size=(text or model.llm).vocab,
+        embedding_size=(text or model.lvlm).vocab,
         spec=None if text else model.image,
         video=model.video,
     )

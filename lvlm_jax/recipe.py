@@ -11,6 +11,7 @@ from lvlm_jax.api import EXPORT, default_template
 from lvlm_jax.config import ConfigError, build
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
+from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
 from lvlm_jax.hub.configs import describe, public_config, read_json
 from lvlm_jax.llm.decoder import DecoderConfig
@@ -49,6 +50,8 @@ class Model:
     newline: bool = False
     expert: bool = False
     video: VideoSpec = DEFAULT
+    fusion: CrossAttentionConfig | None = None
+    words: int = 0
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -65,9 +68,8 @@ class Model:
             )
         if self.video.newline != "none" and not self.newline:
             raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
-        if not 0 <= self.image_token_id < self.llm.vocab:
-            raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.llm.vocab}")
-        self.lvlm  # noqa: B018 (the connector is checked here)
+        if not 0 <= self.image_token_id < self.lvlm.vocab:  # the connector is checked here, too
+            raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.lvlm.vocab}")
 
     @property
     def lvlm(self) -> LVLMConfig:
@@ -78,7 +80,8 @@ class Model:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
         parts = {"vision": self.vision, "connector": connector, "llm": self.llm}
-        return LVLMConfig(**parts, attention=self.attention, newline=self.newline, expert=self.expert)
+        same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
+        return LVLMConfig(**parts, **same)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

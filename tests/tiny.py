@@ -17,6 +17,7 @@ from lvlm_jax.connectors import (
     PixelShuffleConfig,
     QFormerConfig,
 )
+from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.models.unified import Unified, UnifiedConfig
@@ -144,6 +145,13 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "visual_expert": LVLMConfig(
         vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
     ),
+    "flamingo": LVLMConfig(
+        vision=CLIP,
+        connector=dataclasses.replace(PERCEIVER, project=False),
+        llm=dataclasses.replace(LLAMA, depth=4),
+        fusion=CrossAttentionConfig(every=2, heads=2, head_dim=8, qk_norm="rms"),
+        words=2,
+    ),
 }
 """One system a kind of part."""
 
@@ -176,7 +184,7 @@ def randomize(shapes: dict, seed: int = 0) -> dict:
     for path, leaf in P.flatten(shapes).items():
         name, noise = path.split("/")[-1], rng.normal(size=leaf.shape)
         spread = leaf.shape[0] ** -0.5 if name == "kernel" else 0.3
-        out[path] = (spread * noise + (name == "scale")).astype(np.float32)
+        out[path] = np.asarray(spread * noise + (name == "scale"), np.float32)
     return P.unflatten(out)
 
 

@@ -45,7 +45,7 @@ def gated_rows(config: GatedConfig, ours: str, theirs: str) -> list[Row]:
 
 
 def perceiver_rows(config: PerceiverConfig, ours: str, theirs: str) -> list[Row]:
-    """The resampler, then one dense layer."""
+    """The resampler, then one dense layer where there is one."""
     a, b = f"{ours}/resampler", f"{theirs}.resampler"
     out = [Row(f"{a}/latents", f"{b}.latents")]
     for i in range(config.depth):
@@ -59,7 +59,7 @@ def perceiver_rows(config: PerceiverConfig, ours: str, theirs: str) -> list[Row]
         for name in ("gate", "up", "down") if config.gated else ("up", "down"):
             out += dense(f"{x}/mlp/{name}", f"{y}.mlp.{name}_proj")
     out += _norm(config.norm, f"{a}/norm", f"{b}.norm")
-    return out + dense(f"{ours}/linear_1", f"{theirs}.linear_1", bias=True)
+    return out + (dense(f"{ours}/linear_1", f"{theirs}.linear_1", bias=True) if config.project else [])
 
 
 def _norm(kind: str, ours: str, theirs: str) -> list[Row]:

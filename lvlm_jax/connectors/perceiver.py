@@ -128,7 +128,10 @@ class PerceiverResampler(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceiverConfig:
-    """A resampler at the vision tower's width, then one dense layer to the language width."""
+    """A resampler at the vision tower's width, then one dense layer to the language width.
+
+    project: False leaves the dense layer out, for a fusion whose blocks project for themselves (Flamingo).
+    """
 
     latents: int = 64
     depth: int = 6
@@ -141,6 +144,7 @@ class PerceiverConfig:
     norm: str = "layer"
     norm_eps: float = 1e-5
     qk_norm: str | None = None
+    project: bool = True
 
     def tokens(self, features: int) -> int:
         """Visual tokens of a vision row: the latents, however many features there are."""
@@ -152,7 +156,7 @@ class PerceiverConfig:
 
 
 class PerceiverProjector(nn.Module):
-    """`PerceiverResampler`, then a dense layer to the language width."""
+    """`PerceiverResampler`, then a dense layer to the language width where the config has one."""
 
     config: PerceiverConfig
     width: int
@@ -163,6 +167,9 @@ class PerceiverProjector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
         sizes = dataclasses.asdict(self.config)
+        project = sizes.pop("project")
         resampler = PerceiverResampler(**sizes, dtype=self.dtype, scan=self.scan, remat=self.remat, name="resampler")
         x = resampler(x)
+        if not project:
+            return x
         return linear(self.width, ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="linear_1")(x)

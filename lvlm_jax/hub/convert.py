@@ -235,7 +235,7 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     if decoder is None or not decoder.tied:
         return None
     named = zoo.LAYOUTS.get(layout)  # a decoder alone, and big_vision's files, have no such part
-    head = named.head if described.kind == "lvlm" and named else _HEAD
+    head = named.head if described.kind == "lvlm" and isinstance(named, llava.Layout) else _HEAD
     if head not in tensors:
         return None
     table = _table(described, layout)

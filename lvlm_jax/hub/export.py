@@ -114,8 +114,7 @@ def _template(template: str | Template | None) -> Template | None:
 
 
 def _vocab(config: Config) -> int | None:
-    part = next((getattr(config, name) for name in ("llm", "text") if hasattr(config, name)), config)
-    return getattr(part, "vocab", None)
+    return getattr(getattr(config, "text", config), "vocab", None)
 
 
 def _image_token(tokenizer: Tokenizer | None) -> int:
@@ -222,7 +221,8 @@ def _files(
         out["preprocessor_config.json"] = spec.to_hf()
     if lvlm and spec is not None:
         processor = zoo.family_of(config).processor(config)
-        shared = {name: processor[name] for name in ("processor_class", "image_seq_length") if name in processor}
+        names = ("processor_class", "image_processor_type", "image_seq_length")
+        shared = {name: processor[name] for name in names if name in processor}
         out["preprocessor_config.json"] |= shared
         if tokenizer is not None:
             out["processor_config.json"] = {"image_token": IMAGE_TOKEN, **processor}

@@ -215,7 +215,15 @@ def _text_shapes(config: TextTowerConfig, scan: bool) -> tuple[Params, Params]:
 
 KINDS: dict[str, Kind] = {
     "lvlm": Kind(
-        rows=_lvlm_rows, layouts={**dict.fromkeys(zoo.LAYOUTS, ""), **big_vision_gemma.LAYOUTS}, shapes=_lvlm_shapes
+        rows=_lvlm_rows,
+        layouts={
+            **dict.fromkeys(zoo.LAYOUTS, ""),
+            **big_vision_gemma.LAYOUTS,
+            **zoo.idefics.LAYOUTS,
+            **zoo.open_flamingo.LAYOUTS,
+        },
+        shapes=_lvlm_shapes,
+        default=lambda config: next(iter(zoo.family_of(config).LAYOUTS)),
     ),
     "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(

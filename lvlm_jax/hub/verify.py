@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, convert, download, formats
+from lvlm_jax.hub import beside, convert, download, formats, verify_fused
 from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -23,7 +23,7 @@ from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
 from lvlm_jax.processing.tiles import span, whole
 from lvlm_jax.vision import CONVOLUTIONAL, VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
-from lvlm_jax.zoo import family_of, llava
+from lvlm_jax.zoo import OWN_TYPES, family_of
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
 PROMPT = "What is in this picture?"
@@ -273,10 +273,10 @@ def _open(name: str | None, folder: Path) -> tuple[Any, list[str]]:
 
     raw = formats.public_config(folder)
     kind = raw.get("model_type")
-    if kind in (None, llava.OWN_TYPE, *CONVOLUTIONAL):  # timm's own folders have no model_type
+    if kind in (None, *OWN_TYPES, *CONVOLUTIONAL):  # timm's own folders have no model_type
         raise CheckpointError(
-            f"{folder}: the torch library has no class for this model (another connector, prefix attention, or one of "
-            "timm's towers), so there is nothing to compare with"
+            f"{folder}: the torch library has no class for this model (another connector, prefix attention, a fusion, "
+            "or one of timm's towers), so there is nothing to compare with"
         )
     name = name or _CLASSES.get(kind) or raw["architectures"][0]
     where = (str(folder.parent), folder.name) if folder.is_file() else (str(folder), None)
@@ -299,6 +299,8 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
     model, keys = _open(family_of(loaded.config).ARCHITECTURE, folder)
     inner = getattr(model, "model", model)
     pixels, tokens, tower = _tensor(inputs["pixels"]), _tensor(inputs["tokens"]), loaded.config.vision
+    if loaded.config.fusion is not None:
+        return torch.no_grad()(verify_fused.reference)(model, tokens, pixels, loaded.image_token_id), keys
     # Their folder may have another word for a picture than ours.
     tokens = tokens.masked_fill(tokens == loaded.image_token_id, model.config.image_token_id)
     with torch.no_grad():
@@ -307,11 +309,9 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
         if tower.class_token and not tower.class_feature:
             features = features[:, 1:]
         connected = inner.multi_modal_projector(features)
-        more = {}
+        more = {"token_type_ids": torch.zeros_like(tokens)} if loaded.config.attention == "prefix" else {}
         if loaded.config.newline:
-            more, pixels = {"image_sizes": _tensor(inputs["picture_size"])}, pixels[None]
-        if loaded.config.attention == "prefix":
-            more["token_type_ids"] = torch.zeros_like(tokens)  # a prompt: all of it is prefix
+            more, pixels = {**more, "image_sizes": _tensor(inputs["picture_size"])}, pixels[None]
         out = model(
             input_ids=tokens,
             pixel_values=pixels,

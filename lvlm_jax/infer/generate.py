@@ -203,7 +203,7 @@ class Generator:
         count = -(-power(len(prompts), max(rows, len(prompts))) // self.groups) * self.groups
         filled = [[p] for p in prompts] + [[] for _ in range(count - len(prompts))]
         # Rows about one picture share it, but not where what stands for it in a row depends on the row.
-        share, shared = count // self.groups, not self.model.config.expert
+        share, shared = count // self.groups, self.model.config.shares_pictures
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
         batch = collate(
             filled,
@@ -225,6 +225,8 @@ class Generator:
         Rows that have ended go on. first: number of the batch's first prompt, which with the seed makes a row's key.
         """
         if isinstance(sampling, Beams):
+            if self.model.config.fusion is not None:  # keys of pictures belong to a group, not to a hypothesis
+                raise ValueError("beams: not for a model whose text looks at pictures between its layers; use Sampling")
             yield from self._searched(batch, max_new_tokens, sampling)
             return
         # One step a call, not a compiled loop of steps. Measured on 2 cores (jax 0.10.2; width 96, 3 layers, 256 rows),
@@ -239,14 +241,14 @@ class Generator:
             keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(numbers)
         if self.mesh is not None:
             batch = jax.device_put(batch, M.batch_sharding(self.mesh))
-        llm, numbers = {"llm": self.params["llm"]}, sampling.numbers
+        held, numbers = {part: self.params[part] for part in self.model.config.decoding}, sampling.numbers
         with M.use(self.mesh):
             left = None if self.grammar is None else jnp.int32(max_new_tokens)
             cache, place = prefill(*static, room, self.params, batch, keys, numbers, self.grammar, left)
         for _ in range(max_new_tokens - 1):
             newest = place.tokens
             with M.use(self.mesh):
-                cache, place = decode(*static, llm, cache, place, numbers, self.grammar)
+                cache, place = decode(*static, held, cache, place, numbers, self.grammar)
             yield np.asarray(newest)
         yield np.asarray(place.tokens)
 

@@ -116,7 +116,7 @@ class System:
             self.config.visual_tokens,
             self.image_token_id,
             generate=True,
-            embedding_size=self.config.llm.vocab,
+            embedding_size=self.config.vocab,
             spec=self.spec,
             video=self.video,
         )

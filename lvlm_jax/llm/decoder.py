@@ -17,7 +17,7 @@ from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.norms import NORMS
 from lvlm_jax.nn.positions import RopeScaling, rotary
 from lvlm_jax.nn.ranges import Ranges, causal, sliding
-from lvlm_jax.nn.stack import make_stack, run_stack
+from lvlm_jax.nn.stack import Opened, make_stack, run_stack
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
 
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             draw = named(nn.initializers.normal(0.02), ("positions", "embed"))
             self.position_embed = self.param("position_embed", draw, (c.context + c.position_offset, c.width))
-        self.layers = make_stack(block, c.depth, self.scan, self.remat)
+        self.layers, self.layer = make_stack(block, c.depth, self.scan, self.remat), block
         if c.final_norm:
             self.norm = NORMS[c.norm](c.norm_eps, self.dtype)
         if not c.tied:
@@ -76,6 +76,7 @@ class Decoder(nn.Module):
         cache: Any = None,
         index: Int[Array, ""] | None = None,
         *shared: Any,
+        between: Any = None,
     ) -> tuple[Float[Array, "B T _"], Any]:
         """Embeddings -> (hidden states that the head reads, cache).
 
@@ -87,6 +88,8 @@ class Decoder(nn.Module):
           ranges: the keys each query sees: of `x` itself, or of the cache when one is given.
           cache: from `new_cache`; the new keys are written at `index`.
           shared: what else a `block` of another kind takes, the same in every layer.
+          between: what else runs between the layers (`fusion.cross_attention.Among`): its ``before(i, x)``, or where
+            they are scanned its ``weave(layers, depth, x)``.
 
         Raises:
           ValueError: positions counted once for a decoder that counts them twice, or the other way round.
@@ -103,7 +106,13 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             x = x + jnp.take(self.position_embed, positions + c.position_offset, axis=0, mode="clip").astype(x.dtype)
         views = self.views(positions, ranges, cache is not None, index)
-        x, new = run_stack(self.layers, c.depth, x, self._per_layer(cache), views, index, *shared)
+        per_layer = self._per_layer(cache)
+        if between is not None and self.scan:
+            stack = Opened(self.layer, self.layers.variables["params"], per_layer, (views, index, *shared), self.remat)
+            x, new = between.weave(stack, c.depth, x)
+        else:
+            before = None if between is None else between.before
+            x, new = run_stack(self.layers, c.depth, x, per_layer, views, index, *shared, before=before)
         x = self.norm(x) if c.final_norm else x
         return x if c.embed_width is None else self.project_out(x), None if cache is None else new
 

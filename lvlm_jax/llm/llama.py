@@ -22,6 +22,9 @@ _8B = {"width": 4096, "depth": 32, "heads": 32, "mlp_dim": 14336}
 PRESETS: dict[str, DecoderConfig] = {
     "llama1_7b": DecoderConfig(**_7B, **_V1),  # huggyllama/llama-7b
     "llama1_13b": DecoderConfig(**_13B, **_V1),  # huggyllama/llama-13b
+    "llama1_65b": DecoderConfig(  # huggyllama/llama-65b
+        vocab=32000, width=8192, depth=80, heads=64, kv_heads=64, mlp_dim=22016, norm_eps=1e-5, context=2048
+    ),
     "llama2_7b": DecoderConfig(**_7B, **_V2),  # meta-llama/Llama-2-7b-hf
     "llama2_13b": DecoderConfig(**_13B, **_V2),  # meta-llama/Llama-2-13b-hf
     "vicuna15_7b": DecoderConfig(**_7B, **_V2),  # lmsys/vicuna-7b-v1.5

@@ -53,6 +53,21 @@ class UnifiedConfig:
             raise ValueError(f"token id {wrong[0]} of a picture is outside the vocabulary of {self.llm.vocab}")
 
     @property
+    def decoding(self) -> tuple[str, ...]:
+        """The parts of the parameters that a decoding step reads."""
+        return ("llm",)
+
+    @property
+    def shares_pictures(self) -> bool:
+        """Whether rows about one picture may share it: what stands for it depends on no row."""
+        return True
+
+    @property
+    def fusion(self) -> None:
+        """No layers between the decoder's: pictures are tokens among the others."""
+        return None
+
+    @property
     def visual_tokens(self) -> int:
         """Tokens of a picture, less those that begin and end it."""
         return self.vision.patches

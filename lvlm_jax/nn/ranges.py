@@ -151,6 +151,38 @@ def sliding(ranges: Ranges, window: int, first: Int[Array, ""] | int = 0) -> Ran
     return Ranges(start.astype(jnp.int32), ranges.stop)
 
 
+def media(
+    segments: Int[Array, "B T"], pictures: Int[Array, "B T"], tokens: int, scope: Literal["last", "all"]
+) -> Ranges:
+    """Text looks at visual tokens that stand apart: those of the last picture before it, or of all before it.
+
+    "Before" takes in the position where the picture stands, and ends where the segment does. What stands before the
+    first picture sees nothing, as padding does.
+
+    Args:
+      pictures: number of the picture that stands at a position, -1 where none does. For "all", pictures of a segment
+        must be numbered one after the other.
+      tokens: keys of each picture; picture n has the keys n*tokens ... (n+1)*tokens-1.
+
+    Source: Flamingo (arXiv 2204.14198), section 3.1.3, "last"; flamingo-pytorch has both.
+    """
+    t = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    first, _ = _borders(segments)
+    there = pictures >= 0
+    last = jax.lax.cummax(jnp.where(there, t, -1), axis=1)
+    at = last if scope == "last" else jnp.take_along_axis(_next(there), first, axis=1)
+    number = lambda at: jnp.take_along_axis(pictures, jnp.clip(at, 0, len(t) - 1), axis=1)  # noqa: E731
+    start, stop = number(at) * tokens, (number(last) + 1) * tokens
+    seen = (last >= first) & (segments > 0)
+    return Ranges(jnp.where(seen, start, 0).astype(jnp.int32), jnp.where(seen, stop, 0).astype(jnp.int32))
+
+
+def _next(there: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """The nearest position from each on where `there` is True, T where none follows."""
+    t = jnp.arange(there.shape[1], dtype=jnp.int32)
+    return jax.lax.cummin(jnp.where(there, t, len(t)), axis=1, reverse=True)
+
+
 def cached(start: Int[Array, "B"], stop: Int[Array, ""], queries: int = 1) -> Ranges:
     """Decoding: `queries` new positions, the last of which sees the cache up to `stop` (exclusive), causally.
 

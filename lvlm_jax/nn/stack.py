@@ -6,7 +6,7 @@ parameters of one become those of the other by `params.stack_layers` and `params
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lvlm_jax.mesh import constrain
 from lvlm_jax.nn.ranges import KEPT
+from lvlm_jax.shapes import Params
 
 _SAVE = jax.checkpoint_policies
 _ATTENTION = _SAVE.save_only_these_names(KEPT)
@@ -35,21 +36,25 @@ STREAM = ("batch", "length", None)
 
 
 class Layers(nn.Module):
-    """A stack applied one by one: children named 0, 1, 2 ..."""
+    """A stack applied one by one: children named 0, 1, 2 ..., of which those in `run` are applied."""
 
     block: functools.partial
     depth: int
 
     @nn.compact
-    def __call__(self, x: Any, per_layer: Any, take: int, *shared: Any) -> tuple[Any, Any]:
+    def __call__(
+        self, x: Any, per_layer: Any, run: range, *shared: Any, before: Callable[[int, Any], Any] | None = None
+    ) -> tuple[Any, Any]:
         outs = []
+        before = before or (lambda i, x: x)
         for i in range(self.depth):
-            if i >= take and not self.is_initializing():
+            if i not in run and not self.is_initializing():
                 continue
+            x = before(i, x)
             y, out = self.block(name=str(i))(x, None if per_layer is None else per_layer[i], *shared)
-            x = constrain(y, STREAM) if i < take else x
+            x = constrain(y, STREAM) if i in run else x
             outs.append(out)
-        return x, tuple(outs)
+        return before(self.depth, x), tuple(outs)
 
 
 def make_stack(
@@ -78,13 +83,21 @@ def make_stack(
 
 
 def run_stack(
-    stack: nn.Module, depth: int, x: Any, per_layer: Any = None, *shared: Any, take: int | None = None
+    stack: nn.Module,
+    depth: int,
+    x: Any,
+    per_layer: Any = None,
+    *shared: Any,
+    take: int | None = None,
+    before: Callable[[int, Any], Any] | None = None,
 ) -> tuple[Any, Any]:
     """Runs the first `take` layers (default all) of a stack from `make_stack`.
 
     Args:
       per_layer: one value a layer (a tuple; when scanned, a tree with a leading axis L), or None.
       shared: what every layer gets alike.
+      before: what else runs before layer i, and with i = depth behind the last: (i, x) -> x. Only where layers run one
+        by one; scanned ones are woven (`weave`).
 
     Returns:
       (x, outs): the last output, and each layer's second output (a tuple, or a tree with a leading axis L).
@@ -92,8 +105,56 @@ def run_stack(
     take = depth if take is None else take
     x = constrain(x, STREAM)
     if isinstance(stack, Layers):
-        return stack(x, per_layer, take, *shared)
+        return stack(x, per_layer, range(take), *shared, before=before)
+    if before is not None:
+        raise ValueError("nothing can run between the layers of a scanned stack; weave the two (nn.stack.weave)")
     return stack(x, (jnp.arange(depth) < take, per_layer), shared)
+
+
+class Opened(NamedTuple):
+    """A scanned stack laid open: its block, its parameters and per-layer values (leading axis L), what is shared."""
+
+    block: functools.partial
+    params: Params
+    per_layer: Any
+    shared: tuple
+    remat: str = "none"
+
+    def layer(self, x: Any, row: tuple[Params, Any]) -> tuple[Any, Any]:
+        """One layer of it."""
+
+        def run(x: Any, row: tuple[Params, Any]) -> tuple[Any, Any]:
+            module = self.block.func(**self.block.keywords, parent=None)
+            return module.apply({"params": row[0]}, x, row[1], *self.shared)
+
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=False)
+        y, out = run(x, row)
+        return constrain(y, STREAM), out
+
+
+def weave(layers: Opened, others: Opened, every: int, at: int, x: Any) -> tuple[Any, Any, Any]:
+    """Two scanned stacks as one scan over groups: `every` layers, and one of the others before layer `at` of them.
+
+    With `at` = `every` it stands behind the last.
+
+    Returns:
+      (x, outs of the layers, outs of the others), the outs with their stacks' leading axis.
+    """
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), (layers.params, layers.per_layer))
+
+    def group(x: Any, row: tuple) -> tuple[Any, Any]:
+        mine, other, outs, extra = *row, [], None
+        for i in range(every + 1):
+            if i == at:
+                x, extra = others.layer(x, other)
+            if i < every:
+                x, out = layers.layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], mine))
+                outs.append(out)
+        return x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs), extra)
+
+    x, (outs, extra) = jax.lax.scan(group, constrain(x, STREAM), (groups, (others.params, others.per_layer)))
+    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outs), extra
 
 
 def _row(base: type[nn.Module]) -> type[nn.Module]:

@@ -63,8 +63,8 @@ def plan_answers(
         held = {"frozen": share(params), "batch": share(batch)}
         lower = functools.partial(steps.prefill.lower, *static, ROOM, params, batch, None, numbers)
     else:
-        params = {"llm": params["llm"]}
-        cache, place = _kept(model, mesh, rows, length + ROOM)
+        params = {part: params[part] for part in config.decoding}
+        cache, place = _kept(model, mesh, rows, length + ROOM, shards)
         held = {"frozen": share(params), "batch": share(place), "cache": share(cache)}
         lower = functools.partial(steps.decode.lower, *static, params, cache, place, numbers)
     memory = Memory(trained=0.0, optimizer=0.0, capacity=topology.memory, **held)
@@ -89,10 +89,10 @@ def _weights(model: LVLM, mesh: Any) -> Params:
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, model.dtype, sharding=at), shapes, at)
 
 
-def _kept(model: LVLM, mesh: Any, rows: int, slots: int) -> tuple[Any, steps.Place]:
+def _kept(model: LVLM, mesh: Any, rows: int, slots: int, groups: int) -> tuple[Any, steps.Place]:
     """(shapes of a cache of so many slots, shapes of where each row stands)."""
     row = functools.partial(jnp.zeros, rows, jnp.int32)
-    cache = jax.eval_shape(lambda: model.apply({}, rows, slots, method="new_cache"))
+    cache = jax.eval_shape(lambda: model.apply({}, rows, slots, groups, rows // groups, method="new_cache"))
     place = jax.eval_shape(lambda: steps.Place(row(), row(), row(), jnp.int32(0), None))
     whole = jax.NamedSharding(mesh, jax.P())
     at = lambda where: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x))  # noqa: E731

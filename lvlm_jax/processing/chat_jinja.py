@@ -45,6 +45,27 @@ DOCUMENT = (
     "{% endif %}{% endfor %}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 )
 
+# A chunk is a picture and its text: it ends before the next picture, and where a turn ends that nobody answers.
+FLAMINGO = (
+    "{% set chunk = namespace(shown=false) %}{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "{{ ('<|endofchunk|>' if chunk.shown else '') + '<image>' }}{% set chunk.shown = true %}{% endif %}{% endfor %}"
+    "{% endif %}{% if message['role'] != 'user' or (not loop.last and loop.nextitem['role'] == 'user') %}"
+    "{{ '<|endofchunk|>' }}{% set chunk.shown = false %}{% endif %}{% endfor %}"
+    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
+
+IDEFICS = (
+    "{% set before = namespace(picture=false) %}{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% set before.picture = false %}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% set before.picture = before.picture and not part['text'] %}{% else %}"
+    "{{ ('' if before.picture else '<fake_token_around_image>') + '<image><fake_token_around_image>' }}"
+    "{% set before.picture = true %}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
+
 LLAMA_3 = (
     _CONTENT + _SYSTEM + "{% if system %}"
     "{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' + system + '<|eot_id|>' }}{% endif %}"

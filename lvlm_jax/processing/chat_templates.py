@@ -271,6 +271,46 @@ def _document(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out if generate else [*out, Piece(EOS, 1.0, special=True)]
 
 
+def _flamingo(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """``{text}<image>{text}<|endofchunk|><image>{text}<|endofchunk|></s>``, as OpenFlamingo writes documents and shots.
+
+    A chunk ends before the next picture, and where a turn ends that nobody answers: each demonstration is a user turn.
+    Text before the first picture is read and not learnt. Source: OpenFlamingo's repository, data.py and train.py.
+    """
+    end, shown, seen = "<|endofchunk|>", False, False
+    out: Rendered = [Piece(BOS, special=True)]
+    for number, turn in enumerate(turns):
+        weight = float(turn.role == "assistant")
+        for segment in turn.segments:
+            if isinstance(segment, Text):
+                out.append(Piece(segment.text, weight * seen))
+                continue
+            out += [Piece(end, weight, special=True)] if shown else []
+            out.append(segment)
+            shown = seen = True
+        following = turns[number + 1].role if number + 1 < len(turns) else "assistant"
+        if turn.role == "assistant" or following == "user":
+            out.append(Piece(end, weight * seen, special=True))
+            shown = False
+    return out if generate else [*out, Piece(EOS, float(seen), special=True)]
+
+
+def _idefics(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
+    """A document with ``<fake_token_around_image>`` on both sides of a picture, one between two that are neighbours.
+
+    Source: the torch library's `IdeficsProcessor`.
+    """
+    around, picture = Piece("<fake_token_around_image>", special=True), False
+    out: Rendered = []
+    for piece in _document(system, turns, generate):
+        if isinstance(piece, Image):
+            out += [piece, around] if picture else [around, piece, around]
+        else:
+            out.append(piece)
+        picture = isinstance(piece, Image) or (picture and not piece.text)
+    return out
+
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -321,9 +361,26 @@ TEMPLATES: dict[str, Template] = {
             source=chat_jinja.DOCUMENT,
             order=_document_order,
         ),
+        Template(
+            name="flamingo",
+            system="",
+            builder=_flamingo,
+            stop=("<|endofchunk|>",),
+            source=chat_jinja.FLAMINGO,
+            order=_document_order,
+        ),
+        Template(
+            name="idefics",
+            system="",
+            builder=_idefics,
+            stop=(),
+            source=chat_jinja.IDEFICS,
+            order=_document_order,
+        ),
     )
 }
-"""Templates by name; `document` is for running text with pictures between, all of an assistant turn's text learnt."""
+"""Templates by name; `document`, `flamingo` and `idefics` are for running text with pictures between, all of an
+assistant turn's text learnt (of the second from the first picture on)."""
 
 
 def jinja(name: str) -> str:

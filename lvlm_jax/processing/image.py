@@ -108,7 +108,7 @@ class ImageSpec:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], patch: int) -> "ImageSpec":
-        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP 1 and 2).
+        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP 1 and 2, Idefics 1).
 
         Raises:
           ValueError: what is not known, by name.
@@ -119,7 +119,7 @@ class ImageSpec:
             patch = config.get("patch_size") or patch
             halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
             config = {**halves, **config, "size": patch * math.isqrt(most), "do_center_crop": False, "do_pad": False}
-        size, crop = config.get("size", 224), config.get("crop_size")
+        size, crop = config.get("size", config.get("image_size", 224)), config.get("crop_size")
         cropped = config.get("do_center_crop", crop is not None)
         tiles = _tiles_from_hf(config)
         padded = bool(config.get("do_pad", False)) and tiles is None

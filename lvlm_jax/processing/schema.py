@@ -141,6 +141,9 @@ class Encoded:
 class Batch:
     """One step's input. Rows come in G groups of B/G; a group's pictures live on the group's data shard.
 
+    A visual token fills a position, or where text looks at pictures from between the layers (`fusion.cross_attention`)
+    Q is 1: a position is where a picture stands, its embedding stays text, and `image_index` names the vision row.
+
     | field           | shape            | meaning                                                                |
     | --------------- | ---------------- | ---------------------------------------------------------------------- |
     | tokens          | int32[B, T]      | token ids; any valid id where a picture fills the position             |

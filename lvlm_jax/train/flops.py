@@ -14,14 +14,14 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import Params
 
-ORDER = ("vision", "connector", "llm")
+ORDER = ("vision", "connector", "fusion", "llm")
 """The way of the gradient, backwards."""
 
 
 def factors(trained: Mapping[str, bool]) -> dict[str, int]:
     """FLOPs a weight and token of each part, 6, 4 or 2; `trained` says which parts have a trained leaf."""
     out, upstream = {}, False
-    for part in ORDER:
+    for part in filter(trained.__contains__, ORDER):
         out[part] = 6 if trained[part] else 4 if upstream else 2
         upstream = upstream or trained[part]
     return out
@@ -41,17 +41,20 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
     if config.llm.tied:
         products["llm/embed/table"] = flat["llm/embed/table"]
     vision, llm = config.vision, config.llm
-    tokens = {"connector": pictures * config.visual_tokens, "llm": rows * length}
+    visual, text = pictures * config.row_tokens, rows * length
+    tokens = {"connector": visual, "fusion": text, "llm": text}
     total = 0.0
     for path, leaf in products.items():
         part, _, rest = path.partition("/")
         if part not in ORDER:
             continue
-        if part == "vision":
-            uses = pictures * vision.places(rest)
-        else:  # a visual expert's weights see the pictures' positions alone
-            uses = tokens["connector"] if "/expert_" in path else tokens[part]
+        # A visual expert's weights see the pictures' positions alone, as the keys and values of gated blocks do.
+        theirs = "/expert_" in path or (part == "fusion" and ("/attn/k/" in path or "/attn/v/" in path))
+        uses = pictures * vision.places(rest) if part == "vision" else visual if theirs else tokens[part]
         total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
+    if (fusion := config.fusion) is not None:
+        blocks = len(fusion.spots(llm.depth))  # a position sees one picture's tokens, or more where it sees all
+        total += factor["fusion"] / 2 * blocks * 4 * text * config.row_tokens * fusion.heads * fusion.head_dim
     total += factor["vision"] / 2 * pictures * vision.attention_flops
     seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
     total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width

@@ -4,10 +4,12 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import llava, llava_next, llava_small, nanovlm, paligemma
+from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma
 from lvlm_jax.zoo.spec import Spec
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (llava, llava_next, paligemma)}
+FAMILIES: dict[str, ModuleType] = {
+    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo)
+}
 """Public ``model_type`` -> family: a module with
 
 | name | what it is |
@@ -19,6 +21,9 @@ FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (llav
 | from_hf(raw), to_hf(config, image_token_id, image) | config.json both ways |
 | processor(config) | fields of processor_config.json |
 """
+
+OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE)
+"""``model_type`` of models that the torch library has no class for."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
@@ -50,4 +55,4 @@ def spec(name: str) -> Spec:
     return SYSTEMS[name]
 
 
-__all__ = ["FAMILIES", "LAYOUTS", "READS", "SYSTEMS", "Spec", "family_of", "spec"]
+__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec"]

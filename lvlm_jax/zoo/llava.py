@@ -180,6 +180,7 @@ DEFAULTS = {
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     plain = config.attention == "causal" and not (config.newline or config.expert or config.vision.feature_norm)
+    plain &= config.fusion is None
     plain &= isinstance(config.connector, MlpConfig) and config.llm.final_softcap is None
     return plain and vision.family_of(config.vision) in TOWERS
 

@@ -87,6 +87,7 @@ def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     return (
         isinstance(config.connector, LinearConfig)
+        and config.fusion is None
         and (config.attention, config.newline, config.vision.feature_norm) == ("prefix", False, True)
         and vision.family_of(config.vision) == "siglip_vision_model"
         and llm.family_of(config.llm) in DECODERS

@@ -24,6 +24,7 @@ ADAM = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, clip=0.5)
 STAGES = {
     "align": ("connector/**",),
     "instruct": ("connector/**", "llm/**"),
+    "flamingo": ("fusion/**", "connector/**"),
     "patterns": ("vision/trunk/layers/*/mlp/**", "llm/norm/scale", "llm/layers/1/attn/**"),
 }
 
@@ -33,16 +34,16 @@ def params():
     return jax.tree.map(jnp.asarray, tiny.weights(CONFIG))
 
 
-def run(name, params, workdir, earlier=()):
+def run(name, params, workdir, earlier=(), config=CONFIG):
     """(parameters after three steps of a stage, the paths of its state after each step)."""
     recipe = StageRecipe(trains=STAGES[name], steps=3, optimizer=ADAM, data=Data(source="easy_vqa"))
     stage, seen = recipe.stage(name), []
     head = trees.flatten(stage.mask(params))["llm/head/kernel"]
     after = fit(
         stage,
-        loss_fn=assemble.loss_of(recipe, LVLM(CONFIG), head),
+        loss_fn=assemble.loss_of(recipe, LVLM(config), head),
         params=params,
-        batches=IndexedBatches(lambda k: tiny.batch(CONFIG, [[3, I, 4], [2, I, 1, I, 5]], seed=k)[0]),
+        batches=IndexedBatches(lambda k: tiny.batch(config, [[3, I, 4], [2, I, 1, I, 5]], seed=k)[0]),
         workdir=workdir,
         earlier=earlier,
         hooks=(lambda step, state, metrics: seen.append(set(by_path(state)[0])),),
@@ -95,3 +96,12 @@ def test_align_then_instruct(params, tmp_path):
 def test_patterns_across_the_parts(params, tmp_path):
     after, seen = run("patterns", params, tmp_path)
     check("patterns", params, after, seen, tmp_path / "patterns")
+
+
+@pytest.mark.nightly
+def test_gated_blocks_and_resampler(tmp_path):
+    """What Flamingo trains: tower and language model keep their bits, and so do the words beside its own."""
+    config = tiny.SYSTEMS["flamingo"]
+    params = jax.tree.map(jnp.asarray, tiny.weights(config))
+    after, seen = run("flamingo", params, tmp_path, config=config)
+    check("flamingo", params, after, seen, tmp_path / "flamingo")

@@ -59,9 +59,10 @@ def split_at(batch, at):
     ]
     + [
         pytest.param(name, False, marks=pytest.mark.slow)
-        for name in ("pixel_shuffle", "average_pool", "eva", "nfnet", "visual_expert")
+        for name in ("pixel_shuffle", "average_pool", "eva", "nfnet", "visual_expert", "flamingo")
     ]
-    + [pytest.param(name, True, marks=pytest.mark.slow) for name in ("siglip_gemma3", "visual_expert")],
+    + [pytest.param(name, True, marks=pytest.mark.slow) for name in ("siglip_gemma3", "visual_expert")]
+    + [pytest.param("flamingo", True, marks=pytest.mark.nightly)],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)
@@ -131,6 +132,8 @@ def agree(got, name, atol):
         pytest.param("eva", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("nfnet", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("visual_expert", "FSDP_TP", marks=pytest.mark.slow),
+        pytest.param("flamingo", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("flamingo", "FSDP_TP_SP", marks=pytest.mark.nightly),
     ],
 )
 def test_sharded_equals_unsharded(name, preset):
@@ -260,11 +263,6 @@ def test_init_makes_every_weight_whatever_the_batch_holds():
         shapes, axes = abstract(LVLM(config), dummy_batch(config))
         none, _ = abstract(LVLM(config), dummy_batch(config, pictures=1, rows=2, length=3))
         assert P.flatten(shapes).keys() == P.flatten(none).keys() == P.flatten(axes).keys(), name
-        assert set(shapes) == {
-            "vision",
-            "connector",
-            "llm",
-            *(["newline"] if config.newline else []),
-            *(["ends"] if config.expert else []),
-        }
+        own = {"newline": config.newline, "ends": config.expert, "fusion": config.fusion, "words": config.words}
+        assert set(shapes) == {"vision", "connector", "llm", *(part for part, there in own.items() if there)}
         assert ("head" in shapes["llm"]) is not config.llm.tied

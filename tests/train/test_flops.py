@@ -87,3 +87,23 @@ def test_a_visual_expert_costs_what_pictures_bring():
     extra = (got[1][1] - got[1][0]) - (got[0][1] - got[0][0])
     # The language model's kernels once more, over the picture's positions; its two ends count with the connector.
     assert extra == 6 * 3 * (config.visual_tokens * weights + 2 * connector)
+
+
+def test_gated_blocks_multiply_the_text_and_their_keys_the_pictures():
+    config = tiny.SYSTEMS["flamingo"]
+    shapes, _ = abstract(LVLM(config), dummy_batch(config))
+    kernels = lambda part, *ends: sum(  # noqa: E731
+        math.prod(leaf.shape)
+        for path, leaf in trees.flatten(shapes[part]).items()
+        if path.endswith(tuple(f"{end}/kernel" for end in ends or ("",)))
+    )
+    keys, text, tower = kernels("fusion", "attn/k", "attn/v"), 8, config.vision
+    count = lambda pictures, *parts: step_flops(  # noqa: E731
+        config, shapes, mask(shapes, *parts), rows=1, length=text, pictures=pictures
+    )
+    seen = 2 * tower.patches * kernels("vision") + 2 * 4 * (kernels("connector") + keys)
+    seen += tower.depth * 4 * tower.patches**2 * tower.width
+    assert count(1) - count(0) == seen
+    # Trained blocks cost three times their forward pass, and the decoder behind them twice.
+    blocks = 2 * text * (kernels("fusion") - keys) + 2 * 4 * text * 4 * 2 * 8  # two blocks, 4 keys, 2 heads of 8
+    assert count(0, "fusion") == 3 * blocks + 2 * (count(0) - blocks)
