@@ -79,9 +79,8 @@ class Model:
         if kind not in CONNECTORS:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
-        parts = {"vision": self.vision, "connector": connector, "llm": self.llm}
         same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
-        return LVLMConfig(**parts, **same)
+        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,30 @@ STATUS: tuple[Status, ...] = (
         tested=("tests/parity/test_vit.py", "tests/parity/test_timm.py", "tests/parity/test_vit_jax.py"),
     ),
     Status(
+        part="vision",
+        what="EVA-CLIP (EVA-01 g/14; EVA-02 B/16, L/14, E/14), BLIP-2's tower",
+        status="parity",
+        tested=("tests/parity/test_timm.py", "tests/parity/test_vit.py"),
+    ),
+    Status(
+        part="vision",
+        what="NFNet F0 to F6, with timm's and DeepMind's standardisation",
+        status="parity with timm's; DeepMind's by hand",
+        tested=("tests/parity/test_timm.py", "tests/vision/test_nfnet.py"),
+    ),
+    Status(
+        part="vision",
+        what="VQ picture tokenizers: Chameleon's, Janus's",
+        status="parity",
+        tested=("tests/parity/test_vq.py",),
+    ),
+    Status(
+        part="vision",
+        what="PaliGemma's mask codec (16 tokens to a mask and back)",
+        status="re-derived",
+        tested=("tests/parity/test_mask_codec.py",),
+    ),
+    Status(
         part="connector",
         what="linear (LLaVA 1), two-layer MLP (LLaVA-1.5)",
         status="parity",
@@ -57,6 +81,24 @@ STATUS: tuple[Status, ...] = (
         tested=("tests/parity/test_perceiver.py",),
     ),
     Status(
+        part="connector",
+        what="Q-Former: BLIP-2's and InstructBLIP's, with its pre-training (ITC, ITM, ITG)",
+        status="parity",
+        tested=("tests/parity/test_qformer.py", "tests/parity/test_image_text.py"),
+    ),
+    Status(
+        part="connector",
+        what="P-Former",
+        status="re-derived",
+        tested=("tests/parity/test_image_text.py",),
+    ),
+    Status(
+        part="connector",
+        what="gated projector (CogVLM)",
+        status="re-derived",
+        tested=("tests/parity/test_cogvlm.py",),
+    ),
+    Status(
         part="language",
         what="LLaMA 1, 2, 3, 3.1, 3.2 (text), Vicuna 1.5, SmolLM2, Mistral",
         status="parity",
@@ -73,6 +115,30 @@ STATUS: tuple[Status, ...] = (
         what="Gemma 1, 2, 3 (text)",
         status="parity",
         tested=("tests/parity/test_decoders.py",),
+    ),
+    Status(
+        part="language",
+        what="OPT, GPT-2, GPT-NeoX and Pythia, MPT, GLM-4",
+        status="parity",
+        tested=("tests/parity/test_gpt.py",),
+    ),
+    Status(
+        part="language",
+        what="ChatGLM2 and 3, Qwen 1",
+        status="parity with the same maths under other names",
+        tested=("tests/parity/test_renamed.py",),
+    ),
+    Status(
+        part="language",
+        what="PaLM's block (no public checkpoint), ChatGLM-6B",
+        status="re-derived",
+        tested=("tests/parity/test_renamed.py",),
+    ),
+    Status(
+        part="language",
+        what="T5 1.0, Flan-T5 (alone; no system stands on it yet)",
+        status="parity",
+        tested=("tests/parity/test_t5.py",),
     ),
     Status(
         part="system",
@@ -109,6 +175,30 @@ STATUS: tuple[Status, ...] = (
         what="LLaVA-1.5 with a Perceiver resampler",
         status="trains and generates; no public checkpoint",
         tested=("tests/models",),
+    ),
+    Status(
+        part="system",
+        what="Idefics 1 (9B, 80B): gated cross-attention",
+        status="parity, import and export",
+        tested=("tests/parity/test_idefics.py", "tests/hub"),
+    ),
+    Status(
+        part="system",
+        what="OpenFlamingo: what it trains, over a tower and a language model loaded apart",
+        status="re-derived",
+        tested=("tests/parity/test_open_flamingo.py",),
+    ),
+    Status(
+        part="system",
+        what="CogVLM's visual expert (no preset yet)",
+        status="re-derived",
+        tested=("tests/parity/test_cogvlm.py",),
+    ),
+    Status(
+        part="system",
+        what="Chameleon (7B, 34B): reads and writes pictures as tokens",
+        status="parity, import and export",
+        tested=("tests/parity/test_chameleon.py", "tests/hub"),
     ),
 )
 
