@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.keymap import Change, Row
+from lvlm_jax.keymap import CONV, Row
 from lvlm_jax.processing.boxes import CODES, SHAPES
 from lvlm_jax.shapes import Array, Float, Int
 
@@ -100,9 +100,6 @@ class MaskCodec(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys
 
-KERNEL = Change(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-"""A convolution: torch keeps [out, in, h, w] ([in, out, h, w] of a transposed one), we keep the reverse."""
-
 
 def rows() -> list[Row]:
     """The key table of the authors' file."""
@@ -122,4 +119,5 @@ def rows() -> list[Row]:
 
 
 def _conv(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/kernel", f"{theirs}.weight", KERNEL), Row(f"{ours}/bias", f"{theirs}.bias")]
+    """A convolution, or a transposed one, whose kernel is the other way round on both sides."""
+    return [Row(f"{ours}/kernel", f"{theirs}.weight", CONV), Row(f"{ours}/bias", f"{theirs}.bias")]

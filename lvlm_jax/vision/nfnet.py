@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.keymap import Change, Row, dense
+from lvlm_jax.keymap import CONV, Change, Row, dense
 from lvlm_jax.nn.conv import Standardization, StandardizedConv
 from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.mlp import ACTIVATIONS
@@ -293,7 +293,6 @@ class NFNet(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoint keys
 
-CONV = Change(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 GAIN = Change(lambda x: x.reshape(-1), lambda x: x.reshape(-1, 1, 1, 1))
 POINT = Change(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 """A dense layer that is a 1x1 convolution there."""
