@@ -97,7 +97,8 @@ _VISION_ROWS = {"timm": timm.rows, "nfnet": nfnet.rows, "vit_jax": vit_jax.rows}
 _TEXT_AT = {"hf-4": "text_model.", "hf-5": ""}
 _DECODERS = llm.FAMILIES.values()
 _DECODER_LAYOUTS = {
-    "hf": tuple(dict.fromkeys(family.BASE + family.LAYERS for family in _DECODERS)),
+    # A family whose whole model has no prefix either has no head of its own; its keys are those of a bare one.
+    "hf": tuple(dict.fromkeys(family.BASE + family.LAYERS for family in _DECODERS if family.BASE)),
     "bare": tuple(dict.fromkeys(family.LAYERS for family in _DECODERS)),
 }
 

@@ -315,25 +315,19 @@ def test_bfloat16_logits_need_no_float32_copy(tmp_path, loaded):
 
 
 def test_every_kind_names_its_layouts():
+    released = ["hf-4", "hf-5", "hf-vit", "hf-vit-classifier"]
     assert {name: list(kind.layouts) for name, kind in KINDS.items()} == {
-        "lvlm": ["hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original", "big_vision-paligemma"],
-        "dual": ["hf", "big_vision", "big_vision-scan"],
-        "vision": [
-            *[
-                "hf-4",
-                "hf-5",
-                "hf-vit",
-                "hf-vit-classifier",
-                "big_vision",
-                "big_vision-scan",
-                "timm",
-                "nfnet",
-                "vit_jax",
-            ]
+        "lvlm": [
+            *("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"),
+            *("idefics", "open_flamingo", "big_vision-paligemma"),
         ],
+        "dual": ["hf", "big_vision", "big_vision-scan"],
+        "vision": [*released, "big_vision", "big_vision-scan", "timm", "nfnet", "vit_jax"],
         "text": ["hf-4", "hf-5"],
         "decoder": ["hf", "bare"],
         "encoder_decoder": ["hf"],
+        "vq": ["hf"],
+        "unified": ["hf"],
     }
 
 

@@ -139,7 +139,7 @@ def test_a_dual_encoders_config_goes_out_and_comes_back():
     [
         ({"model_type": "llava_next"}, r"model_type is 'llava_next'.*supported: 'llava'"),
         ({"text_config": None}, r"text_config is missing"),
-        ({"text_config": {"model_type": "mpt"}}, r"text_config.model_type is 'mpt'.*'llama', 'mistral', 'qwen2'"),
+        ({"text_config": {"model_type": "bloom"}}, r"text_config.model_type is 'bloom'.*'llama', 'mistral', 'qwen2'"),
         ({"vision_config": {"model_type": "vit"}}, r"vision_config.model_type is 'vit'.*'clip_vision_model'"),
         ({"multimodal_projector_bias": False}, r"multimodal_projector_bias is False.*supported: True"),
         ({"projector_hidden_act": "mish"}, r"projector_hidden_act is 'mish'"),
