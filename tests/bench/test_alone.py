@@ -13,6 +13,7 @@ def test_the_command_knows_every_part():
     assert list(cli_bench.PARTS) == list(run.PARTS)
 
 
+@pytest.mark.slow
 def test_alone_there_are_absolute_figures(tmp_path, capsys):
     file = tmp_path / "bench.json"
     assert cli.main(["bench", "data", "--model", "tiny", "--rounds", "2", "--no-reference", "--json", str(file)]) == 0

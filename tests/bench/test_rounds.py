@@ -6,6 +6,7 @@ from lvlm_jax.bench import rounds
 from lvlm_jax.bench.rounds import OURS, Row, Spread
 
 
+@pytest.mark.slow
 def test_sides_take_turns_and_the_first_call_is_not_counted(monkeypatch):
     monkeypatch.setattr(rounds, "SETTLE", 0.0)
     called, said = [], []

@@ -187,6 +187,7 @@ def picture_batch(config):
     return batch, inputs
 
 
+@pytest.mark.slow
 def test_a_llava_with_its_projector_trained_whole_both_ways(llava, tmp_path):
     loaded = import_folder(llava[1])
     batch, inputs = picture_batch(loaded.config)

@@ -71,6 +71,7 @@ def test_cached_batched_padded_decoding_equals_full_passes(scan, prompts):
     assert [answer.prompt_tokens for answer in answers] == [len(p.tokens) for p in prompts]
 
 
+@pytest.mark.slow
 def test_pictures_of_any_resolution():
     """Wide, tall and square ones, two in one prompt, one in two prompts; its tiles are read once."""
     system = tiny_system(tiles=True)

@@ -53,9 +53,9 @@ def loss(params, model, batch):
 @pytest.mark.parametrize(
     ("name", "preset"),
     [
-        ("siglip2", "FSDP_TP"),
+        pytest.param("siglip2", "FSDP_TP", marks=pytest.mark.slow),
         *(
-            pytest.param(name, preset, marks=pytest.mark.slow)
+            pytest.param(name, preset, marks=pytest.mark.slow if preset == "FSDP" else pytest.mark.nightly)
             for name in ("clip", "siglip")
             for preset in ("DP", "FSDP", "FSDP_TP")
         ),
@@ -77,7 +77,7 @@ def test_sharded_and_scanned_equal_neither(name, preset):
     jax.tree.map(close, P.unstack_layers(got[1]), grads)
 
 
-@pytest.mark.parametrize("pool", ["mean", "map"])
+@pytest.mark.parametrize("pool", [pytest.param("mean", marks=pytest.mark.slow), "map"])
 def test_a_row_that_only_fills_a_batch_leaves_the_gradient_whole(pool):
     """An epoch's last batch has rows without a picture; a tower that pools patches makes a zero vector of them."""
     batch = pairs("siglip")

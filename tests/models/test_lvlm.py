@@ -122,7 +122,7 @@ def agree(got, name, atol):
     ("name", "preset"),
     [
         *(("llava15", preset) for preset in M.PRESETS),
-        ("llava_next", "FSDP"),
+        pytest.param("llava_next", "FSDP", marks=pytest.mark.slow),
         pytest.param("paligemma", "FSDP", marks=pytest.mark.slow),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("qformer", "FSDP_TP", marks=pytest.mark.nightly),

@@ -149,6 +149,7 @@ def test_an_adapter_of_another_model():
         lora.merge(base, low)
 
 
+@pytest.mark.slow
 def test_gradients_of_adapters_are_the_chain_rule_through_the_full_gradient():
     """dL/da = scale * G b^T and dL/db = scale * a^T G, with G the gradient of the merged kernel."""
     params, _ = adapted()

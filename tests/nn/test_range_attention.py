@@ -41,7 +41,9 @@ def _patterns(rng, batch, length):
     }
 
 
-@pytest.mark.parametrize("pattern", ["causal", "packed", "pictures", "window", "random", "nothing"])
+@pytest.mark.parametrize(
+    "pattern", [pytest.param("causal", marks=pytest.mark.slow), "packed", "pictures", "window", "random", "nothing"]
+)
 @pytest.mark.parametrize(("length", "heads", "kv_heads", "softcap"), [(256, 4, 2, None), (200, 2, 2, 5.0)])
 def test_equals_plain_attention(pattern, length, heads, kv_heads, softcap):
     rng = np.random.default_rng(length)

@@ -60,6 +60,7 @@ def test_sides_with_different_rows_fail(part, monkeypatch):
         run.run([part], model="tiny", rounds=1, python=sys.executable)
 
 
+@pytest.mark.slow
 def test_a_difference_is_a_failed_check_not_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(host, "preprocess", lambda image, spec: case.preprocess(image, spec) + 0.01)
     assert cli.main(["bench", "data", "--model", "tiny", "--rounds", "1"]) == 1
