@@ -23,7 +23,7 @@ ROWS = {
 """What each part measures."""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_part_in_turns_with_torch(tmp_path, capsys):
     file = tmp_path / "bench.json"
     assert cli.main(["bench", *ROWS, "--model", "tiny", "--rounds", "1", "--json", str(file)]) == 0

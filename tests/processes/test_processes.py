@@ -83,6 +83,7 @@ def test_four_save_two_restore_one_finishes(album, one, tmp_path):
     compare(result(workdir), one, BOUND)
 
 
+@pytest.mark.nightly
 def test_damage_is_passed_over_by_all(album, one, tmp_path):
     """Process 0 looks for damage; what it finds, all act on."""
     workdir = tmp_path / "run"
@@ -101,7 +102,7 @@ def test_damage_is_passed_over_by_all(album, one, tmp_path):
     compare(result(workdir), one, bound=0)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_who_is_left_ends_with_a_message(album, tmp_path, killed):
     two = Processes(album, tmp_path / "run", 2).after(tmp_path / "run" / "instruct" / "metrics.jsonl", 3)
     two.running[killed].kill()
