@@ -104,6 +104,7 @@ def test_sharded_equals_unsharded(system, prompts, preset):
         assert tokens_of(sharded.generate(prompts, **drawn)) == tokens_of(free(system).generate(prompts, **drawn))
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_what_stands_beside_them(system, prompts):
     drawn = {"max_new_tokens": 5, "sampling": Sampling(temperature=1.5, top_k=50, top_p=0.9, seed=7)}
     two = prompts[::3]

@@ -77,7 +77,8 @@ def test_sharded_and_scanned_equal_neither(name, preset):
     jax.tree.map(close, P.unstack_layers(got[1]), grads)
 
 
-@pytest.mark.parametrize("pool", [pytest.param("mean", marks=pytest.mark.slow), "map"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["mean", "map"])
 def test_a_row_that_only_fills_a_batch_leaves_the_gradient_whole(pool):
     """An epoch's last batch has rows without a picture; a tower that pools patches makes a zero vector of them."""
     batch = pairs("siglip")

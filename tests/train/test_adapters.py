@@ -276,7 +276,8 @@ def test_adapters_train_over_a_base_in_few_bits(base, tmp_path):
     assert held < 0.32 * full
 
 
-@pytest.mark.parametrize("base", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_a_base_in_few_bits_is_cut_over_the_mesh(base, tmp_path):
     pytest.importorskip("qwix")
     config = Lora(targets=("layers/*/{up,down}",), rank=2, base=base)
