@@ -27,7 +27,11 @@ class Trace:
             jax.block_until_ready(waits_for)
             self.close()
         elif not self._runs and self.first <= step + 1 <= self.last:
-            jax.profiler.start_trace(self.folder)
+            options = jax.profiler.ProfileOptions()
+            # No frames of Python: as a trace ends while other threads run, CPython up to 3.13.5 crashes (its issue
+            # 137400), and later ones may where a thread ends. XLA's programs, transfers and host calls are all there.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self.folder, profiler_options=options)
             self._runs = True
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ def test_a_trace_of_some_steps(tmp_path, profile):
 
 def test_which_steps_are_traced(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append("start"))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: seen.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("stop"))
     for begin in (0, 4, 5):  # as if resumed there
         trace = Trace((4, 5), tmp_path)
