@@ -24,7 +24,7 @@ def test_no_drawing_of_the_vendor_left_out_is_trained_on():
     assert recipe.load("smollm2_emoji") == recipe.load("smollm2_emoji:fluent")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_stages_from_real_weights_to_an_answer(tmp_path, monkeypatch):
     weights = recipe.load("smollm2_emoji").model.tokenizer
     try:

@@ -348,7 +348,7 @@ def test_smollm2_goes_on_greedily(smollm2):
     assert words.decode(ids[len(prompt) :]) == " Paris."
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_equals_torch_on_the_same_dequantised_weights(smollm2, tmp_path):
     """Two ways: the torch library reads the file itself, and it reads the folder that we make of it."""
     comparison = verify(smollm2)

@@ -145,12 +145,9 @@ FIRST = WINDOWED[0]  # local and global layers in one stack; the others after it
 
 
 # Weights are cut by the names of their axes, which all share but a table of positions and a narrower one of words.
-RARE = [name for name in (*LATER, "mpt") if name != "opt_350m"]
-
-
 @pytest.mark.parametrize(
     "name",
-    [n if n == FIRST else pytest.param(n, marks=NIGHTLY if n in RARE else SLOW) for n in tiny.DECODERS],
+    [n if n == FIRST else pytest.param(n, marks=SLOW if n == "opt_350m" else NIGHTLY) for n in tiny.DECODERS],
 )
 def test_sharded_equals_unsharded(name):
     """Loss and gradients of packed rows, scanned, on 8 devices."""

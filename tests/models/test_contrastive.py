@@ -55,7 +55,7 @@ def loss(params, model, batch):
     [
         pytest.param("siglip2", "FSDP_TP", marks=pytest.mark.slow),
         *(
-            pytest.param(name, preset, marks=pytest.mark.slow if preset == "FSDP" else pytest.mark.nightly)
+            pytest.param(name, preset, marks=pytest.mark.nightly)
             for name in ("clip", "siglip")
             for preset in ("DP", "FSDP", "FSDP_TP")
         ),

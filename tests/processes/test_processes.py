@@ -54,6 +54,7 @@ def test_two_processes_train_and_answer_like_one(album, one, tmp_path):
     assert "trains" not in two.said(1)  # words once, not once a process
 
 
+@pytest.mark.nightly
 def test_an_export_of_what_each_process_holds_whole_and_a_command_for_the_rest(album, tmp_path):
     short = ("--config.export=True", "--config.stages.instruct.steps=2")
     for mesh, said in (("DP", "try:    lvlm chat"), ("FSDP", "lvlm convert export")):
@@ -66,6 +67,7 @@ def test_an_export_of_what_each_process_holds_whole_and_a_command_for_the_rest(a
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=BOUND), whole, cut)
 
 
+@pytest.mark.nightly
 def test_four_save_two_restore_one_finishes(album, one, tmp_path):
     """SIGTERM comes to one process of four: all stop after the same step; two go on, are stopped, and one ends it."""
     workdir = tmp_path / "run"
