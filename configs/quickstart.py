@@ -48,6 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
     moved = {"flip": True, "shift": 4}
     adam = {"b2": 0.98, "warmup": 100, "clip": 1.0}
     rows = {"source": "easy_vqa", "rows": 16, "groups": 8, "length": 128}
+    # A process of their own for pictures: threads would wait for the interpreter as often as they build.
+    seen = {**rows, "pictures": 80, "workers": 1, "augment": moved}
     c.stages = ConfigDict()
     c.stages.vision = {
         "loss": "contrastive",
@@ -62,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "pictures": 64,
             "length": 8,
             "pack": False,
+            "workers": 1,
             "augment": moved,
         },
     }
@@ -75,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "trains": ("connector/**",),
         "steps": 400,
         "optimizer": {"learning_rate": 3e-3, **adam, "warmup": 40},
-        "data": {**rows, "of": "partial_captions", "pictures": 80, "augment": moved},
+        "data": {**seen, "of": "partial_captions"},
         "start": {"vision": {"stage": "vision"}, "llm": {"stage": "language"}},
         "evaluate": ("before", "after"),
     }
@@ -83,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "trains": ("connector/**", "llm/**"),
         "steps": 1000,
         "optimizer": {"learning_rate": 1e-3, **adam},
-        "data": {**rows, "of": "questions", "pictures": 80, "augment": moved},
+        "data": {**seen, "of": "questions"},
         "start": {"all": {"stage": "align"}},
         "evaluate": ("after",),
     }
@@ -102,6 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "tiny":
         for stage in c.stages.values():
             stage.steps, stage.save_every, stage.log_every, stage.optimizer.warmup = 4, 2, 1, 1
+            stage.data.workers = 0
         c.evaluation.limit = 32
     return c
 

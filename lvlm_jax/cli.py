@@ -109,6 +109,7 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             print(f"not there yet: {line}")
         return 0
     process.keep_freed_memory()
+    process.take_short_turns()
     if not args.debug:
         process.without_tracebacks_of_threads()
     with hosts.together(args.debug):

@@ -158,8 +158,9 @@ def _check_ids(encoded: Encoded, example: Example, embedding_size: int | None) -
     """Refuse ids without an embedding row: a gather on the device would clamp them silently."""
     if embedding_size is None or not len(encoded.tokens):
         return
-    bad = np.unique(encoded.tokens[(encoded.tokens < 0) | (encoded.tokens >= embedding_size)])
-    if bad.size:
+    outside = (encoded.tokens < 0) | (encoded.tokens >= embedding_size)
+    if outside.any():
+        bad = np.unique(encoded.tokens[outside])
         raise DataError(
             f"{_where(example)}: token id {', '.join(map(str, bad[:5]))} is outside the embedding of {embedding_size} "
             "rows; this tokenizer does not belong to this model, or tokens were added without growing the embedding"

@@ -5,6 +5,7 @@ torchvision processors differ from the Pillow ones by up to 0.03). `picture.py` 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -254,11 +255,16 @@ def _tiles(image: PIL.Image.Image, spec: ImageSpec) -> list[PIL.Image.Image]:
 
 
 def _normalise(image: PIL.Image.Image, spec: ImageSpec) -> Float[np.ndarray, "rows cols 3"]:
-    pixels = np.asarray(image)
-    # One value a level and channel: the same roundings (float64 product, then float32) for 256 numbers, not millions.
-    levels = (np.arange(256, dtype=np.float64) * spec.rescale).astype(np.float32)
-    table = (levels[:, None] - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
-    return np.stack([table[:, c][pixels[..., c]] for c in range(3)], axis=-1)
+    pixels, table = np.asarray(image), _levels(spec.rescale, spec.mean, spec.std)
+    return np.stack([table[c][pixels[..., c]] for c in range(3)], axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """One value a channel and level: roundings (float64 product, then float32) of 256 numbers, not of every pixel."""
+    levels = (np.arange(256, dtype=np.float64) * rescale).astype(np.float32)
+    table = (levels[:, None] - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(table.T)
 
 
 def to_patches(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "P C"], Int[np.ndarray, "P 2"]]:
@@ -279,8 +285,13 @@ def _cut(pixels: Float[np.ndarray, "rows cols 3"], spec: ImageSpec) -> tuple[np.
     p = spec.patch
     rows, cols = pixels.shape[0] // p, pixels.shape[1] // p
     patches = pixels[: rows * p, : cols * p].reshape(rows, p, cols, p, 3).swapaxes(1, 2).reshape(rows * cols, -1)
-    positions = np.stack(np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"), axis=-1).reshape(-1, 2)
-    return np.ascontiguousarray(patches), positions.astype(np.int32)
+    return np.ascontiguousarray(patches), _grid(rows, cols).copy()
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(rows: int, cols: int) -> np.ndarray:
+    """(row, column) of each patch, row by row."""
+    return np.stack(np.indices((rows, cols), np.int32), axis=-1).reshape(-1, 2)
 
 
 def _fit(image: PIL.Image.Image, spec: ImageSpec) -> PIL.Image.Image:

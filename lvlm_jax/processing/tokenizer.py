@@ -39,8 +39,8 @@ class Tokenizer:
         """(Re)build the two backends that read plain text: at the start of a string, and after another token."""
         self._start, self._middle = _plain_backends(self.hf)
         # A "!" that serves as padding is still a character; "<s>" is never one.
-        markup = [i for i in _reserved_ids(self.hf) if re.match(r"[<\[].", self.hf.convert_ids_to_tokens(i))]
-        self._markup = np.asarray(sorted(markup), np.int32)
+        reserved = _reserved_ids(self.hf)
+        self._markup = frozenset(i for i in reserved if re.match(r"[<\[].", self.hf.convert_ids_to_tokens(i)))
         bos = self.hf.bos_token_id
         self._adds_bos = bos is not None and self.hf("a")["input_ids"][:1] == [bos]
 
@@ -116,15 +116,14 @@ class Tokenizer:
         token stay characters. Raises ValueError for a tokenizer whose very model spells one.
         """
         encoding = (self._start if first else self._middle).encode(text, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, np.int32)
-        leaked = np.intersect1d(ids, self._markup)
-        if leaked.size:
-            names = [self.hf.convert_ids_to_tokens(int(i)) for i in leaked]
+        ids = encoding.ids
+        if leaked := sorted(self._markup.intersection(ids)):
+            names = [self.hf.convert_ids_to_tokens(i) for i in leaked]
             raise ValueError(
                 f"plain text became the special token {', '.join(map(repr, names))}: this tokenizer's model itself "
                 "spells it, so text cannot be told from markup; use one whose special tokens are added tokens only"
             )
-        return ids, encoding.offsets
+        return np.asarray(ids, np.int32), encoding.offsets
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "T"], skip_special: bool = True) -> str:
         """Ids back to text."""
