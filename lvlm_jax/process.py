@@ -18,10 +18,15 @@ def spread_over_cores(groups: Sequence[int]) -> None:
     effect where an accelerator is the default backend, or where XLA_FLAGS says how many devices there are. Processes
     that share a machine are given a device each by not calling it.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags:
         return
-    ways = [n for n in range(1, (os.cpu_count() or 1) + 1) if all(count % n == 0 for count in groups)]
-    jax.config.update("jax_num_cpu_devices", max(ways))
+    cores = os.cpu_count() or 1
+    ways = max(n for n in range(1, cores + 1) if all(count % n == 0 for count in groups))
+    jax.config.update("jax_num_cpu_devices", ways)
+    if ways == cores and "xla_cpu_multi_thread_eigen" not in flags:
+        # Each core has a device of its own: threads of one would only wait for the others'.
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def share_the_accelerator() -> None:
