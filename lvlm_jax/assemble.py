@@ -352,12 +352,30 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
         )
     found = loaded.params if whole else dict.fromkeys(like, loaded.params)
     wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    if "vision" in like:
+        got = _without_last(start.hub, got, wanted)
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
         raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+
+
+def _without_last(source: str, got: dict, wanted: dict) -> dict:
+    """Of a tower with one block more than the recipe's (LLaVA-OneVision drops SigLIP's last): without it, and said so."""
+    at = re.compile(r"vision/layers/(\d+)/")
+    depth = lambda flat: len({found[1] for path in flat if (found := at.match(path))})  # noqa: E731
+    blocks, fewer = depth(got), depth(wanted)
+    stacked = next((path for path in wanted if path.startswith("vision/layers/") and not at.match(path)), None)
+    if stacked in got:
+        blocks, fewer = got[stacked].shape[0], wanted[stacked].shape[0]
+    if blocks != fewer + 1:
+        return got
+    print(f"{source}: the last of its {blocks} blocks is left out, as the recipe's tower has {fewer}", file=sys.stderr)
+    if stacked in got:
+        return {path: leaf[:fewer] if path.startswith("vision/layers/") else leaf for path, leaf in got.items()}
+    return {path: leaf for path, leaf in got.items() if not path.startswith(f"vision/layers/{fewer}/")}
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:

@@ -93,7 +93,8 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     one_of("model_type", config.get("model_type"), [MODEL_TYPE])
     parts = {"vision_config": "siglip_vision_model", "text_config": "qwen2"}
     filled = {part: {"model_type": kind, **config[part]} for part, kind in parts.items() if config.get(part)}
-    plain, image_token_id = llava.from_hf({**DEFAULTS, **config, **filled, "model_type": llava.MODEL_TYPE})
+    missing = DEFAULTS | {"image_token_index": config.get("image_token_id", DEFAULTS["image_token_index"])}
+    plain, image_token_id = llava.from_hf({**missing, **config, **filled, "model_type": llava.MODEL_TYPE})
     return dataclasses.replace(plain, newline=True, public=MODEL_TYPE), image_token_id
 
 

@@ -95,8 +95,8 @@ def test_tiles_of_the_authors_files(fresh, tmp_path):
     config = {"mm_vision_tower": "x", "image_grid_pinpoints": "[[336, 672], [672, 336]]"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert beside.original_tiles(tmp_path) == Tiles(pinpoints=((672, 336), (336, 672)), unpad="truncate")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": "(1x1),...,(6x6)"}))
-    with pytest.raises(ValueError, match=r"image_grid_pinpoints is '\(1x1\),...,\(6x6\)', which is not supported"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": "336 by 672"}))
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints is '336 by 672' with .*, which is not supported"):
         beside.original_tiles(tmp_path)
 
 
