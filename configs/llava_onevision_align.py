@@ -18,6 +18,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from lvlm_jax.processing.frames import DEFAULT
 from lvlm_jax.recipe import model_of
 from lvlm_jax.zoo import SYSTEMS
 
@@ -30,14 +31,14 @@ def get_config(arg: str = "") -> ConfigDict:
     size = arg or "7b"
     spec = SYSTEMS[f"llava_onevision_{size.replace('.', '_')}_si"]
     plain = dataclasses.replace(spec.config, newline=False, public=None)
-    spec = dataclasses.replace(spec, config=plain, image=dataclasses.replace(spec.image, tiles=None))
+    image = dataclasses.replace(spec.image, tiles=None)
     c = ConfigDict()
     c.name = "llava_onevision_align"
     c.seed = 0
     c.mesh = "FSDP"
     c.remat = "full"
     c.run = ("align",)
-    c.model = model_of(dataclasses.replace(spec, video=dataclasses.replace(spec.video, newline="none")))
+    c.model = model_of(dataclasses.replace(spec, config=plain, image=image, video=DEFAULT))
     c.stages = ConfigDict()
     c.stages.align = {
         "trains": ("connector/**",),

@@ -22,6 +22,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from lvlm_jax.processing.frames import DEFAULT
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.recipe import model_of
 from lvlm_jax.zoo import SYSTEMS
@@ -37,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"llava_onevision_mid:{arg}: choose one of {list(sizes)}")
     size = arg or "7b"
     spec = SYSTEMS[f"llava_onevision_{size.replace('.', '_')}_si"]
+    plain = dataclasses.replace(spec.config, public=None)
     image = dataclasses.replace(spec.image, tiles=Tiles(pinpoints=PINPOINTS))
     c = ConfigDict()
     c.name = "llava_onevision_mid"
@@ -44,9 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = "FSDP"
     c.remat = "full"
     c.run = ("mid",)
-    c.model = model_of(
-        dataclasses.replace(spec, config=dataclasses.replace(spec.config, public=None), image=image)
-    )
+    c.model = model_of(dataclasses.replace(spec, config=plain, image=image, video=DEFAULT))
     c.stages = ConfigDict()
     c.stages.mid = {
         "trains": ("vision/**", "connector/**", "newline/**", "llm/**"),
