@@ -364,18 +364,24 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
 
 def _without_last(source: str, got: dict, wanted: dict) -> dict:
     """Of a tower with one block more than the recipe's (LLaVA-OneVision drops SigLIP's last): without it, and said so."""
-    at = re.compile(r"vision/layers/(\d+)/")
-    depth = lambda flat: len({found[1] for path in flat if (found := at.match(path))})  # noqa: E731
+    stack = re.compile(r"vision/(?:.*/)?layers/(?:(\d+)/)?")
+
+    def depth(flat: dict) -> int:
+        found = [(stack.match(path), leaf) for path, leaf in flat.items()]
+        return max((int(at[1]) + 1 if at[1] else leaf.shape[0] for at, leaf in found if at), default=0)
+
     blocks, fewer = depth(got), depth(wanted)
-    stacked = next((path for path in wanted if path.startswith("vision/layers/") and not at.match(path)), None)
-    if stacked in got:
-        blocks, fewer = got[stacked].shape[0], wanted[stacked].shape[0]
     if blocks != fewer + 1:
         return got
     print(f"{source}: the last of its {blocks} blocks is left out, as the recipe's tower has {fewer}", file=sys.stderr)
-    if stacked in got:
-        return {path: leaf[:fewer] if path.startswith("vision/layers/") else leaf for path, leaf in got.items()}
-    return {path: leaf for path, leaf in got.items() if not path.startswith(f"vision/layers/{fewer}/")}
+    out = {}
+    for path, leaf in got.items():
+        at = stack.match(path)
+        if at is None or (at[1] and int(at[1]) < fewer):
+            out[path] = leaf
+        elif not at[1]:
+            out[path] = leaf[:fewer]
+    return out
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:

@@ -116,7 +116,16 @@ def test_a_bad_spec_is_an_error_that_names_the_field(message):
 
 
 def test_a_spec_goes_through_its_file_and_back():
-    spec = VideoSpec(sampler="fps", frames=32, fps=1.5, least=6, multiple=2, newline="frame", sentence="videochat")
+    spec = VideoSpec(
+        sampler="fps",
+        frames=32,
+        fps=1.5,
+        least=6,
+        multiple=2,
+        newline="frame",
+        sentence="videochat",
+        pool="average",
+    )
     assert all(getattr(spec, f.name) != f.default for f in dataclasses.fields(spec))
     assert VideoSpec.from_hf(spec.to_hf()) == spec
     assert VideoSpec.from_hf({"video_processor_type": "Qwen2VLVideoProcessor", "fps": 2}) is None
