@@ -12,8 +12,9 @@ nodes, 128 gpus, for 72b bs=1, accum=1, 32 nodes, 256 gpus" (their comment). Sta
 (scripts/train/single_image.yaml), stage "onevision" 1.6 M (onevision.yaml), by docs/LLaVA_OneVision.md. Theirs pads each
 conversation; here 64 rows of 32,768 positions hold about four each: a picture takes 1,500 to 8,800, a video up to 6,273.
 
-Two differences: the authors also learn each line break and the two marks of every turn (see llava_onevision_mid), and
-of a video they take a frame a second where that makes fewer than 32 (llava/utils.py), here always up to 32.
+Of a video one frame a second is taken, and 32 evenly where those are more (llava/utils.py, --frames_upbound); to ask the
+model, their tutorial takes 16 evenly. One difference: the authors also learn each line break and the two marks of every
+turn (see llava_onevision_mid).
 
 Stage 1.5's weights: override stages.single.start.all.workdir. Vision rows count tiles and frames: a picture has at most
 37, a video 32; 160 for each text row.
@@ -38,6 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.remat = "full"
     c.run = ("single", "onevision")
     c.model = model_of(SYSTEMS[f"llava_onevision_{size.replace('.', '_')}_ov"])
+    c.model.video.sampler = "every"
+    c.model.video.fps = 1.0
     optimizer = {
         "learning_rate": 1e-5,
         "lr_of": (("vision/**", 2e-6),),

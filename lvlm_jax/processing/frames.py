@@ -68,12 +68,22 @@ def tail(total: int, rate: float, fps: float, count: int) -> list[int]:
     return [total - 1 - i for i in reversed(head(total, rate, fps, count))]
 
 
+def every(total: int, rate: float, fps: float, count: int) -> list[int]:
+    """Every so many-th frame from the first on, about `fps` of each second; evenly where those are more than `count`.
+
+    Source: LLaVA-OneVision and LLaVA-Video in training, llava/utils.py, `process_video_with_decord`.
+    """
+    found = list(range(0, total, max(round(rate / fps), 1)))
+    return found if len(found) <= count else uniform(total, count)
+
+
 SAMPLERS: dict[str, Callable[["VideoSpec", int, float], list[int]]] = {
     "uniform": lambda spec, total, rate: uniform(total, spec.frames),
     "videochat": lambda spec, total, rate: videochat(total, spec.frames),
     "fps": lambda spec, total, rate: by_rate(total, rate, spec.fps, spec.least, spec.frames, spec.multiple),
     "head": lambda spec, total, rate: head(total, rate, spec.fps, spec.frames),
     "tail": lambda spec, total, rate: tail(total, rate, spec.fps, spec.frames),
+    "every": lambda spec, total, rate: every(total, rate, spec.fps, spec.frames),
 }
 """Name -> (spec, frames of the clip, frames a second of it) -> the chosen ones in order."""
 
@@ -109,9 +119,9 @@ class VideoSpec:
     """How a video becomes frames, which are pictures from there on.
 
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
-    samplers "fps", "head" and "tail"; least, multiple: for "fps" (see `by_rate`). newline: a word of `NEWLINES`, for
-    models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the square of a frame's
-    visual tokens is made smaller.
+    samplers "fps", "head", "tail" and "every"; least, multiple: for "fps" (see `by_rate`). newline: a word of
+    `NEWLINES`, for models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the
+    square of a frame's visual tokens is made smaller.
     """
 
     sampler: str = "uniform"

@@ -20,6 +20,8 @@ GOLDEN = {
     ("fps", 132, 25.0): [0, 15, 29, 44, 58, 73, 87, 102, 116, 131],
     ("head", 250, 25.0): [0, 12, 25, 38, 50, 62, 75, 88],
     ("tail", 250, 25.0): [161, 174, 187, 199, 211, 224, 237, 249],
+    ("every", 250, 25.0): [0, 35, 71, 106, 142, 177, 213, 249],
+    ("every", 132, 25.0): [0, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120],
 }
 
 
@@ -99,7 +101,7 @@ def test_the_newline_ends_a_row_a_frame_or_the_video():
 
 
 BAD_SPECS = {
-    "sampler 'random' is unknown; choose one of uniform, videochat, fps, head, tail": {"sampler": "random"},
+    "sampler 'random' is unknown; choose one of uniform, videochat, fps, head, tail, every": {"sampler": "random"},
     "newline 'word' is unknown; choose one of none, row, frame, video": {"newline": "word"},
     "sentence 'x' is unknown; choose one of none, videochat, llava_video": {"sentence": "x"},
     "frames 0: at least 1": {"frames": 0},
