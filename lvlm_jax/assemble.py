@@ -363,7 +363,7 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
 
 
 def _without_last(source: str, got: dict, wanted: dict) -> dict:
-    """Of a tower with one block more than the recipe's (LLaVA-OneVision drops SigLIP's last): without it, and said so."""
+    """A tower with one block more than the recipe's, without it, and said so: LLaVA-OneVision drops SigLIP's last."""
     stack = re.compile(r"vision/(?:.*/)?layers/(?:(\d+)/)?")
 
     def depth(flat: dict) -> int:

@@ -94,7 +94,7 @@ def original_tiles(folder: str | Path) -> Tiles | None:
     except (TypeError, ValueError, SyntaxError) as error:
         raise CheckpointError(
             f"{Path(folder) / 'config.json'}: image_grid_pinpoints is {pinpoints!r} with image_aspect_ratio {ratio!r}, "
-            "which is not supported; supported: a list of [width, height], or '(1x1),...,(6x6)' tiles of the tower's side"
+            "which is not supported; supported: a list of [width, height], or '(1x1),...,(6x6)', tiles"
         ) from error
 
 

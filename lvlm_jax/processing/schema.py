@@ -125,8 +125,8 @@ class Encoded:
     example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
-    another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers (`visual`
-    holds one of them there); None where there are none.
+    another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers, of
+    which `visual` holds one there; None where there are none.
     """
 
     tokens: np.ndarray

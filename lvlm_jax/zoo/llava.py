@@ -288,8 +288,8 @@ ORIGINAL_TOWERS = {name: vision.clip.PRESETS[preset] for name, preset in vision.
     name: dataclasses.replace(sizes, depth=sizes.depth - 1, **_CUT)
     for name, sizes in ((name, vision.siglip.PRESETS[preset]) for name, preset in vision.siglip.HUB_NAMES.items())
 }
-"""``mm_vision_tower`` of the authors' config.json -> tower. Of SigLIP's they drop the last block and the pooling head, and
-read what is left to its end, whatever layer config.json names."""
+"""``mm_vision_tower`` of the authors' config.json -> tower. Of SigLIP's they drop the last block and the pooling head,
+and read what is left to its end, whatever layer config.json names."""
 
 ORIGINAL_DECODERS = {
     "llava": llm.llama,

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: single pictures in up to 36 tiles, several pictures whole, and videos of pooled frames, in one model.
+"""LLaVA-OneVision: one model for single pictures in up to 36 tiles, several pictures whole, videos of pooled frames.
 
 Source: LLaVA-OneVision (arXiv 2408.03326) and the authors' repository. Keys, in every layout, are LLaVA-NeXT's; how a
 picture or a video is laid out stands in `ImageSpec.tiles` and `VideoSpec`.
@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax import llm, vision
+from lvlm_jax import llm
 from lvlm_jax.connectors import MlpConfig
 from lvlm_jax.keymap import one_of
 from lvlm_jax.models.lvlm import LVLMConfig
@@ -48,9 +48,7 @@ _DECODERS = {
 
 
 def _system(size: str, stage: str) -> Spec:
-    config = LVLMConfig(
-        vision=VISION, connector=MlpConfig(), llm=_DECODERS[size], newline=True, public=MODEL_TYPE
-    )
+    config = LVLMConfig(vision=VISION, connector=MlpConfig(), llm=_DECODERS[size], newline=True, public=MODEL_TYPE)
     return Spec(
         name=f"llava_onevision_{size.replace('.', '_')}_{stage}",
         config=config,

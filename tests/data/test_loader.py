@@ -222,7 +222,7 @@ def test_pictures_of_their_own_shape_leave_the_rest_of_their_row_empty(album, en
 
 
 def test_a_picture_that_changed_its_size_is_an_error(album, encoder, spec):
-    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32)), most=most))
+    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))))
     source = LlavaJson(album)
     one = encoder(source[next(i for i in range(len(source)) if len(source[i].images) == 1)])  # without the tiles
     sizes = dict(length=80, groups=1, vision_rows=8, visual_tokens=Q, pad_id=0, spec=tiled)

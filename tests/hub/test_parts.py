@@ -47,7 +47,7 @@ def test_a_tower_leaves_its_last_block_behind(tmp_path, capsys, scan):
         stacked = scan and "layers/" in path
         np.testing.assert_array_equal(leaf, whole[path][:2] if stacked else whole[path], err_msg=path)
     fewer = KINDS["vision"].shapes(dataclasses.replace(config, depth=1), scan)[0]
-    with pytest.raises(ConfigError, match="does not hold the recipe's|the recipe's model wants"):
+    with pytest.raises(ConfigError, match=r"does not hold the recipe's|the recipe's model wants"):
         assemble.public_parts(Start(hub=str(folder)), {"vision": fewer}, None)
 
 

@@ -63,9 +63,7 @@ def test_taps_of_text_of_one_token_and_of_several():
     np.testing.assert_array_equal(weight, [[0] * 4, [0.25] * 4, [1, 0, 0, 0]])
 
 
-@pytest.mark.parametrize(
-    ("newline", "positions"), [("none", 8), ("row", 8 + 4), ("frame", 8 + 2), ("video", 8 + 1)]
-)
+@pytest.mark.parametrize(("newline", "positions"), [("none", 8), ("row", 8 + 4), ("frame", 8 + 2), ("video", 8 + 1)])
 def test_positions_of_pooled_frames(newline, positions):
     found = dataclasses.replace(VIDEO, newline=newline).span(2, Q)
     assert (found.rows, len(found.index), len(found.blend.index)) == (2, positions, positions)
@@ -136,7 +134,8 @@ def test_several_pictures_are_read_whole(words):
 
 def test_a_batch_says_which_tokens_fill_a_position(words):
     """Pictures take their group's next vision rows, here two groups of two rows; the numbers of the taps follow."""
-    video, shrunk, plain, text = run(words, clip()), run(words, picture(42, 42)), run(words, picture(42, 21)), run(words)
+    video, text = run(words, clip()), run(words)
+    shrunk, plain = (run(words, picture(42, high)) for high in (42, 21))
     sizes = {"length": 160, "groups": 2, "vision_rows": 9, "visual_tokens": Q, "pad_id": 0, "spec": SPEC}
     batch = collate([[text, plain], [shrunk], [video, plain], []], **sizes)
     newline = 9 * Q
@@ -155,7 +154,7 @@ def test_a_batch_says_which_tokens_fill_a_position(words):
         np.testing.assert_array_equal(getattr(moved, name)[1, -size:], getattr(batch, name)[1, :size])
     assert collate([[plain]], **sizes | {"groups": 1}).blend_index is None
     assert collate([[plain]], **sizes | {"groups": 1}, blend=True).blend_index is not None
-    with pytest.raises(DataError, match="several visual tokens fill a position together, but the batch has blend=False"):
+    with pytest.raises(DataError, match="several visual tokens fill a position together, .* blend=False"):
         collate([[shrunk]], **sizes | {"groups": 1}, blend=False)
 
 
