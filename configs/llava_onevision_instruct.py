@@ -10,8 +10,8 @@ epoch each, --version qwen_1_5, --image_aspect_ratio anyres_max_9 with grids "(1
 spatial_unpad, --model_max_length 32768, --frames_upbound 32. Batch 256: "for 7b model we recommend bs=1, accum=2, 16
 nodes, 128 gpus, for 72b bs=1, accum=1, 32 nodes, 256 gpus" (their comment). Stage "single" sees 3.2 M samples
 (scripts/train/single_image.yaml), stage "onevision" 1.6 M (onevision.yaml), by docs/LLaVA_OneVision.md. Theirs pads
-each conversation; here 64 rows of 32,768 positions hold about four each: a picture takes 1,500 to 8,800 of them, a video
-up to 6,273.
+each conversation; here 64 rows of 32,768 positions hold about four each: a picture takes 1,500 to 8,800, a video up
+to 6,273.
 
 Of a video one frame a second is taken, and 32 evenly where those are more (llava/utils.py, --frames_upbound); to ask
 the model, their tutorial takes 16 evenly. One difference: the authors also learn each line break and the two marks of

@@ -9,8 +9,9 @@ model trained (--mm_tunable_parts mm_vision_tower,mm_mlp_adapter,mm_language_mod
 tower (--mm_vision_tower_lr), cosine, --warmup_ratio 0.03, --weight_decay 0, one epoch, --version qwen_1_5, tiles by
 --image_aspect_ratio anyres and five grids of at most four tiles (so 729 positions five times, and newlines),
 --mm_patch_merge_type spatial_unpad. Data: 4 M samples (docs/LLaVA_OneVision.md; scripts/train/mid_stage.yaml lists
-them, one file of which is not released). The script has four conversations a GPU and does not say how many GPUs: a batch of 256 is taken,
-which their later stages run. Theirs pads each conversation; here 64 rows of 16,384 positions hold about four each.
+them, one file of which is not released). The script has four conversations a GPU and
+does not say how many GPUs: a batch of 256 is taken, which their later stages run. Theirs pads each conversation; here
+64 rows of 16,384 positions hold about four each.
 
 The authors also learn each line break and the two marks of every turn, the user's too (preprocess_qwen of
 llava/train/train.py); here the answers and their <|im_end|> are learnt.

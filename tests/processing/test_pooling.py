@@ -154,7 +154,7 @@ def test_a_batch_says_which_tokens_fill_a_position(words):
         np.testing.assert_array_equal(getattr(moved, name)[1, -size:], getattr(batch, name)[1, :size])
     assert collate([[plain]], **sizes | {"groups": 1}).blend_index is None
     assert collate([[plain]], **sizes | {"groups": 1}, blend=True).blend_index is not None
-    with pytest.raises(DataError, match="several visual tokens fill a position together, .* blend=False"):
+    with pytest.raises(DataError, match=r"several visual tokens fill a position together, .* blend=False"):
         collate([[shrunk]], **sizes | {"groups": 1}, blend=False)
 
 
