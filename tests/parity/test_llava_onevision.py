@@ -19,6 +19,8 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from lvlm_jax import params as P
 from lvlm_jax.data.loader import collate
 from lvlm_jax.infer.generate import Generator
+from lvlm_jax.infer.sampling import Sampling
+from lvlm_jax.infer.steps import prefill
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES
@@ -219,6 +221,21 @@ def test_greedy_text():
             **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=8, do_sample=False
         )
         assert list(answer.tokens) == theirs[0, len(prompt.tokens) :].tolist()
+
+
+def test_pictures_of_one_bucket_run_one_program():
+    """Of any size, alone or several: what differs is numbers."""
+    _, module, _, params = make()
+    generator = Generator(module, params, spec=SPEC, pad_id=0, eos_ids=())
+    shown = [(picture(*size),) for size in ((74, 37), (72, 36), (70, 35), (80, 33))]
+    shown += [(picture(60, 30), picture(37, 37), picture(20, 50))]
+    batches = [generator.batch_of([encoded(talk(*pictures), generate=True)], 1) for pictures in shown]
+    shapes = {str(jax.tree.map(np.shape, vars(batch))) for batch in batches}
+    assert len(shapes) == 1, shapes
+    before = prefill._cache_size()
+    for batch in batches:
+        list(generator.tokens(batch, 2, Sampling()))
+    assert prefill._cache_size() - before == 1
 
 
 def test_as_many_positions_as_the_processor_counts():
