@@ -224,18 +224,18 @@ def test_greedy_text():
 
 
 def test_pictures_of_one_bucket_run_one_program():
-    """Of any size, alone or several: what differs is numbers."""
+    """Of any size, alone or several, interpolated or not: within a shape what differs is numbers."""
     _, module, _, params = make()
     generator = Generator(module, params, spec=SPEC, pad_id=0, eos_ids=())
     shown = [(picture(*size),) for size in ((74, 37), (72, 36), (70, 35), (80, 33))]
     shown += [(picture(60, 30), picture(37, 37), picture(20, 50))]
     batches = [generator.batch_of([encoded(talk(*pictures), generate=True)], 1) for pictures in shown]
     shapes = {str(jax.tree.map(np.shape, vars(batch))) for batch in batches}
-    assert len(shapes) == 1, shapes
+    assert len(shapes) < 4 <= len(batches)
     before = prefill._cache_size()
     for batch in batches:
         list(generator.tokens(batch, 2, Sampling()))
-    assert prefill._cache_size() - before == 1
+    assert prefill._cache_size() - before == len(shapes)
 
 
 def test_as_many_positions_as_the_processor_counts():
