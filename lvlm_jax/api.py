@@ -22,7 +22,7 @@ from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
-from lvlm_jax.zoo import SYSTEMS
+from lvlm_jax.zoo import SYSTEMS, video_of
 
 EXPORT = "export"
 """Folder of a training run's workdir that holds the trained model for other software."""
@@ -106,7 +106,7 @@ def load(
         rows=rows,
         mesh=mesh,
         name=str(name_or_folder),
-        video=beside.video_spec(folder),
+        video=beside.video_spec(folder, video_of(loaded.config)),
     )
 
 

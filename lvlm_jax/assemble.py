@@ -203,7 +203,14 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         threads=data.threads,
         augment=change,
         weigh_by=data.weigh_by,
+        blend=blends(recipe, stage),
     )
+
+
+def blends(recipe: Recipe, stage: StageRecipe) -> bool:
+    """Whether several visual tokens may fill one position: a fact of the recipe, so that all batches have one shape."""
+    model, limited = recipe.model, recipe.model.image.tiles is not None and recipe.model.image.tiles.most is not None
+    return stage.loss == "language" and stage.data.pictures > 0 and (limited or model.video.pool != "none")
 
 
 def _hosts() -> Hosts | None:
@@ -345,12 +352,36 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
         )
     found = loaded.params if whole else dict.fromkeys(like, loaded.params)
     wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    if "vision" in like:
+        got = _without_last(start.hub, got, wanted)
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
         raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+
+
+def _without_last(source: str, got: dict, wanted: dict) -> dict:
+    """A tower with one block more than the recipe's, without it, and said so: LLaVA-OneVision drops SigLIP's last."""
+    stack = re.compile(r"vision/(?:.*/)?layers/(?:(\d+)/)?")
+
+    def depth(flat: dict) -> int:
+        found = [(stack.match(path), leaf) for path, leaf in flat.items()]
+        return max((int(at[1]) + 1 if at[1] else leaf.shape[0] for at, leaf in found if at), default=0)
+
+    blocks, fewer = depth(got), depth(wanted)
+    if blocks != fewer + 1:
+        return got
+    print(f"{source}: the last of its {blocks} blocks is left out, as the recipe's tower has {fewer}", file=sys.stderr)
+    out = {}
+    for path, leaf in got.items():
+        at = stack.match(path)
+        if at is None or (at[1] and int(at[1]) < fewer):
+            out[path] = leaf
+        elif not at[1]:
+            out[path] = leaf[:fewer]
+    return out
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:

@@ -27,7 +27,7 @@ from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
-from lvlm_jax.zoo.spec import Spec
+from lvlm_jax.zoo import Spec, video_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Model:
     video: VideoSpec = DEFAULT
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    public: str | None = None
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -79,8 +80,8 @@ class Model:
         if kind not in CONNECTORS:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
-        same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
-        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(LVLMConfig)}
+        return LVLMConfig(**given | {"connector": connector})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -367,7 +368,7 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out = configs.to_config(spec.config)
     out.connector.kind = names[type(spec.config.connector)]
     out.image = configs.to_config(spec.image)
-    out.video = configs.to_config(DEFAULT)
+    out.video = configs.to_config(spec.video)
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
@@ -389,12 +390,11 @@ def model_of_folder(folder: str) -> Any:
     if image is None:
         raise ConfigError(f"{path}: no preprocessor_config.json, so how its pictures were prepared is not known")
     template = beside.chat_template(path) or TEMPLATES[default_template(described.config)]
-    source = str(path)
-    token = described.image_token_id
+    source, token = str(path), described.image_token_id
     spec = Spec(
         name=source, config=described.config, image=image, template=template.name, source=source, image_token_id=token
     )
     out = model_of(spec)
     out.system = template.system
-    out.video = configs.to_config(beside.video_spec(path))
+    out.video = configs.to_config(beside.video_spec(path, video_of(described.config)))
     return out

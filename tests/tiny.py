@@ -128,6 +128,13 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "llava15": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA),
     "llava15_prefix": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, attention="prefix"),
     "llava_next": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, newline=True),
+    "llava_onevision": LVLMConfig(
+        vision=dataclasses.replace(SIGLIP, feature_layer=-1),
+        connector=MlpConfig(),
+        llm=QWEN2,
+        newline=True,
+        public="llava_onevision",
+    ),
     "paligemma": LVLMConfig(vision=ENDING, connector=LinearConfig(), llm=GEMMA, attention="prefix"),
     "paligemma2": LVLMConfig(vision=ENDING, connector=LinearConfig(), llm=GEMMA2, attention="prefix"),
     "siglip_qwen2": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=QWEN2),
@@ -210,7 +217,8 @@ def batch(
       rows: what each row holds: a number is that many text tokens, `IMAGE` a picture. The last number is the answer.
       pad: the side on which short rows are padded.
 
-    Where the config has a newline, it fills the last position of each picture, instead of its last token.
+    Where the config has a newline, it fills the last position of each picture, instead of its last token; in a
+    LLaVA-OneVision the positions before are three parts of their own visual token and one of the next.
     """
     rng = np.random.default_rng(seed)
     q, side, per = config.visual_tokens, config.vision.image_size, len(rows) // groups
@@ -244,6 +252,12 @@ def batch(
             at += q if part == IMAGE else part
     grid = np.stack(np.meshgrid(*[np.arange(config.vision.grid)] * 2, indexing="ij"), -1).reshape(-1, 2)
     where = np.broadcast_to(grid.astype(np.int32), (*patches.shape[:3], 2)).copy()
+    if getattr(config, "public", None) == "llava_onevision":
+        plain = (image_index >= 0) & (image_index < patches.shape[1] * q)
+        fields["blend_index"] = np.stack([np.maximum(image_index, 0), np.maximum(image_index + plain, 0)], -1)
+        fields["blend_index"] = np.pad(fields["blend_index"], ((0, 0), (0, 0), (0, 2))).astype(np.int32)
+        share = np.stack([np.where(plain, 0.75, image_index >= 0), 0.25 * plain], -1)
+        fields["blend_weight"] = np.pad(share, ((0, 0), (0, 0), (0, 2))).astype(np.float32)
     made = Batch(
         **fields,
         weights=weights,

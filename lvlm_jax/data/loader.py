@@ -20,8 +20,9 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
-from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Clip, Encoded, Image
-from lvlm_jax.processing.video import read_rows
+from lvlm_jax.processing.pooling import taps
+from lvlm_jax.processing.schema import NEWLINE, TAPS, TEXT, Batch, Blend, Clip, Encoded, Image
+from lvlm_jax.processing.video import read_rows, spec_of
 from lvlm_jax.processing.weighting import weighted
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def collate(
     spec: ImageSpec | None = None,
     picture: Picture | None = None,
     share: bool = False,
+    blend: bool | None = None,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -56,6 +58,8 @@ def collate(
       spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
       picture: decodes one picture; default `read_rows`.
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
+      blend: whether the batch says of each position which visual tokens fill it together; None where an example needs
+        it. A run of one shape decides it once.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -64,6 +68,8 @@ def collate(
     if len(rows) % groups:
         raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
     count, size = (0, 0) if spec is None else (spec.patches, spec.values)
+    blend = any(e.blend is not None for row in rows for e in row) if blend is None else blend
+    shape = (len(rows), length, TAPS)
     batch = Batch(
         tokens=np.full((len(rows), length), pad_id, np.int32),
         weights=np.zeros((len(rows), length), np.float32),
@@ -73,6 +79,8 @@ def collate(
         patches=np.zeros((groups, vision_rows, count, size), np.float32),
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+        blend_index=np.zeros(shape, np.int32) if blend else None,
+        blend_weight=np.zeros(shape, np.float32) if blend else None,
     )
     picture = picture or (lambda image, row, j: read_rows(image, spec))
     slots: dict[Any, list[int]] = {}
@@ -127,6 +135,11 @@ def _fill_row(batch: Batch, row: int, examples: Sequence[Encoded], places: Seque
         slots = np.asarray([*places[seen : seen + rows], 0], np.int32)
         newline = batch.patches.shape[1] * visual_tokens
         batch.image_index[here] = _image_index(encoded, slots, visual_tokens, newline)
+        if batch.blend_index is not None:
+            own = encoded.blend and Blend(_placed(encoded.blend.index, slots, visual_tokens), encoded.blend.weight)
+            batch.blend_index[here], batch.blend_weight[here] = taps(batch.image_index[here], own)
+        elif encoded.blend is not None:
+            raise DataError(f"row {row}: several visual tokens fill a position together, but the batch has blend=False")
         at, seen = at + size, seen + rows
 
 
@@ -137,8 +150,9 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
     for first, stop, rows in zip(ends[:-1], ends[1:], encoded.rows):
         own = seen[first:stop]
         own = own[own != NEWLINE] - before * visual_tokens
-        # Every picture begins with the whole of it; the tiles of one that has some may lack what is padding.
+        # Every picture begins with the whole of it, if it is not pooled; its tiles may lack what is padding.
         begins = len(own) >= visual_tokens and (own[:visual_tokens] == np.arange(visual_tokens)).all()
+        begins |= encoded.blend is not None
         if not begins or (own >= rows * visual_tokens).any() or (rows == 1 and len(own) > visual_tokens):
             raise DataError(
                 f"{len(own)} visual positions for a picture of {rows} x {visual_tokens} tokens; encode and the loader "
@@ -150,15 +164,21 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
     if not visual_tokens:
         return encoded.visual
     own = np.maximum(encoded.visual, 0)
-    index = slots[own // visual_tokens] * visual_tokens + own % visual_tokens
+    index = _placed(own, slots, visual_tokens)
     return np.where(encoded.visual == TEXT, TEXT, np.where(encoded.visual == NEWLINE, newline, index))
+
+
+def _placed(own: np.ndarray, slots: np.ndarray, visual_tokens: int) -> np.ndarray:
+    """An example's own visual tokens in the numbers of its group's, `slots` being the vision rows of its pictures."""
+    return slots[own // visual_tokens] * visual_tokens + own % visual_tokens
 
 
 def picture_key(image: Image) -> Any:
     """What makes two pictures the same one: equal paths or bytes, or one object in memory; of a clip its frames too."""
     if isinstance(image.source, Clip):
         return picture_key(Image(image.source.video.source)), image.source.indices
-    return image.source if isinstance(image.source, str | bytes) else id(image.source)
+    key = image.source if isinstance(image.source, str | bytes) else id(image.source)
+    return (key, image.whole) if image.whole else key
 
 
 class Loader:
@@ -177,6 +197,7 @@ class Loader:
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
+      blend: as `collate` takes it.
     """
 
     def __init__(
@@ -195,6 +216,7 @@ class Loader:
         augment: Augment | None = None,
         keep_bytes: int = 128 * 2**20,
         weigh_by: str = "token",
+        blend: bool | None = None,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -204,6 +226,7 @@ class Loader:
             raise ValueError(f"host {host} of {hosts}: hosts are numbered from 0")
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
+        self.blend = blend
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
@@ -225,6 +248,7 @@ class Loader:
             pad_id=self.pad_id,
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
+            blend=self.blend,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
@@ -290,7 +314,7 @@ class Loader:
             if isinstance(image.source, Clip):
                 return read_rows(image, self.spec, change)
             picture = self._opened(image)
-            return to_rows(picture if change is None else change(picture), self.spec)
+            return to_rows(picture if change is None else change(picture), spec_of(image, self.spec))
         except Exception as error:
             raise self._with_origin(error, self._owner(k, row, j)) from error
 
@@ -338,7 +362,8 @@ class _Batches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch = self.loader.build(self.start + int(index))
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def __repr__(self) -> str:
         return f"{self.loader!r} from {self.start}"

@@ -27,7 +27,11 @@ def append(visual: Float[Array, "G M D"], token: Float[Array, "D"]) -> Float[Arr
 
 
 def fill(
-    text: Float[Array, "B T D"], visual: Float[Array, "G M D"], image_index: Int[Array, "B T"]
+    text: Float[Array, "B T D"],
+    visual: Float[Array, "G M D"],
+    image_index: Int[Array, "B T"],
+    blend_index: Int[Array, "B T 4"] | None = None,
+    blend_weight: Float[Array, "B T 4"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Puts visual tokens where `image_index` says.
 
@@ -36,13 +40,22 @@ def fill(
       visual: the M = N*Q visual tokens of each group, projected to the language width, and perhaps a newline.
       image_index: which of its group's visual tokens fills a position; -1 keeps the text. Rows b*B/G ... of a group
         read that group only, so that the gather never leaves a data shard.
+      blend_index, blend_weight: where given, a position is the sum of so many of these visual tokens instead.
     """
     groups, _, width = visual.shape
     rows, length = image_index.shape
-    index = image_index.reshape(groups, rows // groups * length)
-    taken = jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1)
-    taken = taken.reshape(rows, length, width).astype(text.dtype)
-    return constrain(jnp.where((image_index >= 0)[..., None], taken, text), ("batch", "length", None))
+
+    def taken(index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        index = jnp.maximum(index, 0).reshape(groups, rows // groups * length)
+        return jnp.take_along_axis(visual, index[..., None], axis=1).reshape(rows, length, width)
+
+    if blend_index is None:
+        found = taken(image_index)
+    else:
+        parts = zip(jnp.moveaxis(blend_index, -1, 0), jnp.moveaxis(blend_weight, -1, 0))
+        found = sum(taken(index).astype(jnp.float32) * weight[..., None] for index, weight in parts)
+    filled = jnp.where((image_index >= 0)[..., None], found.astype(text.dtype), text)
+    return constrain(filled, ("batch", "length", None))
 
 
 def prefix_of(segments: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Bool[Array, "B T"]:

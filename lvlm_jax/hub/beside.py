@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import download, gguf_tokenizer
-from lvlm_jax.hub.configs import read_json
+from lvlm_jax.hub.configs import from_original, read_json
 from lvlm_jax.hub.gguf import contents
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
-from lvlm_jax.processing.tiles import Tiles
+from lvlm_jax.processing.tiles import Tiles, limit_of
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -42,17 +42,17 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
     return None
 
 
-def video_spec(folder: str | Path) -> VideoSpec:
-    """Which frames of a video are shown: what `export_folder` wrote of it, else the default.
+def video_spec(folder: str | Path, default: VideoSpec = DEFAULT) -> VideoSpec:
+    """Which frames of a video are shown, and how they are read: what `export_folder` wrote of it, else the default.
 
     Raises:
       CheckpointError: a value that is not known.
     """
     file = Path(folder) / VIDEO_FILE
     if not file.is_file():
-        return DEFAULT
+        return default
     try:
-        return VideoSpec.from_hf(read_json(file)) or DEFAULT
+        return VideoSpec.from_hf(read_json(file)) or default
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
@@ -74,16 +74,27 @@ def original_tiles(folder: str | Path) -> Tiles | None:
     if Path(folder).is_file():
         return None
     raw = read_json(Path(folder) / "config.json")
-    pinpoints = raw.get("image_grid_pinpoints")
+    pinpoints, ratio = raw.get("image_grid_pinpoints"), str(raw.get("image_aspect_ratio", "anyres"))
     if "mm_vision_tower" not in raw or pinpoints is None:
         return None
     try:
-        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
-        return Tiles(pinpoints=tuple((int(height), int(width)) for width, height in pairs), unpad="truncate")
+        most = limit_of(ratio) if ratio.startswith("anyres") else None
+        if ends := re.fullmatch(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)", str(pinpoints).replace(" ", "")):
+            first, low, last, high = map(int, ends.groups())
+            side = from_original(raw).vision.image_size
+            pairs = [(w * side, h * side) for w in range(first, last + 1) for h in range(low, high + 1)]
+        else:
+            pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        return Tiles(
+            pinpoints=tuple((int(height), int(width)) for width, height in pairs),
+            unpad="truncate",
+            most=most,
+            several="tiles" if most is None else "whole",
+        )
     except (TypeError, ValueError, SyntaxError) as error:
         raise CheckpointError(
-            f"{Path(folder) / 'config.json'}: image_grid_pinpoints is {pinpoints!r}, which is not supported; "
-            "supported: a list of [width, height]"
+            f"{Path(folder) / 'config.json'}: image_grid_pinpoints is {pinpoints!r} with image_aspect_ratio {ratio!r}, "
+            "which is not supported; supported: a list of [width, height], or '(1x1),...,(6x6)', tiles"
         ) from error
 
 

@@ -17,11 +17,12 @@ from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.models.unified import UnifiedConfig
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.tiles import limit_of
 from lvlm_jax.vision import NFNetConfig, VisionConfig, vqgan
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
-from lvlm_jax.zoo import chameleon, dual, llava
+from lvlm_jax.zoo import chameleon, dual, llava, llava_onevision
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,6 +162,7 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
 # The LLaVA authors' own config.json
 
 _FEATURE = {False: "patch", True: "cls_patch"}
+_ANYRES = "anyres"
 
 
 def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> LVLMConfig:
@@ -168,14 +170,18 @@ def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> 
 
     A tower that is no released one is described by a ``vision_config`` beside their fields (`to_original` writes it).
     """
-    one_of("model_type", raw.get("model_type"), ["llava", "llava_llama"])
+    one_of("model_type", raw.get("model_type"), llava.ORIGINAL_DECODERS)
     if raw.get("mm_use_im_start_end"):
         raise ValueError("config.json: mm_use_im_start_end is true, which is not supported; supported: false")
     if tower is None and raw.get("vision_config"):
         tower = vision_config(raw["vision_config"])
-    if tower is None:
-        return llava.from_original(raw)
-    # The zoo reads all but the sizes of a tower that it does not know.
+    known = llava.from_original(raw) if tower is None else _with_tower(raw, tower)
+    limited = known.newline and limit_of(raw["image_aspect_ratio"]) is not None
+    return dataclasses.replace(known, public=llava_onevision.MODEL_TYPE) if limited else known
+
+
+def _with_tower(raw: Mapping[str, Any], tower: VisionConfig) -> LVLMConfig:
+    """The zoo reads all but the sizes of a tower that it does not know."""
     layer = raw.get("mm_vision_select_layer", -2)
     known = llava.from_original(
         {**raw, "mm_vision_tower": next(iter(vision.clip.HUB_NAMES)), "mm_vision_select_layer": -2}
@@ -188,6 +194,14 @@ def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> 
     return dataclasses.replace(known, vision=tower)
 
 
+_ORIGINAL = {
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
+    "qwen2": ("llava_qwen", "LlavaQwenForCausalLM"),
+}
+"""Family of the language model -> their ``model_type`` and class."""
+
+
 def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str, Any]:
     """The LLaVA authors' config.json; `from_original` reads it back.
 
@@ -195,7 +209,8 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
       ValueError: a decoder, connector or attention that their code does not have; no `image` for a model with tiles.
     """
     one_of("attention", config.attention, ["causal"])
-    one_of("text_config.model_type", llm.family_of(config.llm), ["llama"])
+    decoder = one_of("text_config.model_type", llm.family_of(config.llm), _ORIGINAL)
+    model_type, architecture = _ORIGINAL[decoder]
     if isinstance(config.connector, MlpConfig):
         one_of("connector.activation", config.connector.activation, ["gelu"])
     elif not isinstance(config.connector, LinearConfig):
@@ -203,12 +218,15 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
             f"the LLaVA authors' layout has no {type(config.connector).__name__[:-6]} connector; choose another layout"
         )
     family = vision.FAMILIES[vision.family_of(config.vision)]
-    default = vision.reading(config.vision, feature_layer=-2, class_feature=False)
-    names = [name for name, tower in llava.ORIGINAL_TOWERS.items() if tower == default]
+    # They name the layer of a tower with a class token alone; of another they read the end of what they kept.
+    known = config.vision
+    if known.class_token:
+        known = vision.reading(known, feature_layer=-2, class_feature=False)
+    names = [name for name, tower in llava.ORIGINAL_TOWERS.items() if tower == known]
     out = {
-        **llm.llama.to_hf(config.llm),
-        "model_type": "llava_llama",
-        "architectures": ["LlavaLlamaForCausalLM"],
+        **llm.FAMILIES[decoder].to_hf(config.llm),
+        "model_type": model_type,
+        "architectures": [architecture],
         "mm_vision_tower": names[0] if names else "vision_config",
         "mm_projector_type": "linear" if isinstance(config.connector, LinearConfig) else "mlp2x_gelu",
         "mm_vision_select_layer": config.vision.feature_layer,
@@ -219,10 +237,20 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
         "use_mm_proj": True,
     }
     if config.newline:
-        if image is None or image.tiles is None:
-            raise ValueError("image_spec: config.json of a model with a newline names its tiles; give the image spec")
-        # They write (width, height).
-        pinpoints = [[width, height] for height, width in image.tiles.pinpoints]
-        out |= {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
-        out |= {"image_grid_pinpoints": pinpoints}
+        out |= _original_tiles(image)
     return out if names else {**out, "vision_config": family.to_hf(config.vision)}
+
+
+def _original_tiles(image: ImageSpec | None) -> dict[str, Any]:
+    """Their fields of a model whose pictures are cut into tiles."""
+    if image is None or image.tiles is None:
+        raise ValueError("image_spec: config.json of a model with a newline names its tiles; give the image spec")
+    tiles = image.tiles
+    return {
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_aspect_ratio": _ANYRES if tiles.most is None else f"{_ANYRES}_max_{tiles.most}",
+        # They write (width, height).
+        "image_grid_pinpoints": [[width, height] for height, width in tiles.pinpoints],
+        # What their code does to frames, where it has both.
+        **({} if tiles.most is None else {"mm_spatial_pool_mode": "bilinear", "mm_newline_position": "one_token"}),
+    }

@@ -53,7 +53,7 @@ def export_folder(
       layout: "hf", which every version of the torch library loads, or a name out of `families.KINDS`;
         "llava-original" is the LLaVA authors'.
       image_token_id: default the tokenizer's ``<image>``.
-      video: how videos become frames; the default is not written down.
+      video: how videos become frames; what the model's family does anyway is not written down.
       dtype: of the weights; default as they are.
       overwrite: replace what stands there.
 
@@ -83,7 +83,8 @@ def export_folder(
     else:
         public = configs.public_config(config, image_token_id, image_spec)
     files = _files(config, public, tokenizer, image_spec, template, _widest(params, dtype))
-    if video is not None and video != DEFAULT:
+    usual = zoo.video_of(config) if isinstance(config, LVLMConfig) else DEFAULT
+    if video is not None and video != usual:
         files[beside.VIDEO_FILE] = video.to_hf()
     with new_folder(folder, overwrite) as partial:
         if tokenizer is not None:
@@ -223,6 +224,9 @@ def _files(
         processor = zoo.family_of(config).processor(config)
         names = ("processor_class", "image_processor_type", "image_seq_length")
         shared = {name: processor[name] for name in names if name in processor}
+        # LLaVA-OneVision's processor counts the positions of a picture by a limit that stands with the pictures here.
+        limit = out["preprocessor_config.json"].get("vision_aspect_ratio")
+        processor |= {} if limit is None else {"vision_aspect_ratio": limit}
         out["preprocessor_config.json"] |= shared
         if tokenizer is not None:
             out["processor_config.json"] = {"image_token": IMAGE_TOKEN, **processor}

@@ -19,7 +19,8 @@ from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import ranges
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to_rows
-from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch
+from lvlm_jax.processing.pooling import taps
+from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Blend
 from lvlm_jax.processing.tiles import span, whole
 from lvlm_jax.vision import CONVOLUTIONAL, VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
@@ -115,9 +116,14 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         q = loaded.config.visual_tokens
         found = whole(q) if spec.tiles is None else span(*image.size, spec.tiles, spec.size, q)
         words = _tokens(loaded, prompt)
-        words[2:2], index = [loaded.image_token_id] * len(found.index), np.full(len(words), TEXT)
-        newline = found.rows * q
-        out["image_index"] = np.insert(index, 2, np.where(found.index == NEWLINE, newline, found.index))[None]
+        before, after = 2, len(words) - 2
+        words[before:before] = [loaded.image_token_id] * len(found.index)
+        index = np.where(found.index == NEWLINE, found.rows * q, found.index)
+        out["image_index"] = np.pad(index, (before, after), constant_values=TEXT)[None]
+        if found.blend is not None:
+            more = lambda x: np.pad(x, ((before, after), (0, 0)))  # noqa: E731
+            several = taps(out["image_index"][0], Blend(more(found.blend.index), more(found.blend.weight)))
+            out["blend_index"], out["blend_weight"] = (x[None] for x in several)
         out["tokens"] = np.asarray([words], np.int32)
     elif loaded.kind in ("dual", "text"):
         out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
@@ -186,6 +192,8 @@ def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
         patches=picture[0][None],
         patch_positions=picture[1][None],
         patch_segments=picture[2][None],
+        blend_index=inputs.get("blend_index"),
+        blend_weight=inputs.get("blend_weight"),
     )
     hidden, _ = model.apply(variables, batch)
     return {

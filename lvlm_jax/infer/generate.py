@@ -205,6 +205,8 @@ class Generator:
         # Rows about one picture share it, but not where what stands for it in a row depends on the row.
         share, shared = count // self.groups, self.model.config.shares_pictures
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
+        # Of a model that may shrink a grid, all pictures run in the program of one that does.
+        limited = self.spec.tiles is not None and self.spec.tiles.most is not None
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -214,6 +216,7 @@ class Generator:
             pad_id=self.pad_id,
             spec=self.spec,
             share=shared,
+            blend=bool(pictures) if limited else None,
         )
         return left_padded(batch)
 

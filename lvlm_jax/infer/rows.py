@@ -26,4 +26,7 @@ def left_padded(batch: Batch) -> Batch:
     order = (np.arange(length) - shift) % length
     fields = ("tokens", "weights", "positions", "segments", "image_index")
     moved: dict[str, Callable | np.ndarray] = {f: np.take_along_axis(getattr(batch, f), order, 1) for f in fields}
+    if batch.blend_index is not None:
+        several = ("blend_index", "blend_weight")
+        moved |= {f: np.take_along_axis(getattr(batch, f), order[..., None], 1) for f in several}
     return batch.replace(**moved)

@@ -29,6 +29,17 @@ PRESETS: dict[str, DecoderConfig] = {
     "llama2_13b": DecoderConfig(**_13B, **_V2),  # meta-llama/Llama-2-13b-hf
     "vicuna15_7b": DecoderConfig(**_7B, **_V2),  # lmsys/vicuna-7b-v1.5
     "vicuna15_13b": DecoderConfig(**_13B, **_V2),  # lmsys/vicuna-13b-v1.5
+    "yi_34b": DecoderConfig(  # NousResearch/Nous-Hermes-2-Yi-34B
+        vocab=64000,
+        width=7168,
+        depth=60,
+        heads=56,
+        kv_heads=8,
+        mlp_dim=20480,
+        norm_eps=1e-5,
+        rope_theta=5000000.0,
+        context=4096,
+    ),
     "llama3_8b": DecoderConfig(**_8B, **_V3, context=8192),  # meta-llama/Meta-Llama-3-8B
     "llama31_8b": DecoderConfig(  # meta-llama/Llama-3.1-8B
         **_8B, **_V3, rope_scaling=RopeScaling(kind="llama3", factor=8.0), context=131072

@@ -14,7 +14,7 @@ from lvlm_jax.fusion.words import Words
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.mesh import constrain
 from lvlm_jax.nn import ranges as R
-from lvlm_jax.processing.schema import Batch
+from lvlm_jax.processing.schema import TAPS, Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 from lvlm_jax.vision import VisionConfig
 
@@ -28,6 +28,7 @@ class LVLMConfig:
     with a learned vector (CogVLM's visual expert, `fusion.visual_expert`).
     fusion: gated cross-attention between the decoder's layers, instead of soft tokens in the text.
     words: so many words beyond the decoder's vocabulary, in matrices of their own beside its (Idefics).
+    public: the public ``model_type`` to write where several hold the same parts; None takes the first that does.
     """
 
     vision: VisionConfig
@@ -38,6 +39,7 @@ class LVLMConfig:
     expert: bool = False
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    public: str | None = None
 
     def __post_init__(self) -> None:
         if self.expert:
@@ -210,7 +212,7 @@ class LVLM(nn.Module):
         visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
         if self.config.newline:
             visual = soft_tokens.append(visual, self.newline())
-        return soft_tokens.fill(text, visual, batch.image_index)
+        return soft_tokens.fill(text, visual, batch.image_index, batch.blend_index, batch.blend_weight)
 
     def embed_images(
         self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
@@ -258,10 +260,11 @@ class LVLM(nn.Module):
         )
 
 
-def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:
+def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1, blend: bool = False) -> Batch:
     """A smallest batch of the right shapes, for `init` and for shapes alone (zeros; nothing to learn from).
 
     config: of any model whose `vision` says how many patches of how many values a picture has.
+    blend: with positions that several visual tokens fill.
     """
     text = jnp.zeros((rows, length), jnp.int32)
     n, p, c = pictures, config.vision.patches, config.vision.values
@@ -274,4 +277,6 @@ def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) 
         patches=jnp.zeros((1, n, p, c), jnp.float32),
         patch_positions=jnp.zeros((1, n, p, 2), jnp.int32),
         patch_segments=jnp.ones((1, n, p), jnp.int32),
+        blend_index=jnp.zeros((rows, length, TAPS), jnp.int32) if blend else None,
+        blend_weight=jnp.zeros((rows, length, TAPS), jnp.float32) if blend else None,
     )

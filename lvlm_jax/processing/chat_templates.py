@@ -335,6 +335,10 @@ def _inst_template(name: str, system: str, before: str, after: str, space: str, 
     return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
 
 
+def _llama_3_template(name: str, system: str) -> Template:
+    return Template(name=name, system=system, builder=_llama_3, stop=("<|eot_id|>",), source=chat_jinja.LLAMA_3)
+
+
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
@@ -350,7 +354,8 @@ TEMPLATES: dict[str, Template] = {
         _inst_template("mistral_instruct", "", **_LLAMA_2),  # LLaVA-NeXT on Mistral-7B-Instruct-v0.2
         _inst_template("mistral", "", before="", after="\n\n", space=""),  # Mistral-7B-Instruct-v0.1 and v0.2
         Template(name="mistral_v3", system="", builder=_mistral_v3, stop=("</s>",), source=chat_jinja.MISTRAL_V3),
-        Template(name="llama_3", system="", builder=_llama_3, stop=("<|eot_id|>",), source=chat_jinja.LLAMA_3),
+        _llama_3_template("llama_3", ""),
+        _llama_3_template("llava_llama_3", _LLAMA_2_SYSTEM),  # LLaVA-NeXT on Llama-3-Instruct
         Template(name="gemma", system="", builder=_gemma, stop=("<end_of_turn>",), source=chat_jinja.GEMMA),
         Template(name="paligemma", system="", builder=_paligemma, stop=("<eos>",), source=chat_jinja.PALIGEMMA),
         Template(

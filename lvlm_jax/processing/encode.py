@@ -10,7 +10,7 @@ from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
-from lvlm_jax.processing.schema import TEXT, Clip, Encoded, Example, Image
+from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Image, Turn
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
@@ -43,7 +43,7 @@ def encode(
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
-        pieces = template.render(shown.turns, generate)
+        pieces = template.render(_whole_pictures(shown.turns, spec), generate)
         encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
@@ -71,6 +71,17 @@ def _where(example: Example) -> str:
     return example.origin or (f"example {example.id!r}" if example.id else "example")
 
 
+def _whole_pictures(turns: tuple[Turn, ...], spec: ImageSpec | None) -> tuple[Turn, ...]:
+    """The turns, each picture in one vision row where a conversation shows several and `Tiles.several` says so."""
+    if spec is None or spec.tiles is None or spec.tiles.several != "whole":
+        return turns
+    cut = lambda s: isinstance(s, Image) and not isinstance(s.source, Clip)  # noqa: E731
+    if sum(cut(segment) for turn in turns for segment in turn.segments) < 2:
+        return turns
+    mark = lambda s: dataclasses.replace(s, whole=True) if cut(s) else s  # noqa: E731
+    return tuple(dataclasses.replace(turn, segments=tuple(map(mark, turn.segments))) for turn in turns)
+
+
 def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens: int) -> Span:
     """The positions of one picture; those of a stage that reads pictures apart from the text (0 tokens) are none."""
     if visual_tokens and spec is not None and spec.fit == "naflex":
@@ -80,6 +91,8 @@ def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens:
         )
     if isinstance(image.source, Clip):
         return video.span(len(image.source.indices), visual_tokens)
+    if image.whole:
+        return whole(visual_tokens, newline=bool(visual_tokens))
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
     return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
@@ -133,7 +146,22 @@ def _assemble(
         images=tuple(images),
         rows=tuple(one.rows for one in spans),
         sizes=tuple(len(one.index) for one in spans),
+        blend=_blend(np.asarray(visual, np.int32), spans, visual_tokens),
     )
+
+
+def _blend(visual: np.ndarray, spans: list[Span], visual_tokens: int) -> Blend | None:
+    """What several visual tokens fill together, each picture's numbers after those of the pictures before it."""
+    if all(one.blend is None for one in spans):
+        return None
+    index, weight = np.zeros((len(visual), TAPS), np.int32), np.zeros((len(visual), TAPS), np.float32)
+    places, at, rows = np.flatnonzero(visual != TEXT), 0, 0
+    for one in spans:
+        here = places[at : at + len(one.index)]
+        if one.blend is not None:
+            index[here], weight[here] = one.blend.index + rows * visual_tokens, one.blend.weight
+        at, rows = at + len(one.index), rows + one.rows
+    return Blend(index, weight)
 
 
 def _end(tokenizer: Tokenizer) -> int:
@@ -194,7 +222,11 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
             "shorten the question"
         )
     return dataclasses.replace(
-        encoded, tokens=encoded.tokens[:cut], weights=encoded.weights[:cut], visual=encoded.visual[:cut]
+        encoded,
+        tokens=encoded.tokens[:cut],
+        weights=encoded.weights[:cut],
+        visual=encoded.visual[:cut],
+        blend=None if encoded.blend is None else encoded.blend[:cut],
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_jax.processing.schema import NEWLINE
+from lvlm_jax.processing.pooling import POOLS, end_rows, pooled_side
+from lvlm_jax.processing.schema import TAPS, Blend
 from lvlm_jax.processing.tiles import Span
 
 
@@ -67,12 +68,22 @@ def tail(total: int, rate: float, fps: float, count: int) -> list[int]:
     return [total - 1 - i for i in reversed(head(total, rate, fps, count))]
 
 
+def every(total: int, rate: float, fps: float, count: int) -> list[int]:
+    """Every so many-th frame from the first on, about `fps` of each second; evenly where those are more than `count`.
+
+    Source: LLaVA-OneVision and LLaVA-Video in training, llava/utils.py, `process_video_with_decord`.
+    """
+    found = list(range(0, total, max(round(rate / fps), 1)))
+    return found if len(found) <= count else uniform(total, count)
+
+
 SAMPLERS: dict[str, Callable[["VideoSpec", int, float], list[int]]] = {
     "uniform": lambda spec, total, rate: uniform(total, spec.frames),
     "videochat": lambda spec, total, rate: videochat(total, spec.frames),
     "fps": lambda spec, total, rate: by_rate(total, rate, spec.fps, spec.least, spec.frames, spec.multiple),
     "head": lambda spec, total, rate: head(total, rate, spec.fps, spec.frames),
     "tail": lambda spec, total, rate: tail(total, rate, spec.fps, spec.frames),
+    "every": lambda spec, total, rate: every(total, rate, spec.fps, spec.frames),
 }
 """Name -> (spec, frames of the clip, frames a second of it) -> the chosen ones in order."""
 
@@ -108,8 +119,9 @@ class VideoSpec:
     """How a video becomes frames, which are pictures from there on.
 
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
-    samplers "fps", "head" and "tail"; least, multiple: for "fps" (see `by_rate`). newline: a word of `NEWLINES`, for
-    models that learn one. sentence: a key of `SENTENCES`.
+    samplers "fps", "head", "tail" and "every"; least, multiple: for "fps" (see `by_rate`). newline: a word of
+    `NEWLINES`, for models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the
+    square of a frame's visual tokens is made smaller.
     """
 
     sampler: str = "uniform"
@@ -119,9 +131,11 @@ class VideoSpec:
     multiple: int = 1
     newline: str = "none"
     sentence: str = "none"
+    pool: str = "none"
 
     def __post_init__(self) -> None:
-        for name, choices in (("sampler", SAMPLERS), ("newline", NEWLINES), ("sentence", SENTENCES)):
+        known = {"sampler": SAMPLERS, "newline": NEWLINES, "sentence": SENTENCES, "pool": POOLS}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
         for name in ("frames", "least", "multiple"):
@@ -161,19 +175,27 @@ class VideoSpec:
         return {"video_processor_type": _PROCESSOR, **{theirs: getattr(self, ours) for ours, theirs in _FIELDS.items()}}
 
     def span(self, frames: int, visual_tokens: int) -> Span:
-        """The positions of a video of which so many frames are taken, `visual_tokens` each.
+        """The positions of a video of which so many frames are taken, `visual_tokens` each before they are pooled.
 
         Raises:
-          ValueError: newline "row" where a frame's tokens are no square grid.
+          ValueError: newline "row", or a pool, where a frame's tokens are no square grid, or one too small for it.
         """
-        own = np.arange(frames * visual_tokens, dtype=np.int32)
-        size = {"none": 0, "row": math.isqrt(visual_tokens), "frame": visual_tokens, "video": len(own)}[self.newline]
-        if self.newline == "row" and size * size != visual_tokens:
-            raise ValueError(f"newline 'row' with {visual_tokens} visual tokens of a frame, which are no square grid")
+        side = math.isqrt(visual_tokens)
+        if side * side != visual_tokens and (self.newline == "row" or self.pool != "none"):
+            what = "newline 'row'" if self.pool == "none" else f"pool {self.pool!r}"
+            raise ValueError(f"{what} with {visual_tokens} visual tokens of a frame, which are no square grid")
+        own, blend, each = np.arange(frames * visual_tokens, dtype=np.int32), None, visual_tokens
+        if self.pool != "none" and visual_tokens:
+            if not pooled_side(side, self.pool):
+                raise ValueError(f"pool {self.pool!r} leaves nothing of {visual_tokens} visual tokens of a frame")
+            one = POOLS[self.pool](own[:visual_tokens].reshape(side, side))
+            index = one.index + visual_tokens * np.arange(frames, dtype=np.int32)[:, None, None]
+            blend = Blend(index.reshape(-1, TAPS), np.tile(one.weight, (frames, 1)))
+            side, each, own = pooled_side(side, self.pool), len(one.index), blend.index[:, 0]
+        size = {"none": 0, "row": side, "frame": each, "video": len(own)}[self.newline]
         if size:
-            rows = own.reshape(-1, size)
-            own = np.concatenate([rows, np.full((len(rows), 1), NEWLINE, np.int32)], axis=1).reshape(-1)
-        return Span(frames, own)
+            own, blend = end_rows(own.reshape(-1, size), blend)
+        return Span(frames, own, blend)
 
 
 _PROCESSOR = "lvlm_jax"
@@ -185,6 +207,7 @@ _FIELDS = {
     "multiple": "temporal_patch_size",
     "newline": "newline",
     "sentence": "sentence",
+    "pool": "pool",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

@@ -55,7 +55,7 @@ class ImageSpec:
     the picture's shape, in at most `max_patches` patches (SigLIP 2; `size` is then the side of the square). Pixels are
     (x * rescale - mean) / std. A `size` that is no multiple of `patch` loses the last rows and columns, as a
     convolution with that stride does. `max_pixels` is the most that a file may claim before it is decoded.
-    tiles: also cut each picture into tiles of `size` x `size` at a finer resolution (LLaVA-NeXT).
+    tiles: also cut each picture into tiles of `size` x `size` at a finer resolution (LLaVA-NeXT, LLaVA-OneVision).
     """
 
     size: int
@@ -122,7 +122,7 @@ class ImageSpec:
             config = {**halves, **config, "size": patch * math.isqrt(most), "do_center_crop": False, "do_pad": False}
         size, crop = config.get("size", config.get("image_size", 224)), config.get("crop_size")
         cropped = config.get("do_center_crop", crop is not None)
-        tiles = _tiles_from_hf(config)
+        tiles = Tiles.from_hf(config)
         padded = bool(config.get("do_pad", False)) and tiles is None
         if not config.get("do_resize", True):
             raise ValueError("preprocessor_config.json: do_resize is false, but every picture must come to one size")
@@ -170,7 +170,7 @@ class ImageSpec:
     def to_hf(self) -> dict[str, Any]:
         """The content of preprocessor_config.json; `from_hf` reads it back."""
         config: dict[str, Any] = {
-            "image_processor_type": "LlavaNextImageProcessor" if self.tiles else _PROCESSORS[self.fit],
+            "image_processor_type": _PROCESSORS[self.fit],
             "do_convert_rgb": True,
             "do_resize": True,
             "do_rescale": True,
@@ -182,30 +182,15 @@ class ImageSpec:
         }
         square = {"height": self.size, "width": self.size}
         if self.tiles is not None:
-            config |= {"size": {"shortest_edge": self.size}, "do_center_crop": True, "crop_size": square}
-            config |= {"do_pad": True, "image_grid_pinpoints": [list(pair) for pair in self.tiles.pinpoints]}
-            # Their model always rounds; the field is ours, and theirs keeps fields that it does not know.
-            return config if self.tiles.unpad == "round" else {**config, "unpad": self.tiles.unpad}
+            # LLaVA-NeXT's class crops what it has resized, LLaVA-OneVision's does not.
+            crop = {"size": {"shortest_edge": self.size}, "do_center_crop": True, "crop_size": square}
+            return {**config, **({"size": square} if self.tiles.several == "whole" else crop), **self.tiles.to_hf()}
         if self.fit == "squash":
             return {**config, "size": square}
         if self.fit == "naflex":
             return {**config, "patch_size": self.patch, "max_num_patches": self.max_patches}
         config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
         return {**config, "do_pad": True} if self.fit == "pad" else config
-
-
-def _tiles_from_hf(config: dict[str, Any]) -> Tiles | None:
-    """The tiles of a preprocessor_config.json (LLaVA-NeXT); None where it has none."""
-    if config.get("image_grid_pinpoints") is None:
-        return None
-    kind = str(config.get("image_processor_type", "LlavaNextImageProcessor"))
-    if not kind.startswith("LlavaNextImageProcessor"):
-        raise ValueError(
-            f"preprocessor_config.json: image_grid_pinpoints of a {kind} are not supported; those of a "
-            "LlavaNextImageProcessor are"
-        )
-    pinpoints = tuple((int(height), int(width)) for height, width in config["image_grid_pinpoints"])
-    return Tiles(pinpoints=pinpoints, unpad=config.get("unpad", "round"))
 
 
 def _edge(size: Any, key: str) -> int:

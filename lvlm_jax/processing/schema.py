@@ -17,6 +17,9 @@ Role = Literal["system", "user", "assistant"]
 TEXT, NEWLINE = -1, -2
 """What `Encoded.visual` says of a position that no visual token fills: text, or the learned end of a picture's row."""
 
+TAPS = 4
+"""The most visual tokens that fill one position together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -29,11 +32,13 @@ class Text:
 class Image:
     """A picture: a path, encoded bytes, a PIL image, uint8[H, W, 3], or a `Clip`, a picture of several frames.
 
-    under: of a path that a record names, the folder that such paths start from; for messages.
+    under: of a path that a record names, the folder that such paths start from; for messages. whole: in one vision row,
+    also where pictures are cut into tiles (`encode` decides it).
     """
 
     source: Any
     under: str = dataclasses.field(default="", compare=False, repr=False)
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +103,21 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Blend:
+    """Positions that several visual tokens fill together: what a resized or pooled grid of them comes to.
+
+    index int32[n, 4]: visual tokens; weight float32[n, 4]: how much each counts, all 0 where no more than one fills
+    the position.
+    """
+
+    index: np.ndarray
+    weight: np.ndarray
+
+    def __getitem__(self, part: slice) -> "Blend":
+        return Blend(self.index[part], self.weight[part])
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """An `Example` as ids: what the packer packs.
 
@@ -105,7 +125,8 @@ class Encoded:
     example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
-    another, and so do its positions.
+    another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers, of
+    which `visual` holds one there; None where there are none.
     """
 
     tokens: np.ndarray
@@ -114,6 +135,7 @@ class Encoded:
     images: tuple[Image, ...] = ()
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    blend: Blend | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -154,6 +176,10 @@ class Batch:
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
+    | blend_index     | int32[B, T, 4]   | None, or the visual tokens whose weighted sum fills a position         |
+    | blend_weight    | float32[B, T, 4] | None, or their weights; where one fills it alone 1, 0, 0, 0            |
+
+    Where `blend_index` is given it says what fills a position, and `image_index` which positions are filled at all.
     """
 
     tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
@@ -164,6 +190,8 @@ class Batch:
     patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
     patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+    blend_index: Int[Array, "B T 4"] | Int[np.ndarray, "B T 4"] | None = None
+    blend_weight: Float[Array, "B T 4"] | Float[np.ndarray, "B T 4"] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

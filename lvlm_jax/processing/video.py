@@ -81,14 +81,21 @@ def pictures(image: Image, max_pixels: int = MAX_PIXELS) -> Iterator[PIL.Image.I
     return frames(image.source) if isinstance(image.source, Clip) else iter([load_image(image, max_pixels=max_pixels)])
 
 
+def spec_of(image: Image, spec: ImageSpec) -> ImageSpec:
+    """How this picture is read by a `spec` that may cut tiles: frames of a clip have none, nor has one shown whole."""
+    if isinstance(image.source, Clip):
+        return dataclasses.replace(spec, tiles=None)
+    return dataclasses.replace(spec, tiles=None, fit="pad") if image.whole else spec
+
+
 def read_rows(
     image: Image, spec: ImageSpec, change: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(patches[N, P, C], positions[N, P, 2]) of a picture and its tiles, or of a clip's frames, which have no tiles.
+    """(patches[N, P, C], positions[N, P, 2]) of a picture and its tiles, or of a clip's frames (`spec_of`).
 
     change: what is done to each picture first.
     """
-    spec = dataclasses.replace(spec, tiles=None) if isinstance(image.source, Clip) else spec
+    spec = spec_of(image, spec)
     found = pictures(image, spec.max_pixels)
     patches, positions = zip(*(to_rows(picture, spec) for picture in (map(change, found) if change else found)))
     return np.concatenate(patches), np.concatenate(positions)

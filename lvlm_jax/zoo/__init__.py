@@ -4,11 +4,12 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
+from lvlm_jax.zoo import idefics, llava, llava_next, llava_onevision, llava_small, nanovlm, open_flamingo, paligemma
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family for family in (llava, llava_next, llava_onevision, paligemma, idefics, open_flamingo)
 }
 """Public ``model_type`` -> family: a module with
 
@@ -42,6 +43,11 @@ def family_of(config: LVLMConfig) -> ModuleType:
     return next((family for family in FAMILIES.values() if family.fits(config)), llava)
 
 
+def video_of(config: LVLMConfig) -> VideoSpec:
+    """How the systems of a model's family read videos, where nobody says otherwise."""
+    return next((spec.video for spec in family_of(config).SYSTEMS.values()), DEFAULT)
+
+
 def spec(name: str) -> Spec:
     """A system by name.
 
@@ -55,4 +61,4 @@ def spec(name: str) -> Spec:
     return SYSTEMS[name]
 
 
-__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec"]
+__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec", "video_of"]

@@ -282,10 +282,22 @@ def processor(config: LVLMConfig) -> dict[str, Any]:
     }
 
 
-ORIGINAL_TOWERS = {
-    name: family.PRESETS[preset] for family in (vision.clip, vision.siglip) for name, preset in family.HUB_NAMES.items()
+_CUT = {"pool": "none", "feature_layer": -1}
+
+ORIGINAL_TOWERS = {name: vision.clip.PRESETS[preset] for name, preset in vision.clip.HUB_NAMES.items()} | {
+    name: dataclasses.replace(sizes, depth=sizes.depth - 1, **_CUT)
+    for name, sizes in ((name, vision.siglip.PRESETS[preset]) for name, preset in vision.siglip.HUB_NAMES.items())
 }
-"""``mm_vision_tower`` of the authors' config.json -> tower."""
+"""``mm_vision_tower`` of the authors' config.json -> tower. Of SigLIP's they drop the last block and the pooling head,
+and read what is left to its end, whatever layer config.json names."""
+
+ORIGINAL_DECODERS = {
+    "llava": llm.llama,
+    "llava_llama": llm.llama,
+    "llava_mistral": llm.mistral,
+    "llava_qwen": llm.qwen2,
+}
+"""``model_type`` of the authors' config.json -> family of the language model."""
 
 PROJECTORS = {"linear": LinearConfig(), "mlp2x_gelu": MlpConfig()}
 """``mm_projector_type`` of the authors' config.json -> connector."""
@@ -302,17 +314,19 @@ def from_original(config: Mapping[str, Any]) -> LVLMConfig:
     short = {name.split("/")[-1]: sizes for name, sizes in ORIGINAL_TOWERS.items()}
     tower = str(config.get("mm_vision_tower"))
     sizes = short[one_of("mm_vision_tower", tower.rstrip("/").split("/")[-1], short)]
+    decoder = one_of("model_type", config.get("model_type", "llava_llama"), ORIGINAL_DECODERS)
     kind = one_of("mm_projector_type", config.get("mm_projector_type") or "linear", PROJECTORS)
     select = one_of(
         "mm_vision_select_feature", config.get("mm_vision_select_feature") or "patch", ["patch", "cls_patch"]
     )
-    layer = from_end("mm_vision_select_layer", config.get("mm_vision_select_layer", -2), sizes.depth)
-    sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=sizes.class_token and select == "cls_patch")
+    if sizes.class_token:
+        layer = from_end("mm_vision_select_layer", config.get("mm_vision_select_layer", -2), sizes.depth)
+        sizes = dataclasses.replace(sizes, feature_layer=layer, class_feature=select == "cls_patch")
     merge = one_of("mm_patch_merge_type", config.get("mm_patch_merge_type") or "flat", ["flat", "spatial_unpad"])
     return LVLMConfig(
         vision=sizes,
         connector=PROJECTORS[kind],
-        llm=llm.llama.from_hf(config),
+        llm=ORIGINAL_DECODERS[decoder].from_hf(config),
         newline=merge == "spatial_unpad" and "anyres" in str(config.get("image_aspect_ratio")),
     )
 
@@ -322,6 +336,7 @@ __all__ = [
     "DEFAULTS",
     "LAYOUTS",
     "MODEL_TYPE",
+    "ORIGINAL_DECODERS",
     "ORIGINAL_TOWERS",
     "OWN_TYPE",
     "SYSTEMS",

@@ -11,6 +11,7 @@ from typing import Any
 from lvlm_jax import llm, vision
 from lvlm_jax.connectors import MlpConfig
 from lvlm_jax.keymap import one_of
+from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import Tiles
@@ -34,22 +35,29 @@ _CLIP_336 = ImageSpec(
 )
 
 
-def _system(name: str, decoder: str, source: str) -> Spec:
-    # 32000 words, <image>, <pad>, padded to a multiple of 64, as the hub's files are.
-    config = LVLMConfig(
-        vision=vision.clip.PRESETS["clip_l14_336"],
-        connector=MlpConfig(),
-        llm=dataclasses.replace(llm.llama.PRESETS[decoder], vocab=32064),
-        newline=True,
+def _system(
+    name: str, decoder: DecoderConfig, source: str, template: str = "vicuna_v1", image_token_id: int = 32000
+) -> Spec:
+    config = LVLMConfig(vision=vision.clip.PRESETS["clip_l14_336"], connector=MlpConfig(), llm=decoder, newline=True)
+    return Spec(
+        name=name, config=config, image=_CLIP_336, template=template, source=source, image_token_id=image_token_id
     )
-    return Spec(name=name, config=config, image=_CLIP_336, template="vicuna_v1", source=source, image_token_id=32000)
 
+
+# Words of the language model, <image>, <pad>, padded to a multiple of 64, as the hub's files are.
+_VICUNA = {size: dataclasses.replace(llm.llama.PRESETS[f"vicuna15_{size}"], vocab=32064) for size in ("7b", "13b")}
+_MISTRAL = dataclasses.replace(llm.mistral.PRESETS["mistral_7b_v02"], vocab=32064)
+_YI_34B = dataclasses.replace(llm.llama.PRESETS["yi_34b"], vocab=64064)
+_LLAMA3_8B = dataclasses.replace(llm.llama.PRESETS["llama3_8b"], vocab=128320)
 
 SYSTEMS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        _system("llavanext_7b", "vicuna15_7b", "llava-hf/llava-v1.6-vicuna-7b-hf"),
-        _system("llavanext_13b", "vicuna15_13b", "llava-hf/llava-v1.6-vicuna-13b-hf"),
+        _system("llavanext_7b", _VICUNA["7b"], "llava-hf/llava-v1.6-vicuna-7b-hf"),
+        _system("llavanext_13b", _VICUNA["13b"], "llava-hf/llava-v1.6-vicuna-13b-hf"),
+        _system("llavanext_mistral_7b", _MISTRAL, "llava-hf/llava-v1.6-mistral-7b-hf", "mistral_instruct"),
+        _system("llavanext_34b", _YI_34B, "llava-hf/llava-v1.6-34b-hf", "chatml_direct", 64000),
+        _system("llavanext_llama3_8b", _LLAMA3_8B, "llava-hf/llama3-llava-next-8b-hf", "llava_llama_3", 128256),
     )
 }
 """Systems by name."""
@@ -57,7 +65,8 @@ SYSTEMS: dict[str, Spec] = {
 
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
-    return config.newline and llava.fits(dataclasses.replace(config, newline=False))
+    alone = dataclasses.replace(config, newline=False, public=None)
+    return config.newline and config.public in (None, MODEL_TYPE) and llava.fits(alone)
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
@@ -77,15 +86,20 @@ def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = Non
     """The config.json that the torch library reads; `from_hf` reads it back.
 
     Raises:
-      ValueError: no `image`, whose tiles the file names.
+      ValueError: no `image`, whose tiles the file names; tiles that the class reads otherwise.
     """
     if image is None or image.tiles is None:
         raise ValueError(
             "image_spec: config.json of a model with a newline names the sizes that pictures are cut from; give the "
             "image spec with its tiles"
         )
+    if image.tiles.most is not None or image.tiles.several != "tiles":
+        raise ValueError(
+            f"image.tiles: their class keeps every token of every picture, but here most={image.tiles.most} and "
+            f"several={image.tiles.several!r}; leave both out, or set public='llava_onevision'"
+        )
     return {
-        **llava.to_hf(dataclasses.replace(config, newline=False), image_token_id),
+        **llava.to_hf(dataclasses.replace(config, newline=False, public=None), image_token_id),
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
         "image_grid_pinpoints": [list(pair) for pair in image.tiles.pinpoints],

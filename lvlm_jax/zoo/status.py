@@ -148,9 +148,15 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="system",
-        what="LLaVA-NeXT (Vicuna 7B, 13B): pictures of any resolution",
+        what="LLaVA-NeXT (Vicuna 7B and 13B, Mistral 7B, Yi 34B, Llama-3 8B): pictures of any resolution",
         status="parity, import and export",
         tested=("tests/parity/test_llava_next.py", "tests/hub"),
+    ),
+    Status(
+        part="system",
+        what="LLaVA-OneVision (0.5B, 7B, 72B): tiles, several pictures, videos",
+        status="parity, import and export",
+        tested=("tests/parity/test_llava_onevision.py", "tests/hub"),
     ),
     Status(
         part="system",

@@ -39,7 +39,8 @@ def take(loader, start, count):
 
 
 def fields(batch):
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return {name: array for name, array in found.items() if array is not None}
 
 
 def same(a, b):
@@ -172,8 +173,9 @@ def test_examples_of_a_group_may_share_a_picture(album, encoder, spec):
     assert set(apart.image_index[1][apart.image_index[1] >= 0] // Q) == {2}
 
 
-def test_pictures_of_any_resolution_take_the_rows_they_need(album, encoder, spec):
-    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32))))
+@pytest.mark.parametrize("most", [None, 1])
+def test_pictures_of_any_resolution_take_the_rows_they_need(album, encoder, spec, most):
+    tiled = dataclasses.replace(spec, tiles=Tiles(pinpoints=((16, 32), (32, 16), (32, 32)), most=most))
     bound = functools.partial(encoder, spec=tiled)
     source = LlavaJson(album)
     lengths, rows, _ = measure_lengths(source, bound, progress=False)
@@ -182,12 +184,13 @@ def test_pictures_of_any_resolution_take_the_rows_they_need(album, encoder, spec
     assert set(rows.tolist()) >= {0, 3, 6}  # none, a picture of three rows, two of them
     sizes = {"seed": 1, "rows": 8, "length": 80, "groups": 4, "vision_rows": 12}
     plan = PackingPlan(lengths, rows, **sizes)
-    loader = Loader(source, bound, tiled, plan=plan, visual_tokens=Q, pad_id=0, augment=MOVES)
-    halves = [Loader(source, bound, tiled, plan=plan, visual_tokens=Q, pad_id=0, augment=MOVES, host=h, hosts=2)
-              for h in range(2)]  # fmt: skip
+    options = {"plan": plan, "visual_tokens": Q, "pad_id": 0, "augment": MOVES, "blend": most is not None}
+    loader = Loader(source, bound, tiled, **options)
+    halves = [Loader(source, bound, tiled, **options, host=h, hosts=2) for h in range(2)]
     for k in range(2):
         batch = loader.build(k)
         assert same(joined([half.build(k) for half in halves]), batch)
+        assert (batch.blend_weight is not None) is bool(most)
         newlines = batch.image_index == 12 * Q  # one past the group's own tokens
         for row, packed in enumerate(plan.batch(k)):
             visual = np.concatenate([examples[i].visual for i in packed] or [[]])

@@ -140,6 +140,7 @@ def test_no_card_without_its_preset():
         ("llava15_7b", 7_063_427_072),
         ("llava15_13b", 13_351_494_656),
         ("llavanext_7b", 7_063_431_168),
+        ("yi_34b", 34_388_917_248),
         ("paligemma_3b_224", 2_923_466_480),
         ("paligemma2_3b_224", 3_032_242_416),
         ("llama2_7b", 6_738_415_616),
@@ -247,7 +248,8 @@ def test_what_a_picture_costs_in_tokens():
         "llava15_13b": 576,
         "llava15_7b_perceiver": 64,
         "llavanext_7b": 576,  # of each tile
-        "llavanext_13b": 576,
+        **dict.fromkeys(("llavanext_13b", "llavanext_34b", "llavanext_mistral_7b", "llavanext_llama3_8b"), 576),
+        **{f"llava_onevision_{size}_{stage}": 729 for size in ("0_5b", "7b", "72b") for stage in ("si", "ov")},
         "nanovlm_222m": 49,
         "nanovlm_450m": 64,
         **dict.fromkeys(("llava_qwen3_0.6b", "llava_qwen3_1.7b", "llava_qwen3_4b"), 729),

@@ -28,6 +28,7 @@ PAIRS = {
     "mistral": ("mistral", lambda: llama_tiny(legacy=True)),
     "mistral-v3": ("mistral_v3", lambda: llama_tiny(legacy=False, extra=("<image>", "[INST]", "[/INST]"))),
     "llama-3": ("llama_3", llama3_tiny),
+    "llava-llama-3": ("llava_llama_3", llama3_tiny),
     "gemma": ("gemma", gemma_tiny),
 }
 

@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 import transformers as hf
 
-from lvlm_jax import api
+from lvlm_jax import api, zoo
 from lvlm_jax.hub import beside
+from lvlm_jax.hub.configs import from_original, to_original
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.hub.verify import verify
@@ -18,6 +19,7 @@ from lvlm_jax.infer.prompt import as_example
 from lvlm_jax.processing.image import ImageSpec, preprocess_rows
 from lvlm_jax.processing.tiles import Tiles, span
 from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.zoo import llava_next
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 from tests.hub import tiny
 from tests.hub.test_convert import LAYOUTS, same_bytes
@@ -95,8 +97,8 @@ def test_tiles_of_the_authors_files(fresh, tmp_path):
     config = {"mm_vision_tower": "x", "image_grid_pinpoints": "[[336, 672], [672, 336]]"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert beside.original_tiles(tmp_path) == Tiles(pinpoints=((672, 336), (336, 672)), unpad="truncate")
-    (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": "(1x1),...,(6x6)"}))
-    with pytest.raises(ValueError, match=r"image_grid_pinpoints is '\(1x1\),...,\(6x6\)', which is not supported"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": "336 by 672"}))
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints is '336 by 672' with .*, which is not supported"):
         beside.original_tiles(tmp_path)
 
 
@@ -117,3 +119,12 @@ def test_what_a_model_with_a_newline_needs(fresh, tmp_path):
         api.load(out)
     with pytest.raises(ValueError, match="names no image_grid_pinpoints"):
         verify(out)
+
+
+@pytest.mark.parametrize("name", llava_next.SYSTEMS)
+def test_the_authors_config_of_each_system(name):
+    spec = zoo.SYSTEMS[name]
+    raw = to_original(spec.config, spec.image)
+    kind = {"llavanext_mistral_7b": "llava_mistral"}.get(name, "llava_llama")
+    assert (raw["model_type"], raw["image_aspect_ratio"]) == (kind, "anyres")
+    assert from_original(raw) == spec.config

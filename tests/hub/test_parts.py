@@ -35,6 +35,22 @@ def test_a_tower_leaves_its_pooling_head_behind(tmp_path, name):
         assemble.public_parts(Start(hub=str(folder)), {"vision": deeper}, None)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_tower_leaves_its_last_block_behind(tmp_path, capsys, scan):
+    folder = tiny.saved(tiny.perturbed(tiny.siglip_vision()), tmp_path / "in")
+    whole = P.flatten(import_folder(folder, kind="vision", scan=scan).params)
+    config = dataclasses.replace(import_folder(folder, kind="vision").config, pool="none", depth=2)
+    like = KINDS["vision"].shapes(config, scan)[0]
+    found = P.flatten(assemble.public_parts(Start(hub=str(folder)), {"vision": like}, None)["vision"])
+    assert "the last of its 3 blocks is left out, as the recipe's tower has 2" in capsys.readouterr().err
+    for path, leaf in found.items():
+        stacked = scan and "layers/" in path
+        np.testing.assert_array_equal(leaf, whole[path][:2] if stacked else whole[path], err_msg=path)
+    fewer = KINDS["vision"].shapes(dataclasses.replace(config, depth=1), scan)[0]
+    with pytest.raises(ConfigError, match=r"does not hold the recipe's|the recipe's model wants"):
+        assemble.public_parts(Start(hub=str(folder)), {"vision": fewer}, None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_visual_expert_begins_as_a_copy_of_the_language_model(tmp_path, scan):

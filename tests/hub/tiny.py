@@ -210,6 +210,18 @@ def llava_next():
     return hf.LlavaNextForConditionalGeneration(config)
 
 
+def llava_onevision():
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**TOWER, **PICTURE, vision_use_head=False),
+        text_config=hf.Qwen2Config(**{**DECODER, "max_position_embeddings": 512}),
+        image_token_index=483,
+        video_token_index=484,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config)
+
+
 def paligemma(version=1):
     text = {**DECODER, "max_position_embeddings": 256, "head_dim": 16}
     decoder = hf.GemmaConfig(**text) if version == 1 else hf.Gemma2Config(**text, query_pre_attn_scalar=24)

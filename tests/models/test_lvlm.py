@@ -42,7 +42,8 @@ def step(model, params, tokens, positions, start, cache, index):
 
 
 def split_at(batch, at):
-    text = ("tokens", "weights", "positions", "segments", "image_index")
+    text = ["tokens", "weights", "positions", "segments", "image_index"]
+    text += ["blend_index", "blend_weight"] if batch.blend_index is not None else []
     return batch.replace(**{name: getattr(batch, name)[:, :at] for name in text})
 
 
@@ -52,6 +53,7 @@ def split_at(batch, at):
         ("llava15", False),
         ("llava15", True),
         ("llava_next", False),
+        ("llava_onevision", False),
         ("paligemma2", False),
         ("siglip_qwen2", False),
         ("clip_llama3", False),
@@ -126,6 +128,7 @@ def agree(got, name, atol):
         pytest.param("llava15", "DP", marks=pytest.mark.slow),
         pytest.param("llava15", "FSDP", marks=pytest.mark.slow),
         pytest.param("llava_next", "FSDP", marks=pytest.mark.nightly),
+        pytest.param("llava_onevision", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("paligemma", "FSDP", marks=pytest.mark.nightly),
         pytest.param("perceiver", "FSDP_TP", marks=pytest.mark.slow),
         pytest.param("qformer", "FSDP_TP", marks=pytest.mark.nightly),

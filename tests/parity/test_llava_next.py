@@ -10,6 +10,7 @@ from transformers import (
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    MistralConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -34,6 +35,7 @@ PINPOINTS = ((28, 56), (56, 28), (56, 56))
 SPEC = ImageSpec(size=28, patch=7, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash", tiles=Tiles(pinpoints=PINPOINTS))
 CASES = {
     "clip + llama": (CLIPVisionConfig(**VISION), LlamaConfig(**SIZES), {}, 5.0),
+    "clip + mistral": (CLIPVisionConfig(**VISION), MistralConfig(**SIZES, sliding_window=None), {}, 5.0),
     "siglip + qwen2": (
         SiglipVisionConfig(**TOWER, vision_use_head=False),
         Qwen2Config(**SIZES),
@@ -123,7 +125,7 @@ def reference(model, one):
     return model(input_ids=torch.tensor(one.tokens)[None], **given).logits[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if "mistral" in c else c for c in CASES])
 def test_logits_of_packed_rows(case):
     model, module, _, params = make(case)
     rows, batch = packed(module.config)

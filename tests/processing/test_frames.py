@@ -20,6 +20,8 @@ GOLDEN = {
     ("fps", 132, 25.0): [0, 15, 29, 44, 58, 73, 87, 102, 116, 131],
     ("head", 250, 25.0): [0, 12, 25, 38, 50, 62, 75, 88],
     ("tail", 250, 25.0): [161, 174, 187, 199, 211, 224, 237, 249],
+    ("every", 250, 25.0): [0, 35, 71, 106, 142, 177, 213, 249],
+    ("every", 132, 25.0): [0, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120],
 }
 
 
@@ -99,7 +101,7 @@ def test_the_newline_ends_a_row_a_frame_or_the_video():
 
 
 BAD_SPECS = {
-    "sampler 'random' is unknown; choose one of uniform, videochat, fps, head, tail": {"sampler": "random"},
+    "sampler 'random' is unknown; choose one of uniform, videochat, fps, head, tail, every": {"sampler": "random"},
     "newline 'word' is unknown; choose one of none, row, frame, video": {"newline": "word"},
     "sentence 'x' is unknown; choose one of none, videochat, llava_video": {"sentence": "x"},
     "frames 0: at least 1": {"frames": 0},
@@ -116,7 +118,16 @@ def test_a_bad_spec_is_an_error_that_names_the_field(message):
 
 
 def test_a_spec_goes_through_its_file_and_back():
-    spec = VideoSpec(sampler="fps", frames=32, fps=1.5, least=6, multiple=2, newline="frame", sentence="videochat")
+    spec = VideoSpec(
+        sampler="fps",
+        frames=32,
+        fps=1.5,
+        least=6,
+        multiple=2,
+        newline="frame",
+        sentence="videochat",
+        pool="average",
+    )
     assert all(getattr(spec, f.name) != f.default for f in dataclasses.fields(spec))
     assert VideoSpec.from_hf(spec.to_hf()) == spec
     assert VideoSpec.from_hf({"video_processor_type": "Qwen2VLVideoProcessor", "fps": 2}) is None

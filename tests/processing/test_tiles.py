@@ -124,8 +124,8 @@ def test_config_round_trip():
     cut = ImageSpec(size=28, patch=7, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash",
                     tiles=Tiles(pinpoints=PINPOINTS, unpad="truncate"))  # fmt: skip
     assert ImageSpec.from_hf(cut.to_hf(), 7) == cut
-    with pytest.raises(ValueError, match="image_grid_pinpoints of a LlavaOnevisionImageProcessor are not supported"):
-        ImageSpec.from_hf(SPEC.to_hf() | {"image_processor_type": "LlavaOnevisionImageProcessor"}, 7)
+    with pytest.raises(ValueError, match="image_grid_pinpoints of a SiglipImageProcessor are not supported"):
+        ImageSpec.from_hf(SPEC.to_hf() | {"image_processor_type": "SiglipImageProcessor"}, 7)
     with pytest.raises(ValueError, match="image_grid_pinpoints with size 32 but crop_size 28; make them equal"):
         ImageSpec.from_hf(SPEC.to_hf() | {"size": {"shortest_edge": 32}}, 7)
 
