@@ -25,7 +25,8 @@ LEFT = np.repeat([0, 2, 7, 11], 1)
 WINDOWED = [name for name, config in tiny.DECODERS.items() if config.window]
 SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 # What has parts that no other has runs in CI; biased scores in the default run, which windows and rotations are in.
-LATER = dict.fromkeys(("opt_350m", "palm", "chatglm_6b"), SLOW) | dict.fromkeys(("opt", "gpt_neox", "glm4"), NIGHTLY)
+LATER = dict.fromkeys(("opt_350m", "palm", "chatglm_6b", "chinchilla"), SLOW)
+LATER |= dict.fromkeys(("opt", "gpt_neox", "glm4", "mosaic_gpt"), NIGHTLY)
 FAMILIES = [pytest.param(name, marks=LATER[name]) if name in LATER else name for name in tiny.DECODERS]
 
 
