@@ -39,6 +39,7 @@ from tests.parity.test_perceiver import Flamingo
 I = tiny.IMAGE
 TEXT = {**SIZES, "num_hidden_layers": 4}
 MOSAIC = dataclasses.replace(tiny.MOSAIC_GPT, depth=4)
+RED_PAJAMA = {"num_hidden_layers": 4, "rotary_pct": 1.0, "use_parallel_residual": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ HOSTS = {
     "llama": Host(lambda: LlamaForCausalLM(LlamaConfig(**TEXT)), llama, "model.layers", ("model.embed_tokens",)),
     "mosaic_gpt": Host(lambda: Mosaic(MOSAIC), mosaic_gpt, "transformer.blocks", ("transformer.wte",), MOSAIC),
     "gpt_neox": Host(  # both tables have "embed" in their names, and are saved
-        lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX | {"num_hidden_layers": 4, "rotary_pct": 1.0})),
+        lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX | RED_PAJAMA)),
         gpt_neox,
         "gpt_neox.layers",
         ("gpt_neox.embed_in", "embed_out"),
