@@ -9,7 +9,7 @@ Settings of the authors' model card (HuggingFaceM4/idefics-9b and -80b), and of 
 - learning rate 1e-5 down to 6e-6 in a line (80B: 5e-5 to 3e-5), 2,000 steps of warm-up; Adam with b2 0.999, weight
   decay 0.1, gradients clipped to 1.0
 - of the tokens 73.85 % from OBELICS, 6.15 % from Wikipedia, 17.18 % from LAION, 2.82 % from PMD. Here a share is one of
-  the examples: a page has some 800 tokens, a caption 27 (LAION) or 23 (PMD), so that the weights below give these shares
+  the examples: a page has some 800 tokens, a caption 27 (LAION) or 23 (PMD), so the weights below give these shares
 Theirs adds a z-loss of 1e-3 of the logits, which a recipe's stage does not have.
 
 Data: Parquet of OBELICS (and of Wikipedia in its form) with the pictures fetched, shards of pairs for the others;

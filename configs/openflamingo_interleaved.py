@@ -11,8 +11,8 @@ Settings of the authors' repository (mlfoundations/open_flamingo, version 2):
 - 2,048 pages of MMC4 (32 a device, 64 of them) and 4,096 captions of LAION a step, 60 M pages in all (run_train.sh;
   arXiv 2308.01390, section 3): 29,297 steps
 - pages of 256 tokens and 6 pictures at most, similarity 0.24 at least, pictures flipped at random (train/data.py)
-Theirs averages each of the two over its own tokens and weighs captions with 0.2; here every token counts the same, which
-gives the captions about a sixth of the loss, as 0.2 beside 1.0 does. Theirs also drops half of the pages with one
+Theirs averages each of the two over its own tokens and weighs captions with 0.2; here every token counts the same,
+which gives the captions about a sixth of the loss, as 0.2 beside 1.0 does. Theirs also drops half of the pages with one
 picture, and pictures below 10 KB.
 
 Data: shards of MMC4 by the authors' convert_mmc4_to_wds.py, and of LAION by img2dataset; override

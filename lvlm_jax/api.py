@@ -161,7 +161,8 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
         if not spec.released:
             only = f", only those of its language model ({spec.source})" if spec.source else ""
             raise CheckpointError(
-                f"{name}: nobody published its weights{only}; train it (lvlm list names the recipes) and load the workdir"
+                f"{name}: nobody published its weights{only}; train it (lvlm list names the recipes) and load the "
+                "workdir"
             )
         return download.resolve(spec.source, revision, **hub)
     word = "/" not in str(name) and not str(name).startswith(download.INSTALLED) and path.suffix not in download.FILES

@@ -44,7 +44,12 @@ def fits(config: DecoderConfig) -> bool:
     return config.holds(PARTS) and config.whole_heads and config.mlp_dim == 4 * config.width
 
 
-_DENSE = {"attn/o": "attn.o_proj", "attn/relative/r": "attn.r_proj", "mlp/up": "mlp.up_proj", "mlp/down": "mlp.down_proj"}
+_DENSE = {
+    "attn/o": "attn.o_proj",
+    "attn/relative/r": "attn.r_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}
 _BIASES = {"content_bias": "attn.u", "position_bias": "attn.v"}
 
 

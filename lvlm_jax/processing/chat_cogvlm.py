@@ -56,7 +56,9 @@ def render(form: Form, turns: Sequence[Turn], generate: bool) -> Rendered:
             out += [*pictures, Piece((form.before if begins else form.again) + plain_text(turn), fresh=begins)]
             out.append(Piece(form.after))
         elif pictures:
-            raise ValueError(f"turn {index} (assistant): a picture in the answer, which CogVLM's templates cannot write")
+            raise ValueError(
+                f"turn {index} (assistant): a picture in the answer, which CogVLM's templates cannot write"
+            )
         elif index + 1 < len(turns):
             out += [Piece(form.gap), Piece(plain_text(turn), 1.0)]
         else:

@@ -12,6 +12,7 @@ from lvlm_jax.processing import chat_cogvlm, chat_jinja
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.schema import Image, Text, Turn
 
+
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
     """(system text or None, alternating user and assistant turns); the order is checked here once."""
     turns = list(turns)

@@ -35,7 +35,9 @@ READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
 
 SYSTEMS: dict[str, Spec] = {
-    name: spec for module in (*FAMILIES.values(), flamingo, nanovlm, llava_small) for name, spec in module.SYSTEMS.items()
+    name: spec
+    for module in (*FAMILIES.values(), flamingo, nanovlm, llava_small)
+    for name, spec in module.SYSTEMS.items()
 }
 """Every system there is."""
 

@@ -18,9 +18,7 @@ _TOWER = dataclasses.replace(
     vision.nfnet.PRESETS["nfnet_f6"], image_size=320, classes=0, feature_layer=-2, **vision.nfnet.AUTHORS
 )
 _IMAGE = ImageSpec(size=320, patch=32, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample="bicubic", fit="pad")
-_RESAMPLER = PerceiverConfig(
-    **FLAMINGO | {"heads": 16, "head_dim": 96}, activation="squared_relu", project=False
-)
+_RESAMPLER = PerceiverConfig(**FLAMINGO | {"heads": 16, "head_dim": 96}, activation="squared_relu", project=False)
 
 
 def _system(name: str, chinchilla: str, every: int) -> Spec:

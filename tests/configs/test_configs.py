@@ -70,7 +70,7 @@ def test_the_recipes_that_there_are():
 
 
 # Flamingo's tower is slow to trace.
-@pytest.mark.parametrize("word", [pytest.param(w, marks=pytest.mark.slow) if "flamingo" == w[:8] else w for w in WORDS])
+@pytest.mark.parametrize("word", [pytest.param(w, marks=pytest.mark.slow) if w[:8] == "flamingo" else w for w in WORDS])
 def test_a_recipe(word):
     found = recipe.load(word)
     assert found.name == word.partition(":")[0]

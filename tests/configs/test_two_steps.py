@@ -1,4 +1,4 @@
-"""Two steps of recipes for systems that are too large to try: their stage, on a small model of the same kind, sharded."""
+"""Two steps of recipes for systems too large to try: their stage, on a small model of the same kind, sharded."""
 
 import dataclasses
 

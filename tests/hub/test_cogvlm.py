@@ -15,8 +15,8 @@ from lvlm_jax.hub.safetensors_io import TensorFolder, write_folder
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.zoo import cogvlm
 from tests import tiny as models
-from tests.parity import test_cogvlm as parity
 from tests.parity import compare
+from tests.parity import test_cogvlm as parity
 from tests.tokenizers_tiny import llama_tiny
 
 # As the release at 490 pixels has it; it names no model_type.

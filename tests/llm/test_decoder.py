@@ -145,8 +145,8 @@ def agree(got, name):
 FIRST = WINDOWED[0]  # local and global layers in one stack; the others after it are slow
 
 
-# Weights are cut by the names of their axes, which all share but a table of positions, a narrower one of words, and what
-# projects distances.
+# Weights are cut by the names of their axes, which all share but a table of positions, a narrower one of words, and
+# what projects distances.
 @pytest.mark.parametrize(
     "name",
     [

@@ -225,7 +225,8 @@ def test_the_whole_model():
     seen = tiny.jit(lambda p: module.apply({"params": p}, batch, method=features))(params)
     compare.close(seen, torch.stack([model.model.vision.features(x) for x in pictures]), "CogVLM, features")
     expected = [model(parts_of(batch, pictures, row)) for row in range(len(ROWS))]
-    run = tiny.jit(lambda p: module.apply({"params": p}, batch, method=tiny.logits))
+    forward = lambda p: module.apply({"params": p}, batch, method=tiny.logits)  # noqa: E731
+    run = tiny.jit(forward)
     got = run(params)
     for row, wanted in enumerate(expected):
         compare.close(got[row, : len(wanted)], wanted, f"CogVLM, row {row}, logits")
@@ -233,7 +234,7 @@ def test_the_whole_model():
 
     pull = [np.random.default_rng(row).normal(size=w.shape).astype(np.float32) for row, w in enumerate(expected)]
     sum((w * torch.tensor(p)).sum() for w, p in zip(expected, pull)).backward()
-    loss = lambda p: sum((run(p)[row, : len(w)] * w).sum() for row, w in enumerate(pull))  # noqa: E731
+    loss = lambda p: sum((forward(p)[row, : len(w)] * w).sum() for row, w in enumerate(pull))  # noqa: E731
     grads = tiny.jit(jax.grad(loss))(params)
     wanted = compare.load(rows, compare.gradients(model), shapes)
     together = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (grads, wanted)]

@@ -1,8 +1,8 @@
-"""MPT-1B and Chinchilla, re-derived: no library has them. Each is written here from its description, one head at a time.
+"""MPT-1B and Chinchilla, re-derived: no library has them. Each is written from its description, one head at a time.
 
 `Mosaic`: x + Wo attention(q_ln(q), k_ln(k), v), then x + down gelu(up(ln_2(x))); the norms of queries and keys run over
 all heads; a score falls by 2^-(8 h / H) a position in head h = 1 ... H; nothing has a bias; the head is the table.
-`Chinchilla`: RMS norms, and the score of query i and key j is (q_i + u) k_j + (q_i + v) W R(i - j), R sines then cosines.
+`Chinchilla`: RMS norms; the score of query i and key j is (q_i + u) k_j + (q_i + v) W R(i - j), R sines, then cosines.
 """
 
 import math
@@ -168,14 +168,15 @@ def test_logits_and_gradients(name):
     rows, shapes = family.rows(config, ""), abstract(decoder, *dummy_inputs(config))[0]
     params, ids = compare.load(rows, compare.tensors(model), shapes), tokens()
     expected = torch.stack([model(torch.tensor(row)) for row in ids])
-    run = tiny.jit(lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores))
+    forward = lambda p: decoder.apply({"params": p}, jnp.asarray(ids), *plain(*ids.shape), method=scores)  # noqa: E731
+    run = tiny.jit(forward)
     compare.close(run(params), expected, f"{name} (re-derived)")
     assert compare.dead(run, params) == set()
 
     pull = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
     (expected * torch.tensor(pull)).sum().backward()
     wanted = compare.load(rows, compare.gradients(model), shapes)
-    grads = tiny.jit(jax.grad(lambda p: (run(p) * pull).sum()))(params)
+    grads = tiny.jit(jax.grad(lambda p: (forward(p) * pull).sum()))(params)
     together = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (grads, wanted)]
     compare.close(*together, f"{name} (re-derived), gradients")
 
