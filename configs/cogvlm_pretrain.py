@@ -7,11 +7,12 @@ Hardware: planned for v5p-512, FSDP          Measured: not yet
 Settings of the paper (arXiv 2311.03079):
 - tower and language model frozen, what is trained begins as a copy of the language model (section 2.1): 6.6 of 17.6 B
 - stage 1, "caption": 120,000 steps of 8,192 captions (section 2.2), learning rate 1e-4, 12,000 steps of warm-up
-- stage 2, "ground": 60,000 steps of 1,024 captions and referring expressions, the second half at 490 pixels
-  (section 2.2), learning rate 1e-5, 1,200 steps of warm-up. ``:490`` is that second half: it goes on from runs/cogvlm_224 with
+- stage 2, "ground": 60,000 steps of 1,024 captions and referring expressions, the second half at 490 pixels (section
+  2.2), learning rate 1e-5, 1,200 steps of warm-up. ``:490`` is that second half: it goes on from runs/cogvlm_224, with
   the tower of the release at 490, whose positions the authors interpolated
 - cosine, Adam with b2 0.95 and eps 1e-8, weight decay 0.05 (table of hyperparameters in the appendix)
-Theirs drops a tenth of the activations in training, which does not exist here; the schedule's cosine is one of each run.
+Theirs drops a tenth of the activations in training, which does not exist here. The cosine is each run's own: theirs
+falls once over the 60,000 steps of stage 2.
 
 Captions are packed: a row of 2,048 positions holds about seven (258 of each are the picture), 8,192 pictures a step.
 

@@ -35,7 +35,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.mesh = "FSDP"
     c.remat = "full"
-    c.scan = "no" if arg == "80b" else "auto"  # a block every 7 of 80 layers: no equal groups to scan
     c.run = ("train",)
     c.model = model_of(SYSTEMS[systems[arg]])
     c.stages = ConfigDict()

@@ -19,8 +19,8 @@ class DecoderConfig:
     `final_norm` is the one behind the last layer. `post_norms` adds one behind each branch, `qk_norm` one for each
     head's queries and keys ("head_layer": a layer norm with weights of each head's own; "whole": one for those of all
     heads together). `mlp` is "gated" or "plain". `clip_qkv` bounds queries, keys and values. `scale_embeddings`
-    multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by sqrt(`query_scalar`),
-    default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
+    multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by
+    sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
     says; with "halves", positions are counted twice, and each half of a head is rotated by its own count. "learned": a
