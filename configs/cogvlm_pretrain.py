@@ -27,7 +27,7 @@ from lvlm_jax.recipe import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 CAPTIONS = {"source": "webdataset", "path": "data/laion_coyo/{00000..09999}.tar"}
-GROUNDING = {"source": "refcoco", "path": "data/refcoco", "images": "data/coco/train2014"}
+GROUNDING = {"source": "refcoco", "path": "data/refcoco", "images": "data/coco/train2014", "form": "cogvlm"}
 TRAINS = ("connector/**", "ends/**", "llm/layers/*/expert_*/**")
 
 
