@@ -117,7 +117,6 @@ def test_a_folder_that_answers(tmp_path):
     assert (system.template.name, system.image_token_id, system.spec) == ("cogvlm_vqa", 0, spec)
     picture = np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)
     said = system.generate("What is the color?", images=picture, max_new_tokens=4)
-    assert said
     chat = system.chat()
     assert chat.ask("What is the color?", images=picture, max_new_tokens=4) == said
     assert isinstance(chat.ask("Sure?", max_new_tokens=2), str)

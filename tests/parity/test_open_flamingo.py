@@ -177,7 +177,7 @@ def delta(resampler, host, form, kind="llama"):
 def answer(host, ids, mask):
     """Logits; our own re-derivation takes one row, and blocks that read what stands before in all rows."""
     if not isinstance(host, Mosaic):
-        return host(ids, mask).logits
+        return host(ids, attention_mask=mask).logits
     rows = []
     blocks = [layer for layer in HOSTS["mosaic_gpt"].layers_of(host) if isinstance(layer, Before)]
     kept = [block.seen for block in blocks]
