@@ -22,7 +22,7 @@ from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
-from lvlm_jax.zoo import SYSTEMS, video_of
+from lvlm_jax.zoo import SYSTEMS, Spec, video_of
 
 EXPORT = "export"
 """Folder of a training run's workdir that holds the trained model for other software."""
@@ -63,7 +63,7 @@ def load(
         leaves the weights as the files have them, and computes by device.
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
-      tokenizer: where it is not in the folder.
+      tokenizer: where it is not in the folder, nor known from the zoo (CogVLM's files have none).
       vision: the vision tower's folder or hub name, for the LLaVA authors' files.
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
@@ -90,11 +90,12 @@ def load(
         with download.named("adapter= (--adapter)"):
             adapter = download.resolve(adapter, **hub)
         params = peft.apply(params, loaded.config, adapter)
+    spec = next((spec for spec in SYSTEMS.values() if str(name_or_folder) in (spec.name, spec.source)), None)
     if not isinstance(tokenizer, Tokenizer):
         with download.named("tokenizer=") if tokenizer else contextlib.nullcontext():
-            tokenizer = beside.tokenizer(tokenizer or model_base or folder)
+            tokenizer = beside.tokenizer(tokenizer or model_base or (spec and spec.tokenizer) or folder)
     if not isinstance(template, Template):
-        template = TEMPLATES[template] if template else _template(folder, loaded.config)
+        template = TEMPLATES[template] if template else _template(folder, loaded.config, spec)
     return System(
         model=LVLM(loaded.config, dtype=dtype),
         params=params,
@@ -158,9 +159,10 @@ def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path
     if not path.is_dir() and str(name) in SYSTEMS:
         spec = SYSTEMS[str(name)]
         if not spec.released:
+            only = f", only those of its language model ({spec.source})" if spec.source else ""
             raise CheckpointError(
-                f"{name}: nobody published its weights, only those of its language model ({spec.source}); train it "
-                "(lvlm list names the recipes) and load the workdir"
+                f"{name}: nobody published its weights{only}; train it (lvlm list names the recipes) and load the "
+                "workdir"
             )
         return download.resolve(spec.source, revision, **hub)
     word = "/" not in str(name) and not str(name).startswith(download.INSTALLED) and path.suffix not in download.FILES
@@ -207,9 +209,11 @@ def default_template(config: LVLMConfig) -> str:
     return HOST_TEMPLATES.get(host, "vicuna_v1")
 
 
-def _template(folder: Path, config: LVLMConfig) -> Template:
-    """The template that the folder's own stands for, else the one of the model's family."""
+def _template(folder: Path, config: LVLMConfig, spec: Spec | None = None) -> Template:
+    """The template that the folder's own stands for, else the zoo's word for it, else that of the model's family."""
     found = beside.chat_template(folder)
+    if found is None and spec is not None:
+        return TEMPLATES[spec.template]
     if found is None:
         name = default_template(config)
         warnings.warn(

@@ -132,9 +132,10 @@ def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Token
         return Tokenizer(word_tokenizer())
     with download.named(field):
         words = beside.tokenizer(model.tokenizer)
-    # A language model's own tokenizer has no word for a picture: it gets one as its next id.
-    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == model.image_token_id:
-        words.add_special([IMAGE_TOKEN])
+    # A language model's own tokenizer has no word for a picture, nor those of the template: it gets them as next ids.
+    new = [word for word in (*TEMPLATES[model.template].words, IMAGE_TOKEN) if not words.has_special(word)]
+    if IMAGE_TOKEN in new and words.vocab_size + new.index(IMAGE_TOKEN) == model.image_token_id:
+        words.add_special(new)
     return words
 
 
@@ -338,8 +339,9 @@ def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
 def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
-    A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them;
-    a visual expert that it lacks is a copy of its own layers. An error of what cannot be found names `field`.
+    A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them,
+    and one that is larger is cut; a visual expert that it lacks is a copy of its own layers. An error of what cannot be
+    found names `field`.
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
@@ -385,11 +387,13 @@ def _without_last(source: str, got: dict, wanted: dict) -> dict:
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:
-    """A leaf in the wanted shape and place: vocabulary rows are added, anything else must be equal."""
+    """A leaf in the wanted shape and place: vocabulary rows are added or cut, anything else must be equal."""
     axis = {"llm/embed/table": 0, "llm/head/kernel": 1}.get(path)
     short = like.shape[axis] - leaf.shape[axis] if axis is not None else 0
     if short > 0:
         leaf = trees.add_rows(leaf, short, axis)
+    elif short < 0:  # rows that no word of the tokenizer reaches
+        leaf = leaf[: like.shape[0]] if axis == 0 else leaf[:, : like.shape[1]]
     if leaf.shape != like.shape:
         raise ConfigError(f"{source}: {path} is {list(leaf.shape)}, the recipe's model wants {list(like.shape)}")
     return leaf if getattr(like, "sharding", None) is None else jax.device_put(leaf, like.sharding)

@@ -44,7 +44,8 @@ def _print_names() -> None:
         print(f"  {name:<24} {_first_line(config.find(name))}")
     print("systems (lvlm_jax.load(NAME); weights come from the hub name beside it)")
     for name, spec in zoo.SYSTEMS.items():
-        print(f"  {name:<24} {spec.source}{'' if spec.released else ' (the language model alone: train the rest)'}")
+        alone = "(the language model alone: train the rest)" if spec.source else "(nothing is public: train it)"
+        print(f"  {name:<24} {' '.join(filter(None, (spec.source, '' if spec.released else alone)))}")
     print(f"data sources\n  {', '.join(SOURCES)}")
     print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
 

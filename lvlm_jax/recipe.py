@@ -369,7 +369,7 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out.connector.kind = names[type(spec.config.connector)]
     out.image = configs.to_config(spec.image)
     out.video = configs.to_config(spec.video)
-    out.tokenizer = tokenizer or spec.source
+    out.tokenizer = tokenizer or spec.tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
     return out

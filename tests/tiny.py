@@ -27,6 +27,7 @@ from lvlm_jax.processing.schema import Batch
 from lvlm_jax.vision import NFNetConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
+from lvlm_jax.zoo import cogvlm
 
 IMAGE = "image"
 """A picture in a row of `batch`."""
@@ -100,6 +101,8 @@ OPT = dataclasses.replace(_SMALL, **_PLAIN, positions="learned", position_offset
 OPT_350M = dataclasses.replace(OPT, order="post", final_norm=False, embed_width=16)
 NEOX = dataclasses.replace(_SMALL, **_PLAIN, order="parallel", rotary_fraction=0.25)
 MPT = dataclasses.replace(_SMALL, **llm.mpt.PARTS, mlp_dim=128, clip_qkv=1.0, alibi_max=4.0, tied=True)
+MOSAIC_GPT = dataclasses.replace(_SMALL, **llm.mosaic_gpt.PARTS, mlp_dim=128, tied=True)
+CHINCHILLA = dataclasses.replace(_SMALL, **llm.chinchilla.PARTS, mlp_dim=128, tied=True)
 PALM = dataclasses.replace(LLAMA, **llm.palm.PARTS, kv_heads=1, mlp_dim=64, tied=True)
 GLM4 = dataclasses.replace(TURNED, qkv_bias=True, post_norms=True, rope_scaling=None)
 CHATGLM_6B = dataclasses.replace(_SMALL, **llm.chatglm_6b.PARTS, residual_scale=2.0, tied=True)
@@ -114,6 +117,8 @@ DECODERS: dict[str, DecoderConfig] = {
     "opt_350m": OPT_350M,
     "gpt_neox": NEOX,
     "mpt": MPT,
+    "mosaic_gpt": MOSAIC_GPT,
+    "chinchilla": CHINCHILLA,
     "glm4": GLM4,
     "palm": PALM,
     "chatglm_6b": CHATGLM_6B,
@@ -151,6 +156,12 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
     "visual_expert": LVLMConfig(
         vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
+    ),
+    "cogvlm": LVLMConfig(
+        vision=cogvlm.tower(28, patch_size=7, width=32, depth=2, heads=4, mlp_dim=64),
+        connector=GatedConfig(hidden=_SMALL.mlp_dim),
+        llm=_SMALL,
+        expert=True,
     ),
     "flamingo": LVLMConfig(
         vision=CLIP,

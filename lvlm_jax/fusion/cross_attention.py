@@ -225,16 +225,7 @@ class Among:
         return x
 
     def weave(self, layers: Opened, depth: int, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Any]:
-        """The scanned form of both stacks.
-
-        Raises:
-          ValueError: layers that do not divide into groups with a block each.
-        """
+        """The scanned form of both stacks."""
         c = self.blocks.config
-        if depth % c.every:
-            raise ValueError(
-                f"scan=True: the decoder's {depth} layers do not divide into groups of every={c.every}, which would be "
-                "scanned; set scan=False"
-            )
         x, outs, self.made = weave(layers, self.blocks.opened(self.media, self.kept), c.every, c.at, x)
         return x, outs

@@ -70,7 +70,7 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
             return Described(kind="lvlm", config=config, image_token_id=0, original=True)
         if "architecture" in raw and "model_type" not in raw:
             return Described(kind="vision", config=vision.timm.from_config(raw))
-        kind = raw.get("model_type")
+        kind = raw.get("model_type") or zoo.UNNAMED.get(next(iter(raw.get("architectures") or ()), None))
         if kind in zoo.READS:
             config, image_token_id = zoo.READS[kind].from_hf(raw)
             return Described(kind="lvlm", config=config, image_token_id=image_token_id)

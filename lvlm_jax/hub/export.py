@@ -72,7 +72,7 @@ def export_folder(
             "that the model was trained with"
         )
     if isinstance(config, LVLMConfig) and image_token_id is None and layout != "llava-original":
-        image_token_id = _image_token(tokenizer)
+        image_token_id = _image_token(config, tokenizer)
     rows, shapes = KINDS[kind].rows(config, layout), KINDS[kind].shapes(config, False)[0]
     _check_rows(rows, without_head(shapes, rows), layout)
     read = _leaves(params, shapes, dtype)
@@ -118,7 +118,10 @@ def _vocab(config: Config) -> int | None:
     return getattr(getattr(config, "text", config), "vocab", None)
 
 
-def _image_token(tokenizer: Tokenizer | None) -> int:
+def _image_token(config: LVLMConfig, tokenizer: Tokenizer | None) -> int:
+    family = zoo.family_of(config).MODEL_TYPE
+    if family in zoo.WORDLESS:
+        return zoo.WORDLESS[family]
     if tokenizer is None:
         raise ValueError("give the tokenizer, or image_token_id=: config.json names the token where a picture goes")
     if not tokenizer.has_special(IMAGE_TOKEN):

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lvlm_jax import keymap
+from lvlm_jax import keymap, llm
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
@@ -72,7 +72,7 @@ def normalised(delta: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' state with plain keys: out of ``model_state_dict``, less ``module.``, the blocks in their list."""
     out = {}
     for key, tensor in delta.get("model_state_dict", delta).items():
-        key = key.removeprefix("module.").replace("._checkpoint_wrapped_module", "")
+        key = key.removeprefix("module.").replace("._checkpoint_wrapped_module", "").replace(".decoder_layer.", ".")
         out[_WRAPPED.sub(r"lang_encoder.gated_cross_attn_layers.\1.", key)] = tensor
     return out
 
@@ -117,22 +117,24 @@ def complete(config: LVLMConfig, delta: Mapping[str, Any], tower: Params, host: 
       config: the whole model; its `llm.vocab` is that of the delta's table, which grew.
       delta: the authors' state, numpy arrays by key.
       tower, host: trees of the two alone; what the delta has of the language model goes before `host`, and a head of
-        its own that lacks the new words gets their mean.
+        its own that lacks the new words gets their mean, or is cut where it has rows that no word reaches.
 
     Raises:
       ValueError: a key of the delta that nothing holds, one that is missing, or a tensor of another shape.
     """
-    given = normalised(delta)
     own = {row.theirs: row for row in open_flamingo.host_rows(config)}
+    unused = re.compile("|".join(llm.FAMILIES[llm.family_of(config.llm)].UNUSED) or "(?!)")
+    given = {key: tensor for key, tensor in normalised(delta).items() if not unused.fullmatch(key)}
     table = [*open_flamingo.trained_rows(config), *(own[key] for key in given if key in own)]
     keymap.check(table, [path for row in table for path in row.leaves], given, "the delta")
     kept = {f"llm/{path}": leaf for path, leaf in P.flatten(host).items()}
     kept |= {f"vision/{path}": leaf for path, leaf in P.flatten(tower).items()}
     flat = {path: leaf for row in table for path, leaf in row.load(np.asarray(given[row.theirs])).items()}
     whole = {**kept, **flat}
-    more = config.llm.vocab - whole["llm/head/kernel"].shape[1] if "llm/head/kernel" in whole else 0
-    if more > 0:
-        whole["llm/head/kernel"] = P.add_rows(jnp.asarray(whole["llm/head/kernel"]), more, axis=1)
+    if "llm/head/kernel" in whole:
+        head = jnp.asarray(whole["llm/head/kernel"])[:, : config.llm.vocab]
+        more = config.llm.vocab - head.shape[1]
+        whole["llm/head/kernel"] = P.add_rows(head, more, axis=1) if more else head
     shapes = {path: leaf.shape for path, leaf in P.flatten(KINDS["lvlm"].shapes(config, False)[0]).items()}
     if gaps := sorted(whole.keys() ^ shapes.keys()):
         raise ValueError(

@@ -5,6 +5,7 @@ from types import ModuleType
 from lvlm_jax.llm import (
     chatglm,
     chatglm_6b,
+    chinchilla,
     gemma,
     gemma2,
     gemma3,
@@ -14,6 +15,7 @@ from lvlm_jax.llm import (
     gpt_neox,
     llama,
     mistral,
+    mosaic_gpt,
     mpt,
     opt,
     palm,
@@ -38,12 +40,14 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "mpt": mpt,
+    "mosaic_gpt": mosaic_gpt,
     "glm": glm,
     "glm4": glm4,
     "chatglm": chatglm,
     "chatglm_6b": chatglm_6b,
     "qwen": qwen,
     "palm": palm,
+    "chinchilla": chinchilla,
 }
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS.
 
@@ -90,6 +94,7 @@ __all__ = [
     "EncoderDecoderConfig",
     "chatglm",
     "chatglm_6b",
+    "chinchilla",
     "family_of",
     "gemma",
     "gemma2",
@@ -100,6 +105,7 @@ __all__ = [
     "gpt_neox",
     "llama",
     "mistral",
+    "mosaic_gpt",
     "mpt",
     "opt",
     "palm",

@@ -17,15 +17,16 @@ class DecoderConfig:
     Parts: `norm` is a key of `nn.norms.NORMS`, used throughout; `order` says where norms stand and what is added to
     what (`llm.block.Block`), `residual_scale` what the stream is multiplied by in the order "normed";
     `final_norm` is the one behind the last layer. `post_norms` adds one behind each branch, `qk_norm` one for each
-    head's queries and keys ("head_layer": a layer norm with weights of each head's own). `mlp` is "gated" or "plain".
-    `clip_qkv` bounds queries, keys and values. `scale_embeddings` multiplies token embeddings (not what
-    stands beside them) by sqrt(width). Scores are divided by sqrt(`query_scalar`), default the head width, and bent by
-    `attn_softcap`; logits by `final_softcap`.
+    head's queries and keys ("head_layer": a layer norm with weights of each head's own; "whole": one for those of all
+    heads together). `mlp` is "gated" or "plain". `clip_qkv` bounds queries, keys and values. `scale_embeddings`
+    multiplies token embeddings (not what stands beside them) by sqrt(width). Scores are divided by
+    sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
     says; with "halves", positions are counted twice, and each half of a head is rotated by its own count. "learned": a
     table of context + `position_offset` rows is added to what goes in, from row `position_offset` on. "alibi": scores
     fall with the distance, in the head that falls least by 2^-`alibi_max` a position (`nn.positions.alibi`).
+    "relative": queries are compared with the distance itself, too (`nn.relative.RelativeKeys`).
 
     `pattern` repeats over the layers: a "global" one sees all before, a "local" one the last `window` positions,
     rotated by `local_theta` without scaling where that is given.
@@ -48,7 +49,7 @@ class DecoderConfig:
     context: int = 4096
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     norm: Literal["rms", "offset_rms", "layer", "layer_no_bias"] = "rms"
-    qk_norm: bool | Literal["head_layer"] = False
+    qk_norm: bool | Literal["head_layer", "whole"] = False
     post_norms: bool = False
     scale_embeddings: bool = False
     query_scalar: int | None = None
@@ -66,7 +67,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     out_bias: bool = False
     clip_qkv: float | None = None
-    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    positions: Literal["rotary", "learned", "alibi", "relative"] = "rotary"
     position_offset: int = 0
     alibi_max: float = 8.0
     embed_width: int | None = None
@@ -173,6 +174,7 @@ _POSITIONS = {
     "rotary": ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta"),
     "learned": ("position_offset",),
     "alibi": ("alibi_max",),
+    "relative": (),
 }
 """Fields that say more of one kind of positions."""
 

@@ -16,6 +16,7 @@ from lvlm_jax.nn.cache import LayerCache
 from lvlm_jax.nn.linear import linear
 from lvlm_jax.nn.norms import NORMS, LayerNorm
 from lvlm_jax.nn.ranges import KEPT, Ranges
+from lvlm_jax.nn.relative import RelativeKeys
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
 Rotate = Callable[[Array], Array]
@@ -32,7 +33,7 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: Float[Array, "H T S"] | None = None,
+    bias: Float[Array, "... H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Softmax attention of each query over its key range; grouped heads (H a multiple of K).
 
@@ -44,7 +45,7 @@ def attend(
     Args:
       scale: what scores are multiplied by; default 1/sqrt(E).
       softcap: bound of the scaled scores, see `soft_cap`.
-      bias: what is added to them then, the same for all rows.
+      bias: what is added to them then, the same for all rows or of each.
     """
     if bias is None and meshes.platform() == "tpu" and q.shape[1] >= KERNEL_FROM:
         return _on_tpu(q, k, v, ranges, scale, softcap)
@@ -77,7 +78,7 @@ def plain_attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: Float[Array, "H T S"] | None = None,
+    bias: Float[Array, "... H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """`attend` in plain products, on any device: scores of all queries and keys stand in memory at once."""
     batch, queries, heads, width = q.shape
@@ -88,7 +89,7 @@ def plain_attend(
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(groups, heads // groups, *bias.shape[1:])
+        scores = scores + bias.astype(jnp.float32).reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
     if ranges.kind != "full":
         seen = ranges.dense(k.shape[2])[:, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
@@ -118,9 +119,10 @@ class Attention(nn.Module):
     Self-attention, or cross-attention when `context` is given. The cache is a value: it comes in and goes out. With a
     `context`, what goes out are the context's keys and values; given back without an `index`, they are read as they
     stand, and the context is not needed again.
-    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys. `scale`, `softcap` and `bias` are
-    `attend`'s. `clip` cuts queries, keys and values to [-clip, clip]. With `alibi` scores fall with the distance
-    between query and key (`positions.alibi`). `key_bias` False leaves keys without the bias that `qkv_bias` gives.
+    `qk_norm`, a key of `norms.NORMS`, normalises each head's queries and keys, or those of all heads together
+    (`qk_norm_whole`, MPT-1B's). `scale`, `softcap` and `bias` are `attend`'s. `clip` cuts queries, keys and values to
+    [-clip, clip]. With `alibi` scores fall with the distance between query and key (`positions.alibi`), with `relative`
+    queries are compared with it, too. `key_bias` False leaves keys without the bias that `qkv_bias` gives.
     `inner_norm` is the epsilon of a layer norm of all heads together, before the output product (EVA-02, arXiv
     2303.11331).
     """
@@ -134,10 +136,12 @@ class Attention(nn.Module):
     inner_norm: float | None = None
     qk_norm: str | None = None
     qk_norm_eps: float = 1e-5
+    qk_norm_whole: bool = False
     scale: float | None = None
     softcap: float | None = None
     clip: float | None = None
     alibi: float | None = None
+    relative: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -154,18 +158,15 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         project = functools.partial(linear, use_bias=self.qkv_bias, dtype=self.dtype)
         cut = (lambda x: x) if self.clip is None else (lambda x: jnp.clip(x, -self.clip, self.clip))
-        norm = lambda name: lambda heads: heads  # noqa: E731
-        if self.qk_norm:
-            norm = functools.partial(NORMS[self.qk_norm], self.qk_norm_eps, self.dtype, axes=(None,))
         turn = rotate or (lambda heads: heads)
-        q = split_heads(cut(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x)), self.heads)
-        q = turn(norm(name="q_norm")(q))
+        q = cut(project(self.heads * self.head_dim, ("embed", "heads"), name="q")(x))
+        q = turn(self._normed(q, self.heads, "q_norm"))
         if cache is None or index is not None:
             wide = functools.partial(project, self.kv_heads * self.head_dim, ("embed", "kv_heads"))
             source = x if context is None else context
             k = cut(wide(use_bias=self.qkv_bias and self.key_bias, name="k")(source))
-            k, v = split_heads(k, self.kv_heads), split_heads(cut(wide(name="v")(source)), self.kv_heads)
-            k, v = turn(norm(name="k_norm")(k)).swapaxes(1, 2), v.swapaxes(1, 2)
+            k, v = self._normed(k, self.kv_heads, "k_norm"), split_heads(cut(wide(name="v")(source)), self.kv_heads)
+            k, v = turn(k).swapaxes(1, 2), v.swapaxes(1, 2)
             if context is not None:
                 cache = LayerCache(k, v)
             elif cache is not None:
@@ -175,9 +176,21 @@ class Attention(nn.Module):
         if self.alibi is not None:
             slots = jnp.arange(x.shape[1]) + (0 if cache is None else index)
             bias = positions.alibi(slots, k.shape[2], self.heads, self.alibi)
+        if self.relative:
+            scale = 1 / math.sqrt(self.head_dim) if self.scale is None else self.scale
+            first = 0 if cache is None else index
+            q, bias = RelativeKeys(x.shape[-1], scale, self.dtype, name="relative")(q, k.shape[2], first)
         out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap, bias=bias)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         if self.inner_norm is not None:
             out = LayerNorm(self.inner_norm, self.dtype, axes=("heads",), name="norm")(out)
         out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
         return out, cache
+
+    def _normed(self, x: Float[Array, "B T F"], heads: int, name: str) -> Float[Array, "B T H E"]:
+        """Queries or keys as heads, normalised where the layer does."""
+        if not self.qk_norm:
+            return split_heads(x, heads)
+        axes = ("heads",) if self.qk_norm_whole else (None,)
+        norm = NORMS[self.qk_norm](self.qk_norm_eps, self.dtype, axes=axes, name=name)
+        return split_heads(norm(x), heads) if self.qk_norm_whole else norm(split_heads(x, heads))

@@ -136,25 +136,39 @@ class Opened(NamedTuple):
 def weave(layers: Opened, others: Opened, every: int, at: int, x: Any) -> tuple[Any, Any, Any]:
     """Two scanned stacks as one scan over groups: `every` layers, and one of the others before layer `at` of them.
 
-    With `at` = `every` it stands behind the last.
+    With `at` = `every` it stands behind the last. Layers that are left over follow one by one, with one of the others
+    among them where one is left over, too.
 
     Returns:
       (x, outs of the layers, outs of the others), the outs with their stacks' leading axis.
     """
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), (layers.params, layers.per_layer))
+    depth, blocks = (len(jax.tree.leaves(stack.params)[0]) for stack in (layers, others))
+    whole, rest = divmod(depth, every)
+    cut = lambda tree, where: jax.tree.map(lambda leaf: leaf[where], tree)  # noqa: E731
+    mine, own = (layers.params, layers.per_layer), (others.params, others.per_layer)
+    left, own = (cut(mine, slice(whole * every, None)), cut(own, slice(whole))) if rest else (None, own)
+    last = cut((others.params, others.per_layer), whole) if blocks > whole else None
+    mine = cut(mine, slice(whole * every)) if rest else mine
+    groups = jax.tree.map(lambda leaf: leaf.reshape(whole, every, *leaf.shape[1:]), mine)
 
-    def group(x: Any, row: tuple) -> tuple[Any, Any]:
+    def group(x: Any, row: tuple, count: int = every) -> tuple[Any, Any]:
         mine, other, outs, extra = *row, [], None
-        for i in range(every + 1):
-            if i == at:
+        for i in range(count + 1):
+            if i == at and other is not None:
                 x, extra = others.layer(x, other)
-            if i < every:
-                x, out = layers.layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], mine))
+            if i < count:
+                x, out = layers.layer(x, cut(mine, i))
                 outs.append(out)
         return x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs), extra)
 
-    x, (outs, extra) = jax.lax.scan(group, constrain(x, STREAM), (groups, (others.params, others.per_layer)))
-    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outs), extra
+    x, (outs, extra) = jax.lax.scan(group, constrain(x, STREAM), (groups, own))
+    outs = jax.tree.map(lambda leaf: leaf.reshape(whole * every, *leaf.shape[2:]), outs)
+    if rest:
+        x, (more, one) = group(x, (left, last), rest)
+        join = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
+        outs = jax.tree.map(join, outs, more)
+        extra = extra if last is None else jax.tree.map(lambda leaf, new: join(leaf, new[None]), extra, one)
+    return x, outs, extra
 
 
 def _row(base: type[nn.Module]) -> type[nn.Module]:

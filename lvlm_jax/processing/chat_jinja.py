@@ -123,5 +123,26 @@ def inst(before: str, after: str, end: str, again: str) -> str:
     )
 
 
+def cogvlm(before: str, after: str, gap: str, again: str) -> str:
+    """CogVLM's running text: what stands before and after a question, before an earlier answer and the next question.
+
+    Its code tokenizes the text behind a picture by itself, which no template can say.
+    """
+    return (
+        (
+            _PICTURES + _WORDS + "{% for message in messages %}{% if message['role'] == 'user' %}"
+            "{% set shown = pictures(message['content']) %}"
+            "{{ shown + (BEFORE if loop.first or shown else AGAIN) + words(message['content']) + AFTER }}"
+            "{% elif message['role'] == 'assistant' %}"
+            "{{ words(message['content']) + eos_token if loop.last else GAP + words(message['content']) }}"
+            "{% endif %}{% endfor %}"
+        )
+        .replace("BEFORE", _quoted(before))
+        .replace("AFTER", _quoted(after))
+        .replace("GAP", _quoted(gap))
+        .replace("AGAIN", _quoted(again))
+    )
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("\n", "\\n") + "'"

@@ -8,31 +8,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from lvlm_jax.processing import chat_jinja
+from lvlm_jax.processing import chat_cogvlm, chat_jinja
+from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.schema import Image, Text, Turn
-
-BOS = "bos"
-"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
-EOS = "eos"
-"""Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Text with one loss weight.
-
-    special: the text is the exact name of one special token (or `BOS`, `EOS`). alone: it is tokenized by itself, never
-    merged with the text beside it.
-    """
-
-    text: str
-    weight: float = 0.0
-    special: bool = False
-    alone: bool = False
-
-
-Rendered = list[Piece | Image]
-"""What a template makes of a conversation."""
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -42,7 +20,7 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     if turns and turns[0].role == "system":
         if any(isinstance(s, Image) for s in turns[0].segments):
             raise ValueError("turn 0 (system): a picture in the system turn; move it to the first user turn")
-        system = _plain_text(turns.pop(0))
+        system = plain_text(turns.pop(0))
     offset = 0 if system is None else 1
     for index, turn in enumerate(turns):
         expected = "user" if index % 2 == 0 else "assistant"
@@ -78,17 +56,14 @@ def _document_order(turns: Sequence[Turn], generate: bool) -> tuple[str | None, 
     return None, turns
 
 
-def _plain_text(turn: Turn) -> str:
-    return "".join(s.text for s in turn.segments if isinstance(s, Text))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
     """One way to write a conversation down.
 
     `system` is used unless the conversation brings a system turn; `stop` are the strings (special tokens by name) that
     end an answer. `source` is the Hugging Face form with ``%SYSTEM%`` where the system text goes. `order` checks who
-    speaks when: (turns, generate) -> (system text or None, turns to write down).
+    speaks when: (turns, generate) -> (system text or None, turns to write down). `words` are special tokens of its own,
+    which a language model's tokenizer gains before its word for a picture.
     """
 
     name: str
@@ -97,6 +72,7 @@ class Template:
     stop: tuple[str, ...]
     source: str
     order: Callable[[Sequence[Turn], bool], tuple[str | None, list[Turn]]] = _rounds
+    words: tuple[str, ...] = ()
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> Rendered:
         """Pieces and pictures in order; `generate` ends where the assistant begins and drops a last answer.
@@ -254,11 +230,11 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     if system:
         raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
     out: Rendered = [s for s in turns[0].segments if isinstance(s, Image)]
-    out += [Piece("<bos>", special=True), Piece(_plain_text(turns[0])), Piece("\n", alone=True)]
+    out += [Piece("<bos>", special=True), Piece(plain_text(turns[0])), Piece("\n", alone=True)]
     if not generate:
         if any(isinstance(s, Image) for s in turns[1].segments):
             raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
-        out += [Piece(_plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
+        out += [Piece(plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
     return out
 
 
@@ -311,6 +287,13 @@ def _idefics(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out
 
 
+def _cogvlm(system: str, turns: Sequence[Turn], generate: bool, *, form: chat_cogvlm.Form) -> Rendered:
+    """CogVLM's pictures and running text."""
+    if system:
+        raise ValueError("turns: CogVLM's templates have no place for a system text; put it into the question")
+    return chat_cogvlm.render(form, turns, generate)
+
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -337,6 +320,12 @@ def _inst_template(name: str, system: str, before: str, after: str, space: str, 
 
 def _llama_3_template(name: str, system: str) -> Template:
     return Template(name=name, system=system, builder=_llama_3, stop=("<|eot_id|>",), source=chat_jinja.LLAMA_3)
+
+
+def _cogvlm_template(name: str, form: chat_cogvlm.Form) -> Template:
+    source = chat_jinja.cogvlm(form.before, form.after, form.gap, form.again)
+    builder = functools.partial(_cogvlm, form=form)
+    return Template(name=name, system="", builder=builder, stop=("</s>",), source=source)
 
 
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
@@ -373,6 +362,7 @@ TEMPLATES: dict[str, Template] = {
             stop=("<|endofchunk|>",),
             source=chat_jinja.FLAMINGO,
             order=_document_order,
+            words=("<|endofchunk|>",),
         ),
         Template(
             name="idefics",
@@ -381,7 +371,9 @@ TEMPLATES: dict[str, Template] = {
             stop=(),
             source=chat_jinja.IDEFICS,
             order=_document_order,
+            words=("<fake_token_around_image>",),
         ),
+        *(_cogvlm_template(name, form) for name, form in chat_cogvlm.FORMS.items()),
     )
 }
 """Templates by name; `document`, `flamingo` and `idefics` are for running text with pictures between, all of an

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
+from lvlm_jax.processing.chat_templates import Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
+from lvlm_jax.processing.pieces import BOS, EOS, Piece
 from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Image, Turn
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
@@ -114,12 +115,13 @@ def _assemble(
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
     first = True
     for piece in [*pieces, None]:
-        if isinstance(piece, Piece) and not (piece.special or piece.alone):
-            run += [piece] if piece.text else []
-            continue
-        if run:
+        text = isinstance(piece, Piece) and not (piece.special or piece.alone)
+        if run and not (text and not piece.fresh):
             parts.append(_tokenize(run, tokenizer, first))
             run, first = [], False
+        if text:
+            run, first = run + [piece] * bool(piece.text), first or piece.fresh
+            continue
         if isinstance(piece, Image):
             here = _span(piece, spec, video, visual_tokens)
             before = visual_tokens * sum(one.rows for one in spans)

@@ -51,6 +51,7 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
         # A visual expert's weights see the pictures' positions alone, as the keys and values of gated blocks do.
         theirs = "/expert_" in path or (part == "fusion" and ("/attn/k/" in path or "/attn/v/" in path))
         uses = pictures * vision.places(rest) if part == "vision" else visual if theirs else tokens[part]
+        uses = length if "/relative/" in path else uses  # distances are the same in all rows
         total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
     if (fusion := config.fusion) is not None:
         blocks = len(fusion.spots(llm.depth))  # a position sees one picture's tokens, or more where it sees all

@@ -21,7 +21,7 @@ from lvlm_jax.nn.stack import make_stack, run_stack
 from lvlm_jax.shapes import Array, Bool, DTypeLike, Float, Int
 from lvlm_jax.vision.blocks import Block, MapHead
 
-Pool = Literal["class", "token", "token_twice", "tanh", "map", "mean", "none"]
+Pool = Literal["class", "token", "token_twice", "tanh", "map", "mean", "none", "raw"]
 Resize = Literal["none", "linear_antialias", "cubic", "cubic_antialias"]
 ROTARY_THETA = 10000.0
 
@@ -37,7 +37,7 @@ class ViTConfig:
     `pool` is how a picture becomes one vector: "class" the class token, which alone meets the final norm (CLIP);
     "token" the class token of the normed whole (ViT, DINOv2), "tanh" through a dense layer and tanh besides,
     "token_twice" through the final norm once more (BLIP-2); "map" a learned probe (SigLIP); "mean" and "none" the mean
-    of the patches, meant as such or for want of a head.
+    of the patches, meant as such or for want of a head; "raw" that of a tower without a final norm (CogVLM).
 
     `rotary_grid` turns queries and keys of patches by their place as well, scaled to a grid of so many rows and columns
     (that of pre-training); class token and registers stay. `key_bias`, `inner_norm` and `norm_after` as `Block`'s.
@@ -104,9 +104,10 @@ class ViTConfig:
                 f"feature_layer={self.feature_layer}: -1 is the last of depth={self.depth} layers, {-1 - self.depth} "
                 "the embeddings before the first"
             )
-        if self.feature_norm and self.feature_layer != -1:
+        if self.feature_norm and (self.feature_layer != -1 or self.pool == "raw"):
             raise ValueError(
-                f"feature_norm=True reads the end of the tower, feature_layer=-1, not {self.feature_layer}"
+                f"feature_norm=True reads the end of the tower, feature_layer=-1, not {self.feature_layer}, behind its "
+                f"final norm, which pool={self.pool!r} has only where it is not 'raw'"
             )
 
     @property
@@ -348,7 +349,7 @@ class VisionTower(nn.Module):
         pool = self.config.pool
         if pool == "class":
             return x, self.post_norm(x[:, 0])
-        x = self.post_norm(x)
+        x = x if pool == "raw" else self.post_norm(x)
         if pool == "token":
             return x, x[:, 0]
         if pool == "token_twice":

@@ -5,11 +5,23 @@ from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_onevision, llava_small, nanovlm, open_flamingo, paligemma
+from lvlm_jax.zoo import (
+    cogvlm,
+    flamingo,
+    idefics,
+    llava,
+    llava_next,
+    llava_onevision,
+    llava_small,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, llava_onevision, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family
+    for family in (llava, llava_next, llava_onevision, paligemma, idefics, open_flamingo, cogvlm)
 }
 """Public ``model_type`` -> family: a module with
 
@@ -23,14 +35,22 @@ FAMILIES: dict[str, ModuleType] = {
 | processor(config) | fields of processor_config.json |
 """
 
-OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE)
+OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, cogvlm.MODEL_TYPE)
 """``model_type`` of models that the torch library has no class for."""
+
+UNNAMED = {cogvlm.ARCHITECTURE: cogvlm.MODEL_TYPE}
+"""Class that a config.json without a ``model_type`` names -> what it stands for."""
+
+WORDLESS = {cogvlm.MODEL_TYPE: cogvlm.PICTURE}
+"""``model_type`` of models whose files know no word for a picture -> the id that stands there."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
 
 SYSTEMS: dict[str, Spec] = {
-    name: spec for module in (*FAMILIES.values(), nanovlm, llava_small) for name, spec in module.SYSTEMS.items()
+    name: spec
+    for module in (*FAMILIES.values(), flamingo, nanovlm, llava_small)
+    for name, spec in module.SYSTEMS.items()
 }
 """Every system there is."""
 
@@ -61,4 +81,16 @@ def spec(name: str) -> Spec:
     return SYSTEMS[name]
 
 
-__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec", "video_of"]
+__all__ = [
+    "FAMILIES",
+    "LAYOUTS",
+    "OWN_TYPES",
+    "READS",
+    "SYSTEMS",
+    "UNNAMED",
+    "WORDLESS",
+    "Spec",
+    "family_of",
+    "spec",
+    "video_of",
+]

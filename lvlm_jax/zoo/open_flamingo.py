@@ -35,6 +35,10 @@ _TOWER = dataclasses.replace(vision.clip.PRESETS["clip_l14"], feature_layer=-1)
 _IMAGE = ImageSpec(size=224, patch=14, mean=CLIP_MEAN, std=CLIP_STD, resample="bicubic", fit="crop")
 
 
+_NEOX = 50277
+"""Words of GPT-NeoX's tokenizer, which all hosts of version 2 have; their tables are longer, and are cut."""
+
+
 def _system(name: str, decoder: str, words: int, every: int, source: str) -> Spec:
     # The tokenizer has so many words, then come <|endofchunk|>, <image> and <PAD>; the table is cut to them.
     config = LVLMConfig(
@@ -59,6 +63,16 @@ SYSTEMS: dict[str, Spec] = {
     for spec in (
         # openflamingo/OpenFlamingo-9B-deprecated, the first release
         _system("open_flamingo_9b_llama", "llama1_7b", 32000, 4, "huggyllama/llama-7b"),
+        # openflamingo/OpenFlamingo-3B-vitl-mpt1b and -langinstruct
+        _system("open_flamingo_3b", "mpt_1b", _NEOX, 1, "anas-awadalla/mpt-1b-redpajama-200b"),
+        _system("open_flamingo_3b_instruct", "mpt_1b", _NEOX, 1, "anas-awadalla/mpt-1b-redpajama-200b-dolly"),
+        # openflamingo/OpenFlamingo-4B-vitl-rpj3b and -langinstruct
+        _system("open_flamingo_4b", "redpajama_3b", _NEOX, 2, "togethercomputer/RedPajama-INCITE-Base-3B-v1"),
+        _system(
+            "open_flamingo_4b_instruct", "redpajama_3b", _NEOX, 2, "togethercomputer/RedPajama-INCITE-Instruct-3B-v1"
+        ),
+        # openflamingo/OpenFlamingo-9B-vitl-mpt7b
+        _system("open_flamingo_9b", "mpt_7b", _NEOX, 4, "anas-awadalla/mpt-7b"),
     )
 }
 """Systems by name; `source` has the tokenizer and the language model, the tower is CLIP's release, the rest a delta."""
@@ -177,7 +191,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
         one_of("vision_config.model_type", config["vision_config"].get("model_type"), vision.FAMILIES)
     ]
     host = llm.FAMILIES[one_of("text_config.model_type", config["text_config"].get("model_type"), llm.FAMILIES)]
-    read = {name: config["vision_read"][name] for name in _READ}
+    read = {name: value for name, value in config["vision_read"].items() if name in _READ}
     whole = LVLMConfig(
         vision=dataclasses.replace(tower.from_hf(config["vision_config"]), **read),
         connector=connector_keys.from_dict(config["connector"]),
@@ -190,7 +204,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
 
 
 _READ = ("feature_layer", "class_feature", "feature_norm", "max_patches")
-"""What is read of a tower: fields of `ViTConfig` that a tower's own config.json does not name."""
+"""What is read of a tower: fields of `ViTConfig` (an NFNet has the first) that its own config.json does not name."""
 
 
 def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = None) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = Non
     return {
         "model_type": MODEL_TYPE,
         "vision_config": vision.FAMILIES[vision.family_of(config.vision)].to_hf(config.vision),
-        "vision_read": {name: getattr(config.vision, name) for name in _READ},
+        "vision_read": {name: value for name, value in to_dict(config.vision).items() if name in _READ},
         "text_config": llm.FAMILIES[llm.family_of(config.llm)].to_hf(config.llm),
         "connector": connector_keys.to_dict(config.connector),
         "fusion": to_dict(config.fusion),

@@ -8,6 +8,8 @@ from lvlm_jax.processing.image import ImageSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 """SigLIP's mean and standard deviation."""
 
@@ -17,8 +19,9 @@ class Spec:
     """One system.
 
     template: a key of `processing.chat_templates.TEMPLATES`. source: hub name of its weights and tokenizer; where
-    nobody `released` the whole, of its tokenizer and language model. image_token_id: the id that stands where a
-    picture's tokens go. video: which frames of a video are shown, and how they are read.
+    nobody `released` the whole, of its tokenizer and language model, or "" for nothing. tokenizer: hub name of the
+    latter where `source` has none. image_token_id: the id that stands where a picture's tokens go. video: which frames
+    of a video are shown, and how they are read.
     """
 
     name: str
@@ -29,3 +32,4 @@ class Spec:
     image_token_id: int
     released: bool = True
     video: VideoSpec = DEFAULT
+    tokenizer: str = ""

@@ -118,7 +118,7 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="language",
-        what="OPT, GPT-2, GPT-NeoX and Pythia, MPT, GLM-4",
+        what="OPT, GPT-2, GPT-NeoX, Pythia and RedPajama-INCITE, MPT, GLM-4",
         status="parity",
         tested=("tests/parity/test_gpt.py",),
     ),
@@ -133,6 +133,12 @@ STATUS: tuple[Status, ...] = (
         what="PaLM's block (no public checkpoint), ChatGLM-6B",
         status="re-derived",
         tested=("tests/parity/test_renamed.py",),
+    ),
+    Status(
+        part="language",
+        what="MPT-1B; Chinchilla (relative positions as Transformer-XL's; nothing public)",
+        status="re-derived",
+        tested=("tests/parity/test_flamingo_hosts.py",),
     ),
     Status(
         part="language",
@@ -190,15 +196,21 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="system",
-        what="OpenFlamingo: what it trains, over a tower and a language model loaded apart",
-        status="re-derived",
+        what="OpenFlamingo (3B, 4B, 9B): what it trains, over a tower and a language model loaded apart",
+        status="re-derived, import",
         tested=("tests/parity/test_open_flamingo.py",),
     ),
     Status(
         part="system",
-        what="CogVLM's visual expert (no preset yet)",
-        status="re-derived",
-        tested=("tests/parity/test_cogvlm.py",),
+        what="Flamingo (3B, 9B, 80B): NFNet-F6 and Chinchilla",
+        status="the parts' own; nothing public to load or to compare with",
+        tested=("tests/golden", "tests/parity/test_flamingo_hosts.py"),
+    ),
+    Status(
+        part="system",
+        what="CogVLM (base at 224 and 490 pixels, chat, grounding): a visual expert in every layer",
+        status="re-derived, import and export",
+        tested=("tests/parity/test_cogvlm.py", "tests/hub/test_cogvlm.py"),
     ),
     Status(
         part="system",

@@ -180,8 +180,21 @@ def test_bad_numbers_of_layers():
         CrossAttentionConfig(every=0)
     with pytest.raises(ValueError, match=r"activation='mish': the activations are .*squared_relu"):
         CrossAttentionConfig(activation="mish")
-    odd: LVLMConfig = dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, depth=3))
-    batch, _ = tiny.batch(odd, [[3, I, 4]])
-    params = P.stack_layers(tiny.weights(odd))
-    with pytest.raises(ValueError, match=r"scan=True: the decoder's 3 layers do not divide into groups of every=2"):
-        jax.eval_shape(lambda p, b: LVLM(odd, scan=True).apply({"params": p}, b), params, batch)
+
+
+@pytest.mark.parametrize(
+    "place", ["before_first", *(pytest.param(p, marks=pytest.mark.slow) for p in ("before_last", "after_first"))]
+)
+def test_layers_left_over_are_woven_in(place):
+    """Three layers in groups of two, as Flamingo's 80 in groups of seven: scanned as one by one."""
+    odd: LVLMConfig = dataclasses.replace(
+        CONFIG,
+        llm=dataclasses.replace(CONFIG.llm, depth=3),
+        fusion=dataclasses.replace(CONFIG.fusion, place=place),
+    )
+    batch, _ = tiny.batch(odd, [[3, I, 4], [2, I, 1]])
+    batch, params = jax.tree.map(jnp.asarray, batch), tiny.weights(odd)
+    run = lambda scan, p: tiny.jit(  # noqa: E731
+        lambda p, b: LVLM(odd, scan=scan).apply({"params": p}, b, method=tiny.logits)
+    )(p, batch)
+    tiny.close(run(True, P.stack_layers(params)), run(False, params))

@@ -21,7 +21,7 @@ from lvlm_jax.models.unified import Unified
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.vision import blip2_vit, dinov2, eva, nfnet, plain_vit, vqgan
 from lvlm_jax.vision.vq import VQ
-from lvlm_jax.zoo import chameleon, dual
+from lvlm_jax.zoo import chameleon, dual, flamingo, open_flamingo
 
 CARDS = pathlib.Path(__file__).parent / "cards"
 
@@ -115,7 +115,7 @@ def _names(axes) -> str:
 
 
 # Of the NFNets, which are slow to trace, the first stands for the others.
-SLOW = [name for name in nfnet.PRESETS if name != "nfnet_f0"]
+SLOW = [name for name in (*nfnet.PRESETS, *flamingo.SYSTEMS) if name != "nfnet_f0"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PRESETS])
@@ -260,9 +260,11 @@ def test_what_a_picture_costs_in_tokens():
         "paligemma2_3b_224": 256,
         "paligemma2_10b_224": 256,
         "paligemma2_28b_224": 256,
-        **dict.fromkeys(
-            ("idefics_9b", "idefics_80b", "open_flamingo_9b_llama"), 1
-        ),  # a picture is one word; its 64 tokens stand beside the text
+        # a picture is one word; its 64 tokens stand beside the text
+        **dict.fromkeys(("idefics_9b", "idefics_80b", *open_flamingo.SYSTEMS, *flamingo.SYSTEMS), 1),
+        # the patches, a begin and an end
+        "cogvlm_base_224": 258,
+        **dict.fromkeys(("cogvlm_chat", "cogvlm_base_490", "cogvlm_grounding"), 1227),
     }
     assert isinstance(zoo.spec("llava_7b").config.connector, LinearConfig)
     assert isinstance(zoo.spec("llava15_7b_perceiver").config.connector, PerceiverConfig)

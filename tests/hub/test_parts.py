@@ -80,3 +80,20 @@ def test_a_tokenizer_without_a_word_for_pictures_gets_one(tmp_path):
     # Another id is somebody's own word: nothing is added behind its back.
     other = assemble.recipes.build(assemble.Model, {**raw, "image_token_id": 7})
     assert assemble.tokenizer_of(other).vocab_size == len(plain)
+
+
+def test_a_templates_own_words_come_before_the_pictures(tmp_path):
+    plain = qwen_tiny(extra=())
+    plain.save_pretrained(tmp_path)
+    raw = model_of(SYSTEMS["open_flamingo_3b"], str(tmp_path)).to_dict()
+    words = assemble.tokenizer_of(assemble.recipes.build(assemble.Model, {**raw, "image_token_id": len(plain) + 1}))
+    assert [words.special_id(word) for word in ("<|endofchunk|>", "<image>")] == [len(plain), len(plain) + 1]
+
+
+def test_rows_that_no_word_reaches_are_cut(tmp_path):
+    folder = tiny.saved(tiny.perturbed(tiny.llama()), tmp_path / "in")
+    whole = import_folder(folder)
+    shorter = KINDS["decoder"].shapes(dataclasses.replace(whole.config, vocab=500), False)[0]
+    found = assemble.public_parts(Start(hub=str(folder)), {"llm": shorter}, None)["llm"]
+    np.testing.assert_array_equal(found["embed"]["table"], whole.params["embed"]["table"][:500])
+    np.testing.assert_array_equal(found["head"]["kernel"], whole.params["head"]["kernel"][:, :500])

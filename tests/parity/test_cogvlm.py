@@ -1,7 +1,7 @@
-"""CogVLM's language model with its visual expert, begin and end vectors and connector, from its description in torch.
+"""CogVLM whole, from its description in torch: tower, connector, begin and end vectors, visual expert.
 
-The hub's code needs xformers and a tower of its own; what stands behind the tower is written here from the paper and
-the public names, one position at a time where that says most.
+The hub's code needs xformers; the model is written here from the paper and the public names, one position at a time
+where that says most.
 """
 
 import functools
@@ -14,14 +14,13 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, silu
 
-from lvlm_jax.connectors import keys
-from lvlm_jax.fusion import visual_expert
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.zoo import cogvlm
 from tests import tiny
 from tests.parity import compare
 
-CONFIG = tiny.SYSTEMS["visual_expert"]
+CONFIG = tiny.SYSTEMS["cogvlm"]
 I = tiny.IMAGE
 ROWS = [[3, I, 4], [2, I, 1, I, 5], [9]]
 linear = functools.partial(nn.Linear, bias=False)
@@ -96,14 +95,68 @@ class Glu(nn.Module):
         return self.dense_4h_to_h(silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
 
 
+class Patches(nn.Module):
+    def __init__(self, v):
+        super().__init__()
+        self.proj = nn.Conv2d(3, v.width, v.patch_size, v.patch_size)
+        self.cls_embedding = nn.Parameter(torch.randn(1, v.width))
+        self.position_embedding = nn.Embedding(v.patches + 1, v.width)
+
+    def forward(self, picture):
+        x = self.proj(picture).flatten(1).T
+        return torch.cat([self.cls_embedding, x]) + self.position_embedding.weight
+
+
+class TowerAttention(nn.Module):
+    def __init__(self, v):
+        super().__init__()
+        self.heads = v.heads
+        self.query_key_value, self.dense = nn.Linear(v.width, 3 * v.width), nn.Linear(v.width, v.width)
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(0, 1) for y in self.query_key_value(x).chunk(3, -1))
+        weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.dense((weights @ v).transpose(0, 1).flatten(1))
+
+
+class TowerFeed(nn.Module):
+    def __init__(self, v):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(v.width, v.mlp_dim), nn.Linear(v.mlp_dim, v.width)
+
+    def forward(self, x):
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class TowerLayer(nn.Module):
+    """Each branch is normed behind itself."""
+
+    def __init__(self, v):
+        super().__init__()
+        self.attention, self.mlp = TowerAttention(v), TowerFeed(v)
+        self.input_layernorm, self.post_attention_layernorm = (nn.LayerNorm(v.width, v.norm_eps) for _ in range(2))
+
+    def forward(self, x):
+        x = x + self.input_layernorm(self.attention(x))
+        return x + self.post_attention_layernorm(self.mlp(x))
+
+
 class Vision(nn.Module):
     def __init__(self, c):
         super().__init__()
+        self.patch_embedding = Patches(c.vision)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(TowerLayer(c.vision) for _ in range(c.vision.depth))})
         self.linear_proj = Glu(c.vision.width, c.llm.width, c.connector.hidden)
         self.boi, self.eoi = (nn.Parameter(torch.randn(1, 1, c.llm.width)) for _ in range(2))
 
-    def forward(self, features):
-        return torch.cat([self.boi[0], self.linear_proj(features), self.eoi[0]])
+    def features(self, picture):
+        x = self.patch_embedding(picture)
+        for layer in self.transformer["layers"]:
+            x = layer(x)
+        return x[1:]
+
+    def forward(self, picture):
+        return torch.cat([self.boi[0], self.linear_proj(self.features(picture)), self.eoi[0]])
 
 
 class Model(nn.Module):
@@ -120,7 +173,7 @@ class Reference(nn.Module):
         self.model, self.lm_head = Model(c), linear(c.llm.width, c.llm.vocab)
 
     def forward(self, parts):
-        """One row, given as its parts in order: token ids [n], or a picture's features [P, D]."""
+        """One row, given as its parts in order: token ids [n], or a picture [3, height, width]."""
         x, kinds, places = [], [], []
         for part in parts:
             place = places[-1] + 1 if places else 0
@@ -130,22 +183,23 @@ class Reference(nn.Module):
                 places += range(place, place + len(part))
             else:
                 x.append(self.model.vision(part))
-                kinds += ["vision"] * (1 + len(part)) + ["language"]
-                places += [place, *[place + 1] * len(part), place + 2]
+                count = len(x[-1]) - 2
+                kinds += ["vision"] * (1 + count) + ["language"]
+                places += [place, *[place + 1] * count, place + 2]
         x = torch.cat(x)
         for layer in self.model.layers:
             x = layer(x, kinds, torch.tensor(places, dtype=torch.float32))
         return self.lm_head(self.model.norm(x))
 
 
-def parts_of(batch, features, row):
+def parts_of(batch, pictures, row):
     """A row of our batch as the reference's parts."""
     q, size = CONFIG.visual_tokens, int((np.asarray(batch.segments[row]) > 0).sum())
     index, tokens = np.asarray(batch.image_index[row]), np.asarray(batch.tokens[row], np.int64)
     out, at = [], 0
     while at < size:
         if index[at] >= 0:
-            out.append(features[int(index[at]) // q])
+            out.append(pictures[int(index[at]) // q])
             at += q
         else:
             stop = next((i for i in range(at, size) if index[i] >= 0), size)
@@ -154,34 +208,34 @@ def parts_of(batch, features, row):
     return out
 
 
-@pytest.mark.slow
-def test_whole_model_behind_its_tower():
+def references():
     torch.manual_seed(0)
-    model = compare.perturb(Reference(CONFIG), factor=2.0)
-    module, (batch, _) = LVLM(CONFIG), tiny.batch(CONFIG, ROWS)
-    batch = jax.tree.map(jnp.asarray, batch)
+    return compare.perturb(Reference(CONFIG), factor=2.0)
+
+
+@pytest.mark.slow
+def test_the_whole_model():
+    model, module = references(), LVLM(CONFIG)
+    batch, pictures = tiny.batch(CONFIG, ROWS)
+    batch, pictures = jax.tree.map(jnp.asarray, batch), torch.tensor(pictures)
     shapes, _ = abstract(module, dummy_batch(CONFIG))
-    rows = [
-        *visual_expert.rows(CONFIG.llm),
-        *keys.rows(CONFIG.connector, "connector", "model.vision.linear_proj"),
-        *visual_expert.ends_rows(),
-    ]
-    tower = jax.tree.map(jnp.asarray, tiny.randomize({"vision": shapes.pop("vision")}))
-    params = {**compare.load(rows, compare.tensors(model), shapes), **tower}
+    rows = cogvlm.rows(CONFIG)
+    params = compare.load(rows, compare.tensors(model), shapes)
     features = lambda m, b: m.vision.features(b.patches[0], b.patch_positions[0], b.patch_segments[0])  # noqa: E731
-    seen = torch.tensor(np.asarray(tiny.jit(lambda p: module.apply({"params": p}, batch, method=features))(params)))
-    expected = [model(parts_of(batch, seen, row)) for row in range(len(ROWS))]
-    forward = lambda p: module.apply({"params": {**p, **tower}}, batch, method=tiny.logits)  # noqa: E731
-    run, behind = tiny.jit(forward), {k: v for k, v in params.items() if k != "vision"}
-    got = run(behind)
+    seen = tiny.jit(lambda p: module.apply({"params": p}, batch, method=features))(params)
+    compare.close(seen, torch.stack([model.model.vision.features(x) for x in pictures]), "CogVLM, features")
+    expected = [model(parts_of(batch, pictures, row)) for row in range(len(ROWS))]
+    forward = lambda p: module.apply({"params": p}, batch, method=tiny.logits)  # noqa: E731
+    run = tiny.jit(forward)
+    got = run(params)
     for row, wanted in enumerate(expected):
         compare.close(got[row, : len(wanted)], wanted, f"CogVLM, row {row}, logits")
-    assert compare.dead(run, behind) == set()
+    assert compare.dead(run, params) == set()
 
     pull = [np.random.default_rng(row).normal(size=w.shape).astype(np.float32) for row, w in enumerate(expected)]
     sum((w * torch.tensor(p)).sum() for w, p in zip(expected, pull)).backward()
     loss = lambda p: sum((forward(p)[row, : len(w)] * w).sum() for row, w in enumerate(pull))  # noqa: E731
-    grads = tiny.jit(jax.grad(loss))(behind)
+    grads = tiny.jit(jax.grad(loss))(params)
     wanted = compare.load(rows, compare.gradients(model), shapes)
     together = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (grads, wanted)]
     compare.close(*together, "CogVLM, gradients")
