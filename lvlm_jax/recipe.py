@@ -26,6 +26,7 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig
+from lvlm_jax.vision.native import check_pictures
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo.spec import Spec
 
@@ -61,6 +62,10 @@ class Model:
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
             )
+        try:
+            check_pictures(self.vision, self.image)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if self.newline != (self.image.tiles is not None):
             raise ConfigError(
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
@@ -94,7 +99,7 @@ class TextTower:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of a training picture (`processing.image.augment`)."""
+    """Random changes of a training picture (`processing.augment`)."""
 
     flip: bool = False
     shift: int = 0

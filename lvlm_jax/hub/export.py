@@ -72,7 +72,8 @@ def export_folder(
             "that the model was trained with"
         )
     if isinstance(config, LVLMConfig) and image_token_id is None and layout != "llava-original":
-        image_token_id = _image_token(tokenizer)
+        word = zoo.family_of(config).processor(config).get("image_token", IMAGE_TOKEN)
+        image_token_id = _image_token(tokenizer, word)
     rows, shapes = KINDS[kind].rows(config, layout), KINDS[kind].shapes(config, False)[0]
     _check_rows(rows, without_head(shapes, rows), layout)
     read = _leaves(params, shapes, dtype)
@@ -117,15 +118,15 @@ def _vocab(config: Config) -> int | None:
     return getattr(getattr(config, "text", config), "vocab", None)
 
 
-def _image_token(tokenizer: Tokenizer | None) -> int:
+def _image_token(tokenizer: Tokenizer | None, word: str) -> int:
     if tokenizer is None:
         raise ValueError("give the tokenizer, or image_token_id=: config.json names the token where a picture goes")
-    if not tokenizer.has_special(IMAGE_TOKEN):
+    if not tokenizer.has_special(word):
         raise ValueError(
-            f"the tokenizer has no special token {IMAGE_TOKEN!r}, which the torch library puts where a picture goes. "
+            f"the tokenizer has no special token {word!r}, which the torch library puts where a picture goes. "
             "Call hub.export.add_image_token(config, params, tokenizer) first and export what it returns"
         )
-    return tokenizer.special_id(IMAGE_TOKEN)
+    return tokenizer.special_id(word)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

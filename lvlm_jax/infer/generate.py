@@ -21,7 +21,7 @@ from lvlm_jax import mesh as M
 from lvlm_jax.data.loader import collate, picture_key
 from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.grammar import PictureGrammar
-from lvlm_jax.infer.rows import bucket, left_padded, power
+from lvlm_jax.infer.rows import bucket, left_padded, power, short_rows
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.steps import Model, decode, prefill, search
 from lvlm_jax.infer.text import Decode, TextStream, whole_text
@@ -215,6 +215,7 @@ class Generator:
             spec=self.spec,
             share=shared,
         )
+        batch = batch if self.spec.native is None else short_rows(batch, self.spec.native.merge)
         return left_padded(batch)
 
     def tokens(

@@ -23,6 +23,7 @@ from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
 from lvlm_jax.shapes import Float, Params
+from lvlm_jax.vision.native import check_pictures
 
 if TYPE_CHECKING:
     from lvlm_jax.infer.chat import Chat
@@ -66,6 +67,7 @@ class System:
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
+        check_pictures(vision, self.spec)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "

@@ -99,6 +99,12 @@ SENTENCES: dict[str, Callable[[Sequence[float], float], str]] = {
 Source: VideoChat, conversation.py; LLaVA-Video, train.py (the missing space is theirs).
 """
 
+STAMPS: dict[str, Callable[[float], str]] = {"none": lambda seconds: "", "qwen3_vl": "<{:.1f} seconds>".format}
+"""Name -> time of a frame -> what the model is told before it. With "none" a video is shown in one piece.
+
+Source: the torch library's `Qwen3VLProcessor`.
+"""
+
 NEWLINES = ("none", "row", "frame", "video")
 """What the learned newline ends: nothing, each row of a frame's tokens, each frame, or the whole video."""
 
@@ -109,7 +115,8 @@ class VideoSpec:
 
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
     samplers "fps", "head" and "tail"; least, multiple: for "fps" (see `by_rate`). newline: a word of `NEWLINES`, for
-    models that learn one. sentence: a key of `SENTENCES`.
+    models that learn one. sentence: a key of `SENTENCES`. stamp: a key of `STAMPS`, for models that are told the time of
+    each `multiple` frames, in the middle of them.
     """
 
     sampler: str = "uniform"
@@ -119,9 +126,11 @@ class VideoSpec:
     multiple: int = 1
     newline: str = "none"
     sentence: str = "none"
+    stamp: str = "none"
 
     def __post_init__(self) -> None:
-        for name, choices in (("sampler", SAMPLERS), ("newline", NEWLINES), ("sentence", SENTENCES)):
+        named = (("sampler", SAMPLERS), ("newline", NEWLINES), ("sentence", SENTENCES), ("stamp", STAMPS))
+        for name, choices in named:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
         for name in ("frames", "least", "multiple"):
@@ -185,6 +194,7 @@ _FIELDS = {
     "multiple": "temporal_patch_size",
     "newline": "newline",
     "sentence": "sentence",
+    "stamp": "stamp",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

@@ -106,6 +106,10 @@ class Encoded:
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
     another, and so do its positions.
+
+    Of pictures that share vision rows (`processing.native`): places, of each picture where each of its parts stands
+    (vision row, first patch, patches), `rows` being how many it is the first in; and axes int32[n, 3], the position of
+    each token by time, row and column.
     """
 
     tokens: np.ndarray
@@ -114,6 +118,8 @@ class Encoded:
     images: tuple[Image, ...] = ()
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    places: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+    axes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -154,6 +160,7 @@ class Batch:
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
+    | axes            | int32[B, T, 3]   | position by time, row and column, where the decoder counts so (M-RoPE) |
     """
 
     tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
@@ -164,6 +171,7 @@ class Batch:
     patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
     patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+    axes: Int[Array, "B T 3"] | Int[np.ndarray, "B T 3"] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 
 from lvlm_jax.processing.container import VideoError, name_of, opened, probe
-from lvlm_jax.processing.frames import SENTENCES, VideoSpec
-from lvlm_jax.processing.image import ImageSpec, to_rows
-from lvlm_jax.processing.picture import MAX_PIXELS, load_image
+from lvlm_jax.processing.frames import SENTENCES, STAMPS, VideoSpec
+from lvlm_jax.processing.image import ImageSpec, clip_patches, to_rows
+from lvlm_jax.processing.picture import MAX_PIXELS, load_image, picture_size
 from lvlm_jax.processing.schema import Clip, Example, Image, Segment, Text, Video
 
 if TYPE_CHECKING:
@@ -51,12 +51,25 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
                 segments.append(segment)
                 continue
             clip = choose(segment, spec, max_pixels)
-            segments.append(Image(clip))
+            segments += _stamped(clip, spec)
             if sentence := SENTENCES[spec.sentence](clip.times, clip.duration):
                 goes_on = number + 1 < len(turn.segments) and isinstance(turn.segments[number + 1], Text)
                 segments.append(Text(sentence + "\n" * goes_on))
         turns.append(dataclasses.replace(turn, segments=tuple(segments)))
     return dataclasses.replace(example, turns=tuple(turns))
+
+
+def _stamped(clip: Clip, spec: VideoSpec) -> list[Segment]:
+    """A clip as one picture, or each few of its frames as one of their own behind their time."""
+    if spec.stamp == "none":
+        return [Image(clip)]
+    out: list[Segment] = []
+    for first in range(0, len(clip.indices), spec.multiple):
+        here = slice(first, first + spec.multiple)
+        part = dataclasses.replace(clip, indices=clip.indices[here], times=clip.times[here])
+        # The last frame is shown again where some are missing (`native.cut`), so its time counts as theirs.
+        out += [Text(STAMPS[spec.stamp]((part.times[0] + part.times[-1]) / 2)), Image(part)]
+    return out
 
 
 def held(example: Example) -> Example:
@@ -90,8 +103,18 @@ def read_rows(
     """
     spec = dataclasses.replace(spec, tiles=None) if isinstance(image.source, Clip) else spec
     found = pictures(image, spec.max_pixels)
+    if spec.native is not None:
+        return clip_patches([*(map(change, found) if change else found)], spec, isinstance(image.source, Clip))
     patches, positions = zip(*(to_rows(picture, spec) for picture in (map(change, found) if change else found)))
     return np.concatenate(patches), np.concatenate(positions)
+
+
+def shown_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of a picture by its header, or of a clip's frames, upright: the first is decoded to know that."""
+    if not isinstance(image.source, Clip):
+        return picture_size(image, max_pixels=max_pixels)
+    with contextlib.closing(frames(image.source)) as found:
+        return next(found).size
 
 
 def frames(clip: Clip) -> Iterator[PIL.Image.Image]:

@@ -4,11 +4,23 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma
+from lvlm_jax.zoo import (
+    idefics,
+    llava,
+    llava_next,
+    llava_small,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family
+    for family in (llava, llava_next, paligemma, idefics, open_flamingo, qwen2_vl, qwen2_5_vl, qwen3_vl)
 }
 """Public ``model_type`` -> family: a module with
 

@@ -1,0 +1,162 @@
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common: how one of them is put together, its keys, its config.json."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from lvlm_jax.connectors import MergerConfig
+from lvlm_jax.connectors import keys as connector_keys
+from lvlm_jax.keymap import Row, fields, one_of
+from lvlm_jax.llm import llama
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.rope import mrope_from_hf, mrope_to_hf
+from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.native import Native
+from lvlm_jax.vision import NativeViTConfig, qwen_vl
+from lvlm_jax.zoo.spec import Spec
+
+IMAGE_TOKEN_ID = 151655
+"""``<|image_pad|>`` in the vocabulary of all of them."""
+
+NESTED = {"qwen_vl-nested": "model.visual."}
+FLAT = {"qwen_vl": "visual."}
+"""Layout -> prefix of the tower's keys. Qwen2-VL's and Qwen2.5-VL's files are flat (the torch library has them nested
+in memory), Qwen3-VL's are nested."""
+
+_LLM = {"qwen_vl": "model.", "qwen_vl-nested": "model.language_model."}
+_PLACES = {"vision_start_token_id": -3, "vision_end_token_id": -2, "image_token_id": 0, "video_token_id": 1}
+"""Where the special tokens stand in the vocabulary, counted from the picture's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """One release: names of its public class, and which parts it is made of.
+
+    tower: public ``model_type`` of its vision config. decoder: the family of its language model without axes. defaults:
+    what the public class assumes for fields that a text config leaves out. merger_names: see `connectors.keys`.
+    """
+
+    model_type: str
+    architecture: str
+    tower: str
+    decoder: ModuleType
+    sections: tuple[int, int, int]
+    interleaved: bool
+    defaults: Mapping[str, Any]
+    merger_names: tuple[str, str, str]
+    layouts: Mapping[str, str]
+
+    def config(self, tower: NativeViTConfig, decoder: DecoderConfig) -> LVLMConfig:
+        """The whole model."""
+        axes = {"mrope": self.sections, "mrope_interleaved": self.interleaved}
+        merger = MergerConfig(neighbours=tower.merge**2, norm=tower.norm, taps=len(tower.taps))
+        return LVLMConfig(vision=tower, connector=merger, llm=dataclasses.replace(decoder, **axes))
+
+    def fits(self, config: LVLMConfig) -> bool:
+        """Whether the torch library's class can hold this model."""
+        tower, decoder = config.vision, config.llm
+        if not qwen_vl.fits(tower) or decoder.mrope is None or decoder.mrope_interleaved != self.interleaved:
+            return False
+        whole = dataclasses.replace(self.config(tower, decoder), llm=decoder)
+        same = config == whole and qwen_vl.type_of(tower) == self.tower
+        return same and self.decoder.fits(_without_axes(decoder))
+
+    def rows(self, config: LVLMConfig, layout: str) -> list[Row]:
+        """The key table of a whole model in one layout.
+
+        Raises:
+          ValueError: a layout that it is not written in.
+        """
+        if layout not in self.layouts:
+            raise ValueError(
+                f"unknown checkpoint layout {layout!r}; those of {self.model_type} are {', '.join(self.layouts)}"
+            )
+        tower = self.layouts[layout]
+        return [
+            *qwen_vl.rows(config.vision, "vision", tower),
+            *connector_keys.merger_rows(config.connector, "connector", tower.removesuffix("."), self.merger_names),
+            *llama.rows(config.llm, "llm", _LLM[layout]),
+        ]
+
+    def layout_of(self, keys: Iterable[str]) -> str:
+        """The layout that a checkpoint's keys are in, by probing.
+
+        Raises:
+          ValueError: none of them.
+        """
+        keys = list(keys)
+        for name, prefix in self.layouts.items():
+            if any(key.startswith(prefix) for key in keys):
+                return name
+        prefixes = ", ".join(self.layouts.values())
+        raise ValueError(f"no key of this checkpoint begins with {prefixes}; is it a {self.model_type}, and all of it?")
+
+    def from_hf(self, config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
+        """(model, image token id) from a config.json of the torch library, whose text part may stand at the top level.
+
+        Raises:
+          ValueError: a part or value that cannot be run, naming the field and what is supported.
+        """
+        one_of("model_type", config.get("model_type"), [self.model_type])
+        if not config.get("vision_config"):
+            raise ValueError("config.json: vision_config is missing; is this a config of the torch library's class?")
+        text = dict(config.get("text_config") or config)
+        text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings"))
+        plain, axes = mrope_from_hf(fields(text, self.defaults), self.sections, self.interleaved)
+        # The first files have the whole model's type here, or none.
+        tower = qwen_vl.from_hf({**config["vision_config"], "model_type": self.tower})
+        decoder = dataclasses.replace(self.decoder.from_hf(plain), **axes)
+        whole = dataclasses.replace(self.config(tower, decoder), llm=decoder)
+        return whole, int(config.get("image_token_id", IMAGE_TOKEN_ID))
+
+    def to_hf(self, config: LVLMConfig, image_token_id: int, image: ImageSpec | None = None) -> dict[str, Any]:
+        """The config.json that the torch library reads; `from_hf` reads it back.
+
+        Args:
+          image: says how long a second of a video is, which the public files keep among the tower's values.
+        """
+        tower = qwen_vl.to_hf(config.vision, config.llm.width)
+        if image is not None and image.native is not None and image.native.rate is not None:
+            tower["tokens_per_second"] = image.native.rate
+        text = self.decoder.to_hf(_without_axes(config.llm))
+        del text["architectures"]
+        text = mrope_to_hf(text, config.llm.mrope, config.llm.mrope_interleaved)
+        return {
+            "model_type": self.model_type,
+            "architectures": [self.architecture],
+            **{name: image_token_id + place for name, place in _PLACES.items()},
+            "tie_word_embeddings": config.llm.tied,
+            "vision_config": tower,
+            "text_config": text | {"model_type": f"{self.model_type}_text"},
+        }
+
+    def processor(self, config: LVLMConfig) -> dict[str, Any]:
+        """What the torch library's processor must know of the model: the fields of processor_config.json."""
+        name = self.architecture.replace("ForConditionalGeneration", "Processor")
+        return {"processor_class": name, "image_token": "<|image_pad|>"}
+
+    def system(self, name: str, config: LVLMConfig, template: str, source: str, image: ImageSpec) -> Spec:
+        """A released system."""
+        return Spec(
+            name=name, config=config, image=image, template=template, source=source, image_token_id=IMAGE_TOKEN_ID
+        )
+
+
+def _without_axes(config: DecoderConfig) -> DecoderConfig:
+    return dataclasses.replace(config, mrope=None, mrope_interleaved=False)
+
+
+def pictures(tower: NativeViTConfig, native: Native, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
+    """How pictures are prepared for a tower."""
+    return ImageSpec(
+        size=tower.image_size,
+        patch=tower.patch_size,
+        mean=mean,
+        std=std,
+        resample="bicubic",
+        fit="native",
+        max_patches=tower.max_patches,
+        native=dataclasses.replace(native, merge=tower.merge, frames=tower.frames, window=tower.window),
+    )
