@@ -25,8 +25,7 @@ from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
-from lvlm_jax.vision import VisionConfig
-from lvlm_jax.vision.native import check_pictures
+from lvlm_jax.vision import VisionConfig, check_pictures
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo.spec import Spec
 
@@ -62,10 +61,7 @@ class Model:
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
             )
-        try:
-            check_pictures(self.vision, self.image)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        check_pictures(self.vision, self.image)
         if self.newline != (self.image.tiles is not None):
             raise ConfigError(
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
@@ -357,8 +353,7 @@ def resolve(config: Any) -> Recipe:
     Raises:
       ConfigError: names the field, what is wrong with it, and the choices.
     """
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return build(Recipe, plain)
+    return build(Recipe, config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:

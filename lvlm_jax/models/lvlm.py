@@ -78,7 +78,7 @@ class LVLMConfig:
                 "they must be equal"
             )
         if tapped > self.llm.depth:
-            raise ValueError(f"{tapped} tapped layers for a decoder of depth={self.llm.depth}: each goes behind a layer")
+            raise ValueError(f"{tapped} tapped layers for a decoder of depth={self.llm.depth}: each goes behind one")
         if (tapped or self.llm.mrope) and (self.newline or self.expert or self.fusion is not None):
             raise ValueError(
                 f"llm.mrope={self.llm.mrope}, taps={tapped}: they go with soft tokens alone; leave out newline, expert "

@@ -168,9 +168,7 @@ def _vicuna(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out
 
 
-def _chatml(
-    system: str, turns: Sequence[Turn], generate: bool, *, after: str, around: tuple[str, str] | None = None
-) -> Rendered:
+def _chatml(system: str, turns: Sequence[Turn], generate: bool, *, after: str, around: tuple | None = None) -> Rendered:
     """``<|im_start|>role\n{text}<|im_end|>`` and `after`; the answer and its <|im_end|> are learnt, `after` is not."""
     start, end, after_end = Piece("<|im_start|>", special=True), Piece("<|im_end|>", special=True), Piece(after)
     out: Rendered = [Piece(BOS, special=True)]

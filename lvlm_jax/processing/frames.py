@@ -115,8 +115,8 @@ class VideoSpec:
 
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
     samplers "fps", "head" and "tail"; least, multiple: for "fps" (see `by_rate`). newline: a word of `NEWLINES`, for
-    models that learn one. sentence: a key of `SENTENCES`. stamp: a key of `STAMPS`, for models that are told the time of
-    each `multiple` frames, in the middle of them.
+    models that learn one. sentence: a key of `SENTENCES`. stamp: a key of `STAMPS`, for models that are told the time
+    of each `multiple` frames, in the middle of them.
     """
 
     sampler: str = "uniform"

@@ -82,7 +82,7 @@ class ImageSpec:
                 "nothing else reads it"
             )
         if (self.fit == "native") != (self.native is not None):
-            raise ValueError(f"fit {self.fit!r} with native {self.native}: fit='native' needs it, nothing else reads it")
+            raise ValueError(f"fit {self.fit!r} with native {self.native}: fit='native' needs it, and it alone")
         if not 0 < self.patch <= self.size:
             raise ValueError(f"patch {self.patch} does not fit size {self.size}; the patch is the smaller of the two")
         if self.resample not in FILTERS:

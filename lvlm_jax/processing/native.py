@@ -76,8 +76,8 @@ class Native:
         rows, cols = (side // patch for side in fitted(width, height, patch * self.merge, min(low, high), high))
         if rows * cols > max_patches:
             raise ImageError(
-                f"<picture of {width} x {height}>: takes {rows} x {cols} patches, but a vision row holds {max_patches}; "
-                "cut it, or raise max_patches"
+                f"<picture of {width} x {height}>: takes {rows} x {cols} patches, but a vision row holds "
+                f"{max_patches}; cut it, or raise max_patches"
             )
         return rows, cols
 
@@ -199,7 +199,7 @@ def positions(
         grid = np.meshgrid(when, np.arange(rows // merge), np.arange(cols // merge), indexing="ij")
         here = np.stack(grid, axis=-1).reshape(-1, 3)
         if len(here) != stop - first:
-            raise ValueError(f"a picture of {len(here)} tokens takes positions {first} to {stop}, which is another number")
+            raise ValueError(f"a picture of {len(here)} tokens, but positions {first} to {stop} are another number")
         out[first:stop] = start + here
         at, start = stop, start + int(here.max()) + 1
     out[at:] = start + np.arange(length - at)[:, None]

@@ -1,4 +1,4 @@
-"""Pictures at their own resolution as a conversation is written down: what `encode` asks of each, and of all together."""
+"""Pictures at their own resolution as a conversation is written down: what `encode` asks of each and of all."""
 
 import dataclasses
 

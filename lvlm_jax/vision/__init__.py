@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, qwen_vl, siglip, siglip2, timm, vit_jax
-from lvlm_jax.vision.native import NativeViT, NativeViTConfig
+from lvlm_jax.vision.native import NativeViT, NativeViTConfig, check_pictures
 from lvlm_jax.vision.nfnet import NFNet, NFNetConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
@@ -103,6 +103,7 @@ __all__ = [
     "ViTConfig",
     "VisionConfig",
     "blip2_vit",
+    "check_pictures",
     "clip",
     "eva",
     "family_of",
