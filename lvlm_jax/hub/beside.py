@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lvlm_jax import zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import read_json
@@ -53,18 +54,25 @@ def _of_the_model(folder: Path) -> dict[str, Any]:
 
 
 def video_spec(folder: str | Path) -> VideoSpec:
-    """Which frames of a video are shown: what `export_folder` wrote of it, else the default.
+    """Which frames of a video are shown: what `export_folder` wrote of it, else what the zoo says of such models.
 
     Raises:
       CheckpointError: a value that is not known.
     """
-    file = Path(folder) / VIDEO_FILE
+    file, default = Path(folder) / VIDEO_FILE, _usual_video(Path(folder))
     if not file.is_file():
-        return DEFAULT
+        return default
     try:
-        return VideoSpec.from_hf(read_json(file)) or DEFAULT
+        return VideoSpec.from_hf(read_json(file)) or default
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+
+
+def _usual_video(folder: Path) -> VideoSpec:
+    """What the systems of a folder's family show."""
+    file = folder / "config.json"
+    kind = read_json(file).get("model_type") if file.is_file() else None
+    return zoo.usual_video(zoo.READS[kind]) if kind in zoo.READS else DEFAULT
 
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")

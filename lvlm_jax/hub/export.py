@@ -53,7 +53,7 @@ def export_folder(
       layout: "hf", which every version of the torch library loads, or a name out of `families.KINDS`;
         "llava-original" is the LLaVA authors'.
       image_token_id: default the tokenizer's ``<image>``.
-      video: how videos become frames; the default is not written down.
+      video: how videos become frames; what is usual of such models is not written down.
       dtype: of the weights; default as they are.
       overwrite: replace what stands there.
 
@@ -84,7 +84,8 @@ def export_folder(
     else:
         public = configs.public_config(config, image_token_id, image_spec)
     files = _files(config, public, tokenizer, image_spec, template, _widest(params, dtype))
-    if video is not None and video != DEFAULT:
+    usual = zoo.usual_video(zoo.family_of(config)) if isinstance(config, LVLMConfig) else DEFAULT
+    if video is not None and video != usual:
         files[beside.VIDEO_FILE] = video.to_hf()
     with new_folder(folder, overwrite) as partial:
         if tokenizer is not None:

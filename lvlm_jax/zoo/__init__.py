@@ -4,6 +4,7 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.zoo import (
     idefics,
     llava,
@@ -54,6 +55,11 @@ def family_of(config: LVLMConfig) -> ModuleType:
     return next((family for family in FAMILIES.values() if family.fits(config)), llava)
 
 
+def usual_video(family: ModuleType) -> VideoSpec:
+    """Which frames of a video the systems of a family show, where nobody says otherwise."""
+    return next((spec.video for spec in family.SYSTEMS.values()), DEFAULT)
+
+
 def spec(name: str) -> Spec:
     """A system by name.
 
@@ -67,4 +73,4 @@ def spec(name: str) -> Spec:
     return SYSTEMS[name]
 
 
-__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec"]
+__all__ = ["FAMILIES", "LAYOUTS", "OWN_TYPES", "READS", "SYSTEMS", "Spec", "family_of", "spec", "usual_video"]

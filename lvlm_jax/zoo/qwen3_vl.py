@@ -34,13 +34,14 @@ FAMILY = Family(
     defaults=TEXT_DEFAULTS,
     merger_names=QWEN3_MERGER,
     layouts=NESTED,
+    stamp="qwen3_vl",
 )
 MODEL_TYPE, ARCHITECTURE, LAYOUTS = FAMILY.model_type, FAMILY.architecture, FAMILY.layouts
 fits, rows, layout_of = FAMILY.fits, FAMILY.rows, FAMILY.layout_of
 from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 
 # As released: 256 * 256 to 4096 * 4096 pixels.
-_NATIVE = Native(min_pixels=65536, max_pixels=16777216, min_frame=4096, max_frame=768 * 32**2)
+_NATIVE = Native(min_pixels=65536, max_pixels=16777216, min_frame=128 * 32**2, max_frame=768 * 32**2)
 
 _QWEN3 = {
     **llm.qwen3.PARTS,

@@ -12,6 +12,7 @@ from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.rope import mrope_from_hf, mrope_to_hf
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.frames import VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.native import Native
 from lvlm_jax.vision import NativeViTConfig, qwen_vl
@@ -25,6 +26,9 @@ FLAT = {"qwen_vl": "visual."}
 """Layout -> prefix of the tower's keys. Qwen2-VL's and Qwen2.5-VL's files are flat (the torch library has them nested
 in memory), Qwen3-VL's are nested."""
 
+VIDEO = VideoSpec(sampler="fps", frames=768, fps=2.0, least=4, multiple=2)
+"""Frames as the authors' qwen-vl-utils takes them."""
+
 _LLM = {"qwen_vl": "model.", "qwen_vl-nested": "model.language_model."}
 _PLACES = {"vision_start_token_id": -3, "vision_end_token_id": -2, "image_token_id": 0, "video_token_id": 1}
 """Where the special tokens stand in the vocabulary, counted from the picture's."""
@@ -36,6 +40,7 @@ class Family:
 
     tower: public ``model_type`` of its vision config. decoder: the family of its language model without axes. defaults:
     what the public class assumes for fields that a text config leaves out. merger_names: see `connectors.keys`.
+    stamp: how the time of a video's frames is told, see `VideoSpec`.
     """
 
     model_type: str
@@ -47,6 +52,7 @@ class Family:
     defaults: Mapping[str, Any]
     merger_names: tuple[str, str, str]
     layouts: Mapping[str, str]
+    stamp: str = "none"
 
     def config(self, tower: NativeViTConfig, decoder: DecoderConfig) -> LVLMConfig:
         """The whole model."""
@@ -139,9 +145,9 @@ class Family:
 
     def system(self, name: str, config: LVLMConfig, template: str, source: str, image: ImageSpec) -> Spec:
         """A released system."""
-        return Spec(
-            name=name, config=config, image=image, template=template, source=source, image_token_id=IMAGE_TOKEN_ID
-        )
+        video = dataclasses.replace(VIDEO, stamp=self.stamp)
+        names = {"name": name, "template": template, "source": source}
+        return Spec(**names, config=config, image=image, image_token_id=IMAGE_TOKEN_ID, video=video)
 
 
 def _without_axes(config: DecoderConfig) -> DecoderConfig:

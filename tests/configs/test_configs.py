@@ -17,6 +17,7 @@ ARGUMENTS = {
     "llavanext_instruct": ("13b",),
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
+    "qwen2_5_vl_finetune": ("3b", "32b"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
 }

@@ -10,7 +10,7 @@ from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax.infer import generate as G
 from lvlm_jax.infer.generate import Generator
-from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from tests import tiny
 from tests.parity.qwen_vl_tiny import CASES, make, packed
@@ -49,7 +49,7 @@ def test_sharded_equals_unsharded(case):
 
     plain = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, module, batch)
     model, mesh = LVLM(module.config, scan=True), M.make_mesh("FSDP_TP")
-    shapes, axes = abstract(model, batch)
+    shapes, axes = abstract(model, dummy_batch(model.config))
     placed = jax.device_put(P.stack_layers(params), M.shardings(mesh, axes, shapes))
     with M.use(mesh):
         given = jax.device_put(batch, M.batch_sharding(mesh))
