@@ -19,7 +19,9 @@ from lvlm_jax.llm import (
     palm,
     qwen,
     qwen2,
+    qwen2_vl,
     qwen3,
+    qwen3_vl,
     smollm2,
     t5,
 )
@@ -44,6 +46,9 @@ FAMILIES: dict[str, ModuleType] = {
     "chatglm_6b": chatglm_6b,
     "qwen": qwen,
     "palm": palm,
+    "qwen2_vl_text": qwen2_vl,
+    "qwen2_5_vl_text": qwen2_vl,
+    "qwen3_vl_text": qwen3_vl,
 }
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS.
 
@@ -105,7 +110,9 @@ __all__ = [
     "palm",
     "qwen",
     "qwen2",
+    "qwen2_vl",
     "qwen3",
+    "qwen3_vl",
     "smollm2",
     "t5",
 ]

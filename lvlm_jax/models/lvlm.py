@@ -167,7 +167,7 @@ class LVLM(nn.Module):
         if self.config.llm.mrope is not None:
             return self._counted(batch, x, added, cache, index)
         if not self.config.expert:
-            return self.llm(x, batch.positions, self.ranges(batch), cache, index, between=_between(added))
+            return self.llm(x, batch.positions, self.ranges(batch), cache, index, between=self._between(added))
         q, (groups, pictures) = self.config.visual_tokens, batch.patches.shape[:2]
         behind = visual_expert.skipped(batch.positions, batch.image_index, q)
         routing = visual_expert.routing(batch.image_index, groups, pictures, q)
@@ -212,7 +212,7 @@ class LVLM(nn.Module):
         if axes is None:  # text alone
             axes = jnp.repeat(batch.positions[..., None], self.config.llm.counts, axis=-1)
         text = None if cache is None else cache.text
-        hidden, text = self.llm(x, axes, self.ranges(batch), text, index, between=_between(added))
+        hidden, text = self.llm(x, axes, self.ranges(batch), text, index, between=self._between(added))
         if cache is None:
             return hidden, None
         # Rows hold one prompt, padded on the left; its answer goes on from the largest position along any axis.
@@ -265,6 +265,10 @@ class LVLM(nn.Module):
         added = tuple(soft_tokens.fill(jnp.zeros_like(text), tap, batch.image_index) for tap in taps)
         return soft_tokens.fill(text, visual, batch.image_index), added
 
+    def _between(self, added: tuple[Array, ...]) -> Deepstack | None:
+        """What the decoder runs between its layers; a scanned stack is not there before it is made."""
+        return Deepstack(added) if added and not self.is_initializing() else None
+
     def embed_images(
         self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
     ) -> Float[Array, "G M D"]:
@@ -312,10 +316,6 @@ class LVLM(nn.Module):
         return cross_attention.new_cache(
             self.config.fusion, self.config.llm.depth, text, rows, groups, keys, self.dtype
         )
-
-
-def _between(added: tuple[Array, ...]) -> Deepstack | None:
-    return Deepstack(added) if added else None
 
 
 def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) -> Batch:

@@ -277,7 +277,7 @@ def from_hf(config: Mapping[str, Any], patch: int) -> tuple[Native, int, int] | 
         merge=int(config.get("merge_size", 2)),
         frames=int(config.get("temporal_patch_size", 2)),
         window=config["window_size"] // patch if config.get("window_size") else None,
-        rate=config.get("tokens_per_second"),
+        rate=None if config.get("tokens_per_second") is None else float(config["tokens_per_second"]),
     )
     return native, patch, int(config.get("max_patches") or ROW)
 

@@ -3,14 +3,10 @@
 Source: Qwen2.5-VL (arXiv 2502.13923); sizes from the releases' config.json.
 """
 
-import dataclasses
-
 from lvlm_jax import llm
 from lvlm_jax.connectors.keys import QWEN2_MERGER
-from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.processing.native import Native
 from lvlm_jax.vision import qwen_vl as towers
-from lvlm_jax.zoo.qwen2_vl import TEXT_DEFAULTS
 from lvlm_jax.zoo.qwen_vl import FLAT, NESTED, Family, pictures
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD, Spec
 
@@ -18,10 +14,7 @@ FAMILY = Family(
     model_type="qwen2_5_vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
     tower="qwen2_5_vl_vision",
-    decoder=llm.qwen2,
-    sections=(16, 24, 24),
-    interleaved=False,
-    defaults=TEXT_DEFAULTS,
+    decoder=llm.qwen2_vl,
     merger_names=QWEN2_MERGER,
     layouts={**FLAT, **NESTED},
 )
@@ -32,22 +25,11 @@ from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 # As released, with 2 time positions a second.
 _NATIVE = Native(min_pixels=3136, max_pixels=12845056, min_frame=128 * 28**2, max_frame=768 * 28**2, rate=2.0)
 
-_QWEN25 = {"qkv_bias": True, "rope_theta": 1000000.0, "norm_eps": 1e-6, "context": 128000}
-DECODERS: dict[str, DecoderConfig] = {
-    "3b": DecoderConfig(
-        **_QWEN25, vocab=151936, width=2048, depth=36, heads=16, kv_heads=2, mlp_dim=11008, tied=True
-    ),
-    "7b": dataclasses.replace(llm.qwen2.PRESETS["qwen25_7b"], context=128000),
-    "32b": DecoderConfig(**_QWEN25, vocab=152064, width=5120, depth=64, heads=40, kv_heads=8, mlp_dim=27648),
-    "72b": dataclasses.replace(llm.qwen2.PRESETS["qwen25_72b"], context=128000),
-}
-"""The language models, two of which are of sizes that stand in no other system here."""
-
 
 def _system(size: str, tower: str) -> Spec:
     vision = towers.PRESETS[tower]
     name, source = f"qwen2_5_vl_{size}", f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
-    config = FAMILY.config(vision, DECODERS[size])
+    config = FAMILY.config(vision, llm.PRESETS[f"{name}_llm"])
     return FAMILY.system(name, config, "qwen2_vl", source, pictures(vision, _NATIVE, CLIP_MEAN, CLIP_STD))
 
 

@@ -5,33 +5,16 @@ Source: Qwen3-VL (arXiv 2511.21631); sizes from the releases' config.json.
 
 from lvlm_jax import llm
 from lvlm_jax.connectors.keys import QWEN3_MERGER
-from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.processing.native import Native
 from lvlm_jax.vision import qwen_vl as towers
 from lvlm_jax.zoo.qwen_vl import NESTED, Family, pictures
 from lvlm_jax.zoo.spec import HALF, Spec
 
-TEXT_DEFAULTS = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "head_dim": 128,
-    "max_position_embeddings": 128000,
-    "rope_theta": 500000.0,
-}
-"""What the public class assumes for fields that a text config leaves out."""
-
 FAMILY = Family(
     model_type="qwen3_vl",
     architecture="Qwen3VLForConditionalGeneration",
     tower="qwen3_vl_vision",
-    decoder=llm.qwen3,
-    sections=(24, 20, 20),
-    interleaved=True,
-    defaults=TEXT_DEFAULTS,
+    decoder=llm.qwen3_vl,
     merger_names=QWEN3_MERGER,
     layouts=NESTED,
     stamp="qwen3_vl",
@@ -43,30 +26,12 @@ from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 # As released: 256 * 256 to 4096 * 4096 pixels.
 _NATIVE = Native(min_pixels=65536, max_pixels=16777216, min_frame=128 * 32**2, max_frame=768 * 32**2)
 
-_QWEN3 = {
-    **llm.qwen3.PARTS,
-    "vocab": 151936,
-    "kv_heads": 8,
-    "head_dim": 128,
-    "norm_eps": 1e-6,
-    "rope_theta": 5000000.0,
-    "context": 262144,
-}
-_SQUARE = _QWEN3 | {"head_dim": None}  # heads that share the width out
-DECODERS: dict[str, DecoderConfig] = {
-    "2b": DecoderConfig(**_SQUARE, width=2048, depth=28, heads=16, mlp_dim=6144, tied=True),
-    "4b": DecoderConfig(**_QWEN3, width=2560, depth=36, heads=32, mlp_dim=9728, tied=True),
-    "8b": DecoderConfig(**_SQUARE, width=4096, depth=36, heads=32, mlp_dim=12288),
-    "32b": DecoderConfig(**_QWEN3, width=5120, depth=64, heads=64, mlp_dim=25600),
-}
-"""The language models: Qwen3's sizes, for longer texts."""
-
 
 def _system(size: str, tower: str) -> Spec:
     vision = towers.PRESETS[tower]
-    config = FAMILY.config(vision, DECODERS[size])
-    source = f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
-    return FAMILY.system(f"qwen3_vl_{size}", config, "qwen3_vl", source, pictures(vision, _NATIVE, HALF, HALF))
+    name, source = f"qwen3_vl_{size}", f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
+    config = FAMILY.config(vision, llm.PRESETS[f"{name}_llm"])
+    return FAMILY.system(name, config, "qwen3_vl", source, pictures(vision, _NATIVE, HALF, HALF))
 
 
 SYSTEMS: dict[str, Spec] = {

@@ -7,10 +7,9 @@ from typing import Any
 
 from lvlm_jax.connectors import MergerConfig
 from lvlm_jax.connectors import keys as connector_keys
-from lvlm_jax.keymap import Row, fields, one_of
+from lvlm_jax.keymap import Row, one_of
 from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
-from lvlm_jax.llm.rope import mrope_from_hf, mrope_to_hf
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.frames import VideoSpec
 from lvlm_jax.processing.image import ImageSpec
@@ -38,36 +37,29 @@ _PLACES = {"vision_start_token_id": -3, "vision_end_token_id": -2, "image_token_
 class Family:
     """One release: names of its public class, and which parts it is made of.
 
-    tower: public ``model_type`` of its vision config. decoder: the family of its language model without axes. defaults:
-    what the public class assumes for fields that a text config leaves out. merger_names: see `connectors.keys`.
-    stamp: how the time of a video's frames is told, see `VideoSpec`.
+    tower: public ``model_type`` of its vision config. decoder: the family of its language model. merger_names: see
+    `connectors.keys`. stamp: how the time of a video's frames is told, see `VideoSpec`.
     """
 
     model_type: str
     architecture: str
     tower: str
     decoder: ModuleType
-    sections: tuple[int, int, int]
-    interleaved: bool
-    defaults: Mapping[str, Any]
     merger_names: tuple[str, str, str]
     layouts: Mapping[str, str]
     stamp: str = "none"
 
     def config(self, tower: NativeViTConfig, decoder: DecoderConfig) -> LVLMConfig:
         """The whole model."""
-        axes = {"mrope": self.sections, "mrope_interleaved": self.interleaved}
         merger = MergerConfig(neighbours=tower.merge**2, norm=tower.norm, taps=len(tower.taps))
-        return LVLMConfig(vision=tower, connector=merger, llm=dataclasses.replace(decoder, **axes))
+        return LVLMConfig(vision=tower, connector=merger, llm=decoder)
 
     def fits(self, config: LVLMConfig) -> bool:
         """Whether the torch library's class can hold this model."""
         tower, decoder = config.vision, config.llm
-        if not qwen_vl.fits(tower) or decoder.mrope is None or decoder.mrope_interleaved != self.interleaved:
+        if not (qwen_vl.fits(tower) and qwen_vl.type_of(tower) == self.tower and self.decoder.fits(decoder)):
             return False
-        whole = dataclasses.replace(self.config(tower, decoder), llm=decoder)
-        same = config == whole and qwen_vl.type_of(tower) == self.tower
-        return same and self.decoder.fits(_without_axes(decoder))
+        return config == self.config(tower, decoder)
 
     def rows(self, config: LVLMConfig, layout: str) -> list[Row]:
         """The key table of a whole model in one layout.
@@ -110,12 +102,9 @@ class Family:
             raise ValueError("config.json: vision_config is missing; is this a config of the torch library's class?")
         text = dict(config.get("text_config") or config)
         text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings"))
-        plain, axes = mrope_from_hf(fields(text, self.defaults), self.sections, self.interleaved)
         # The first files have the whole model's type here, or none.
         tower = qwen_vl.from_hf({**config["vision_config"], "model_type": self.tower})
-        decoder = dataclasses.replace(self.decoder.from_hf(plain), **axes)
-        whole = dataclasses.replace(self.config(tower, decoder), llm=decoder)
-        return whole, int(config.get("image_token_id", IMAGE_TOKEN_ID))
+        return self.config(tower, self.decoder.from_hf(text)), int(config.get("image_token_id", IMAGE_TOKEN_ID))
 
     def to_hf(self, config: LVLMConfig, image_token_id: int, image: ImageSpec | None = None) -> dict[str, Any]:
         """The config.json that the torch library reads; `from_hf` reads it back.
@@ -125,17 +114,17 @@ class Family:
         """
         tower = qwen_vl.to_hf(config.vision, config.llm.width)
         if image is not None and image.native is not None and image.native.rate is not None:
-            tower["tokens_per_second"] = image.native.rate
-        text = self.decoder.to_hf(_without_axes(config.llm))
+            rate = image.native.rate
+            tower["tokens_per_second"] = int(rate) if rate.is_integer() else rate  # their class takes whole numbers
+        text = self.decoder.to_hf(config.llm) | {"model_type": f"{self.model_type}_text"}
         del text["architectures"]
-        text = mrope_to_hf(text, config.llm.mrope, config.llm.mrope_interleaved)
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],
             **{name: image_token_id + place for name, place in _PLACES.items()},
             "tie_word_embeddings": config.llm.tied,
             "vision_config": tower,
-            "text_config": text | {"model_type": f"{self.model_type}_text"},
+            "text_config": text,
         }
 
     def processor(self, config: LVLMConfig) -> dict[str, Any]:
@@ -148,10 +137,6 @@ class Family:
         video = dataclasses.replace(VIDEO, stamp=self.stamp)
         names = {"name": name, "template": template, "source": source}
         return Spec(**names, config=config, image=image, image_token_id=IMAGE_TOKEN_ID, video=video)
-
-
-def _without_axes(config: DecoderConfig) -> DecoderConfig:
-    return dataclasses.replace(config, mrope=None, mrope_interleaved=False)
 
 
 def pictures(tower: NativeViTConfig, native: Native, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:

@@ -63,7 +63,7 @@ CASES = {
             "intermediate_size": 40,
             "window_size": 4 * PATCH,
             "fullatt_block_indexes": [1],
-            "tokens_per_second": RATE,
+            "tokens_per_second": int(RATE),
         },
     ),
     "qwen3_vl": (
