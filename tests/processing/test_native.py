@@ -115,7 +115,7 @@ def test_a_spec_that_does_not_fit():
     with pytest.raises(ValueError, match="need max_patches"):
         dataclasses.replace(SPEC, max_patches=None)
     narrow = dataclasses.replace(SPEC, max_patches=8, native=dataclasses.replace(OWN, min_pixels=8 * 16))
-    with pytest.raises(ImageError, match=r"2 x 6 patches, but a vision row holds 8"):
+    with pytest.raises(ImageError, match=r"2 x 8 patches, but a vision row holds 8"):
         narrow.native.grid(60, 7, 4, 8)
 
 
@@ -123,13 +123,10 @@ def tokenizer():
     return Tokenizer(qwen_tiny(extra=WORDS))
 
 
-def encoded(words, *segments, template="qwen2_vl", video=None, **options):
-    turns = (Turn("user", tuple(Text(s) if isinstance(s, str) else s for s in segments)), Turn("assistant", (Text("a cat"),)))
-    more = {} if video is None else {"video": video}
-    return encode(
-        Example(turns, origin="a.json:1"), TEMPLATES[template], words, 12, words.special_id("<|image_pad|>"),
-        spec=SPEC, **more, **options,
-    )  # fmt: skip
+def encoded(words, *segments, template="qwen2_vl", **options):
+    asked = Turn("user", tuple(Text(s) if isinstance(s, str) else s for s in segments))
+    example = Example((asked, Turn("assistant", (Text("a cat"),))), origin="a.json:1")
+    return encode(example, TEMPLATES[template], words, 12, words.special_id("<|image_pad|>"), spec=SPEC, **options)
 
 
 @pytest.mark.parametrize("template", ["qwen2_vl", "qwen3_vl"])
@@ -161,8 +158,10 @@ def test_what_a_conversation_says_of_its_pictures():
     # The larger side is three tokens; then </vision> and <vision>.
     assert got.axes[second].tolist() == [first + 3 + 2] * 3
     assert (np.diff(got.axes[-4:], axis=0) == 1).all()
-    cut = encoded(tokenizer(), Image(picture(24, 16)), "?", max_length=len(got.tokens) - 20)
-    assert len(cut.axes) == len(cut.tokens)
+    cut = encoded(
+        tokenizer(), "Look: ", Image(picture(24, 16)), Image(picture(17, 30)), "?", max_length=len(got.tokens) - 1
+    )
+    assert len(cut.axes) == len(cut.tokens) == len(got.tokens) - 1
 
 
 def test_a_video_is_told_its_times():
@@ -188,9 +187,9 @@ def test_a_batch_has_them_where_they_belong():
     assert batch.axes[0, len(two.tokens) :].tolist() == one.axes.tolist()
     np.testing.assert_array_equal(batch.patches[0, 0], batch.patches[0, 1])
     short = native.trimmed(batch, native.longest(batch), 2)
-    assert (native.longest(batch), short.patches.shape[2]) == (32, 32)
+    assert (native.longest(batch), short.patches.shape[2]) == (40, 40)
     taken = [b.image_index[1][b.image_index[1] >= 0] for b in (batch, short)]
-    assert (taken[0] - 12).tolist() == (taken[1] - 8).tolist()
+    assert (taken[0] - 12).tolist() == (taken[1] - 10).tolist()
     with pytest.raises(DataError, match="needs more than 1 vision rows"):
         collate([[one], [one]], length=length, groups=1, vision_rows=1, visual_tokens=12, pad_id=0, spec=SPEC)
 
