@@ -3,12 +3,13 @@
 Run:      lvlm train --config qwen2_5_vl_finetune --workdir runs/qwen2_5_vl_finetune
 Hardware: planned for v5p-64 or 32 x 80 GB, FSDP          Measured: not yet
 
-Settings as the authors give them (QwenLM/Qwen2.5-VL, qwen-vl-finetune/scripts/sft_7b.sh): tune_mm_vision False,
+Settings as the authors give them (QwenLM/Qwen3-VL, qwen-vl-finetune/scripts/sft_7b.sh): tune_mm_vision False,
 tune_mm_mlp and tune_mm_llm True; learning rate 2e-7, cosine with 3 % warm-up, no weight decay, clip 1.0; pictures of
-784 to 50,176 pixels; 8,192 positions; batches of 4 conversations a GPU, accumulated 4 times (128 on eight of them).
-Theirs is half an epoch of data that is named nowhere; here it is 1,000 steps: override stages.tune.steps. They lay
-conversations side by side in a row (data_flatten), as packing does here: 32 rows of 8,192 positions are at most their
-128 conversations a step in positions, a quarter of them in rows.
+784 to 50,176 pixels; 8,192 positions; 4 conversations a GPU, accumulated 4 times (128 a step on eight GPUs), half an
+epoch of data that the script leaves to its user. Here it is 1,000 steps: override stages.tune.steps. Theirs lays the
+conversations of a GPU side by side in one row (data_flatten), as packing does here: 32 rows are eight GPUs, four times,
+and hold more, since packing fills them. They also train the line break behind each answer's <|im_end|>, which no
+template here does.
 
 Data: any LLaVA JSON with its pictures (theirs is the same form); override stages.tune.data.path and .images. Vision
 rows hold 256 patches, one picture of 50,176 pixels; small pictures of one conversation share one.
@@ -63,6 +64,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "on_bad": "skip",
         },
         "start": {"all": {"hub": spec.source}},
-        "save_every": 300,
+        "save_every": 1000,
     }
     return c

@@ -293,12 +293,12 @@ def to_rows(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, 
 
 
 def clip_patches(
-    frames: Sequence[PIL.Image.Image], spec: ImageSpec, moving: bool = False
+    frames: Sequence[PIL.Image.Image], spec: ImageSpec, moving: int = 0
 ) -> tuple[Float[np.ndarray, "N P C"], Int[np.ndarray, "N P 2"]]:
     """Patches of a picture at its own resolution, or of a video's frames, each so many of which are one picture.
 
     Args:
-      moving: whether they are a video's, whose limits may differ.
+      moving: how many frames of a video are shown, these among them; 0 for a still picture.
     """
     rows, cols = spec.native.grid(*frames[0].size, spec.patch, spec.max_patches, moving)
     size, method = (cols * spec.patch, rows * spec.patch), FILTERS[spec.resample]

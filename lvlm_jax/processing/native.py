@@ -33,8 +33,9 @@ class Native:
     """How a picture keeps its shape.
 
     min_pixels, max_pixels: the area that it is brought to, if it has less or more; a vision row's patches are a limit,
-    too. min_frame, max_frame: the same of a frame of a video; None as of a picture. merge: side of the square of
-    patches that becomes one token. frames: of a video, how many the tower reads as one; a still picture is there as
+    too. min_frame, max_frame: the same of a frame of a video; None as of a picture. max_clip: of a video's pictures
+    (`frames` frames each) together, from which each has an equal share, at least `min_frame` and a twentieth. merge:
+    side of the square of patches that becomes one token. frames: of a video, how many the tower reads as one; a still picture is there as
     often. window: side of the tower's windows, in patches. rate: time positions that a second of a video is long
     (Qwen2.5-VL); None counts one for each `frames` frames.
     """
@@ -43,6 +44,7 @@ class Native:
     max_pixels: int = 28 * 28 * 1280
     min_frame: int | None = None
     max_frame: int | None = None
+    max_clip: int | None = None
     merge: int = 2
     frames: int = 2
     window: int | None = None
@@ -62,16 +64,18 @@ class Native:
         """The least and the most pixels of a frame of a video."""
         return self.min_frame or self.min_pixels, self.max_frame or self.max_pixels
 
-    def grid(self, width: int, height: int, patch: int, max_patches: int, moving: bool = False) -> tuple[int, int]:
+    def grid(self, width: int, height: int, patch: int, max_patches: int, moving: int = 0) -> tuple[int, int]:
         """(rows, columns) of patches that a picture of `width` x `height` pixels is scaled to.
 
         Args:
-          moving: it is a frame of a video.
+          moving: of how many frames of a video it is one; 0 for a still picture.
 
         Raises:
           ImageError: a picture too narrow for that, or one that a vision row does not hold however it is scaled.
         """
         low, high = self.frame_limits if moving else (self.min_pixels, self.max_pixels)
+        if moving and self.max_clip is not None:
+            high = max(min(high, self.max_clip * self.frames // moving), int(low * 1.05))
         high = min(high, max_patches * patch**2)
         rows, cols = (side // patch for side in fitted(width, height, patch * self.merge, min(low, high), high))
         if rows * cols > max_patches:
@@ -274,6 +278,7 @@ def from_hf(config: Mapping[str, Any], patch: int) -> tuple[Native, int, int] | 
         max_pixels=int(config.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280),
         min_frame=config.get("min_frame_pixels"),
         max_frame=config.get("max_frame_pixels"),
+        max_clip=config.get("max_clip_pixels"),
         merge=int(config.get("merge_size", 2)),
         frames=int(config.get("temporal_patch_size", 2)),
         window=config["window_size"] // patch if config.get("window_size") else None,
@@ -295,5 +300,6 @@ def to_hf(native: Native, patch: int, max_patches: int) -> dict[str, Any]:
         "max_patches": max_patches,
     }
     own = {"min_frame_pixels": native.min_frame, "max_frame_pixels": native.max_frame}
+    own |= {"max_clip_pixels": native.max_clip}
     own |= {"window_size": native.window and native.window * patch, "tokens_per_second": native.rate}
     return out | {name: value for name, value in own.items() if value is not None}

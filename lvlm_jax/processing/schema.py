@@ -53,7 +53,7 @@ class Clip:
     """The frames that are taken of a video: the source of the `Image` that stands for it once they are chosen.
 
     indices: slots of the video, `rate` of them a second, in order; times: when each begins, and duration, that of the
-    whole video, in seconds.
+    whole video, in seconds. total: frames that are taken of the whole video, where these are a part of them.
     """
 
     video: Video
@@ -61,6 +61,7 @@ class Clip:
     times: tuple[float, ...]
     rate: float
     duration: float
+    total: int = 0
 
 
 Segment = Text | Image | Video

@@ -6,7 +6,7 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.native import Grid, Packer, Place, positions
 from lvlm_jax.processing.schema import Clip, Encoded, Image
 from lvlm_jax.processing.tiles import Span
-from lvlm_jax.processing.video import shown_size
+from lvlm_jax.processing.video import shown_size, taken
 
 
 class Shared:
@@ -31,7 +31,7 @@ class Shared:
         """
         clip = image.source if isinstance(image.source, Clip) else None
         size = shown_size(image, self.spec.max_pixels)
-        rows, cols = self.native.grid(*size, self.spec.patch, self.spec.max_patches, clip is not None)
+        rows, cols = self.native.grid(*size, self.spec.patch, self.spec.max_patches, taken(image))
         times = 1 if clip is None else -(-len(clip.indices) // self.native.frames)
         self.grids.append((times, rows, cols))
         self.steps.append(1.0 if clip is None else step(clip, self.native.frames, self.native.rate))

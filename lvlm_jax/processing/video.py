@@ -6,7 +6,9 @@ second. Bytes that are damaged where a frame is wanted are a `VideoError`.
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -66,7 +68,8 @@ def _stamped(clip: Clip, spec: VideoSpec) -> list[Segment]:
     out: list[Segment] = []
     for first in range(0, len(clip.indices), spec.multiple):
         here = slice(first, first + spec.multiple)
-        part = dataclasses.replace(clip, indices=clip.indices[here], times=clip.times[here])
+        own = {"indices": clip.indices[here], "times": clip.times[here], "total": len(clip.indices)}
+        part = dataclasses.replace(clip, **own)
         # The last frame is shown again where some are missing (`native.cut`), so its time counts as theirs.
         out += [Text(STAMPS[spec.stamp]((part.times[0] + part.times[-1]) / 2)), Image(part)]
     return out
@@ -104,16 +107,42 @@ def read_rows(
     spec = dataclasses.replace(spec, tiles=None) if isinstance(image.source, Clip) else spec
     found = pictures(image, spec.max_pixels)
     if spec.native is not None:
-        return clip_patches([*(map(change, found) if change else found)], spec, isinstance(image.source, Clip))
+        return clip_patches([*(map(change, found) if change else found)], spec, taken(image))
     patches, positions = zip(*(to_rows(picture, spec) for picture in (map(change, found) if change else found)))
     return np.concatenate(patches), np.concatenate(positions)
 
 
+def taken(image: Image) -> int:
+    """How many frames of its video are shown; 0 for a still picture."""
+    clip = image.source
+    return (clip.total or len(clip.indices)) if isinstance(clip, Clip) else 0
+
+
 def shown_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of a picture by its header, or of a clip's frames, upright: the first is decoded to know that."""
-    if not isinstance(image.source, Clip):
+    """(width, height) of a picture by its header, or of a clip's frames, upright.
+
+    A file's first frame is decoded to know that, once for as long as the file is unchanged.
+    """
+    clip = image.source
+    if not isinstance(clip, Clip):
         return picture_size(image, max_pixels=max_pixels)
-    with contextlib.closing(frames(image.source)) as found:
+    source = clip.video.source
+    if isinstance(source, np.ndarray):
+        return source.shape[2], source.shape[1]
+    first = dataclasses.replace(clip, indices=(0,), times=(0.0,))
+    if isinstance(source, str | os.PathLike) and os.path.isfile(source):
+        stat = os.stat(source)
+        return _size_in_file(first, stat.st_mtime_ns, stat.st_size)
+    return _first_size(first)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _size_in_file(clip: Clip, changed: int, size: int) -> tuple[int, int]:
+    return _first_size(clip)
+
+
+def _first_size(clip: Clip) -> tuple[int, int]:
+    with contextlib.closing(frames(clip)) as found:
         return next(found).size
 
 

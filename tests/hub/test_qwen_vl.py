@@ -1,4 +1,4 @@
-"""Qwen-VL folders in and out, in the layouts that the torch library has in files and in memory; the command `verify`."""
+"""Qwen-VL folders in and out, in the layouts that the torch library has in files and in memory; `verify`."""
 
 import dataclasses
 
@@ -51,7 +51,8 @@ def test_there_and_back(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    "case", ["qwen2_5_vl", pytest.param("qwen2_vl", marks=pytest.mark.slow), pytest.param("qwen3_vl", marks=pytest.mark.slow)]
+    "case",
+    ["qwen2_5_vl", pytest.param("qwen2_vl", marks=pytest.mark.slow), pytest.param("qwen3_vl", marks=pytest.mark.slow)],
 )
 def test_verify(tmp_path, case):
     theirs, _, spec = reference(case)

@@ -90,7 +90,9 @@ def reference(case, **changes):
     model = compare.perturb(cls(config(text_config={**text, **changes}, vision_config=dict(tower), **WORDS)))
     native = Native(min_pixels=8 * PATCH**2, max_pixels=48 * PATCH**2)
     native = dataclasses.replace(native, **({"window": 4, "rate": RATE} if case == "qwen2_5_vl" else {}))
-    spec = ImageSpec(size=24, patch=PATCH, mean=(0.5,) * 3, std=(0.5,) * 3, fit="native", max_patches=ROW, native=native)
+    spec = ImageSpec(
+        size=24, patch=PATCH, mean=(0.5,) * 3, std=(0.5,) * 3, fit="native", max_patches=ROW, native=native
+    )
     return model, family, spec
 
 
@@ -155,14 +157,14 @@ def conversation(case, parts, spec, rng):
     return shared.finished(Encoded(tokens, weights, visual, tuple(images), tuple(rows), tuple(sizes)))
 
 
-def packed(case, spec, layout, groups=1, vision_rows=6, length=None):
+def packed(case, spec, layout, groups=1, vision_rows=10, length=None):
     """(the conversations, a batch of them)."""
     rng = np.random.default_rng(0)
     rows = [[conversation(case, parts, spec, rng) for parts in row] for row in layout]
     return rows, together(rows, spec, groups, vision_rows, length)
 
 
-def together(rows, spec, groups=1, vision_rows=6, length=None):
+def together(rows, spec, groups=1, vision_rows=10, length=None):
     """A batch of conversations."""
     return collate(
         rows,

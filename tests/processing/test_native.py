@@ -1,4 +1,4 @@
-"""Pictures at their own resolution: sizes, order of patches, vision rows, positions, what a conversation says of them."""
+"""Pictures at their own resolution: sizes, order of patches, vision rows, positions, conversations."""
 
 import dataclasses
 import itertools
@@ -180,9 +180,7 @@ def test_a_batch_has_them_where_they_belong():
     one = encoded(tokenizer(), "Look: ", Image(picture(24, 16)), Image(picture(8, 8)), "?")
     two = encoded(tokenizer(), "Text alone?")
     length = len(one.tokens) + len(two.tokens)
-    batch = collate(
-        [[two, one], [one]], length=length, groups=1, vision_rows=3, visual_tokens=12, pad_id=0, spec=SPEC
-    )
+    batch = collate([[two, one], [one]], length=length, groups=1, vision_rows=3, visual_tokens=12, pad_id=0, spec=SPEC)
     assert batch.patch_segments[0].max(-1).tolist() == [2, 2, 0]
     assert batch.axes[0, len(two.tokens) :].tolist() == one.axes.tolist()
     np.testing.assert_array_equal(batch.patches[0, 0], batch.patches[0, 1])
