@@ -179,7 +179,7 @@ def together(rows, spec, groups=1, vision_rows=10, length=None):
 
 def inputs(one, spec):
     """What their model takes of one conversation: pictures by their own processor, videos cut by plain loops."""
-    tokens = torch.tensor(one.tokens)[None]
+    tokens = torch.tensor(one.tokens, dtype=torch.int64)[None]
     given = {"input_ids": tokens}
     stills = [image.source for image in one.images if not isinstance(image.source, Clip)]
     moving = [image.source for image in one.images if isinstance(image.source, Clip)]
