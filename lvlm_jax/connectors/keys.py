@@ -1,8 +1,8 @@
 """Checkpoint keys and config values of the connectors.
 
 The dense projectors, the pixel shuffle (Idefics 3, SmolVLM), the average pool (Gemma 3), the Q-Former (BLIP-2) and the
-patch merger (Qwen-VL) carry the torch library's names, the gated projector CogVLM's. A resampler in a LLaVA has no public counterpart: its keys are
-our own, in the same style, under the same prefix.
+patch merger (Qwen-VL) carry the torch library's names, the gated projector CogVLM's. A resampler in a LLaVA has no
+public counterpart: its keys are our own, in the same style, under the same prefix.
 """
 
 import dataclasses

@@ -37,11 +37,10 @@ def encode(
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
     that cuts tiles, or keeps a picture's own resolution, as many as its width and height ask for (its header is read,
-    nothing is decoded). Of a video the
-    frames that `video` chooses are pictures, by its header too, and its sentence follows them. `generate` gives the
-    prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
-    answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
-    `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
+    nothing is decoded). Of a video the frames that `video` chooses are pictures, by its header too, and its sentence
+    follows them. `generate` gives the prompt up to where the assistant begins, all weights 0. `max_length` drops
+    trailing text only, after a whole answer where one fits. Raises DataError: roles out of order, no answer, no trained
+    token, an id outside the `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)

@@ -35,9 +35,9 @@ class Native:
     min_pixels, max_pixels: the area that it is brought to, if it has less or more; a vision row's patches are a limit,
     too. min_frame, max_frame: the same of a frame of a video; None as of a picture. max_clip: of a video's pictures
     (`frames` frames each) together, from which each has an equal share, at least `min_frame` and a twentieth. merge:
-    side of the square of patches that becomes one token. frames: of a video, how many the tower reads as one; a still picture is there as
-    often. window: side of the tower's windows, in patches. rate: time positions that a second of a video is long
-    (Qwen2.5-VL); None counts one for each `frames` frames.
+    side of the square of patches that becomes one token. frames: of a video, how many the tower reads as one; a still
+    picture is there as often. window: side of the tower's windows, in patches. rate: time positions that a second of a
+    video is long (Qwen2.5-VL); None counts one for each `frames` frames.
     """
 
     min_pixels: int = 56 * 56

@@ -23,7 +23,14 @@ fits, rows, layout_of = FAMILY.fits, FAMILY.rows, FAMILY.layout_of
 from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 
 # As released, with 2 time positions a second.
-_NATIVE = Native(min_pixels=3136, max_pixels=12845056, min_frame=128 * 28**2, max_frame=768 * 28**2, max_clip=int(0.9 * 128000) * 28**2, rate=2.0)
+_NATIVE = Native(
+    min_pixels=3136,
+    max_pixels=12845056,
+    min_frame=128 * 28**2,
+    max_frame=768 * 28**2,
+    max_clip=int(0.9 * 128000) * 28**2,
+    rate=2.0,
+)
 
 
 def _system(size: str, tower: str) -> Spec:

@@ -24,7 +24,13 @@ fits, rows, layout_of = FAMILY.fits, FAMILY.rows, FAMILY.layout_of
 from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 
 # As released: 256 * 256 to 4096 * 4096 pixels.
-_NATIVE = Native(min_pixels=65536, max_pixels=16777216, min_frame=128 * 32**2, max_frame=768 * 32**2, max_clip=int(0.9 * 128000) * 32**2)
+_NATIVE = Native(
+    min_pixels=65536,
+    max_pixels=16777216,
+    min_frame=128 * 32**2,
+    max_frame=768 * 32**2,
+    max_clip=int(0.9 * 128000) * 32**2,
+)
 
 
 def _system(size: str, tower: str) -> Spec:
