@@ -30,9 +30,9 @@ from lvlm_jax.models.contrastive import DualEncoder
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn import lora, quant
 from lvlm_jax.nn.linear import abstract
+from lvlm_jax.processing.augment import augment
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
-from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses

@@ -40,6 +40,17 @@ def patches(size: int) -> Change:
     )
 
 
+def clips(frames: int, size: int) -> Change:
+    """A patch embedding over frames: torch's convolution [D, 3, frames, size, size], ours a dense kernel.
+
+    The kernel's rows are a patch's values in (frame, row, column, channel) order.
+    """
+    return Change(
+        lambda x: x.transpose(2, 3, 4, 1, 0).reshape(frames * size * size * 3, -1),
+        lambda x: x.reshape(frames, size, size, 3, -1).transpose(4, 3, 0, 1, 2),
+    )
+
+
 def flax_patches(size: int) -> Change:
     """A patch embedding: a flax convolution [size, size, 3, D], ours a kernel [size*size*3, D]."""
     return Change(lambda x: x.reshape(size * size * 3, -1), lambda x: x.reshape(size, size, 3, -1))

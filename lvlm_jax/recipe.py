@@ -25,7 +25,7 @@ from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
-from lvlm_jax.vision import VisionConfig
+from lvlm_jax.vision import VisionConfig, check_pictures
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo import Spec, video_of
 
@@ -62,6 +62,7 @@ class Model:
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
             )
+        check_pictures(self.vision, self.image)
         if self.newline != (self.image.tiles is not None):
             raise ConfigError(
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
@@ -95,7 +96,7 @@ class TextTower:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of a training picture (`processing.image.augment`)."""
+    """Random changes of a training picture (`processing.augment`)."""
 
     flip: bool = False
     shift: int = 0
@@ -353,8 +354,7 @@ def resolve(config: Any) -> Recipe:
     Raises:
       ConfigError: names the field, what is wrong with it, and the choices.
     """
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return build(Recipe, plain)
+    return build(Recipe, config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:

@@ -10,6 +10,7 @@
 | P      | patches of a vision row          | V      | vocabulary                  |
 | C      | values of one patch              | L      | layers                      |
 | Q      | visual tokens of a vision row    | R      | query heads per key head    |
+| A      | axes that count a position       |        |                             |
 
 Annotations are jaxtyping's (``Float[Array, "B T D"]``); einsum strings use the same letters. The tests check them with
 jaxtyping's import hook; at run time they cost nothing.

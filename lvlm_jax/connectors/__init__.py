@@ -1,5 +1,6 @@
 """Connectors between a vision tower and a language model."""
 
+from lvlm_jax.connectors.merger import MergerConfig, Mergers
 from lvlm_jax.connectors.perceiver import FLAMINGO, IDEFICS, IDEFICS2, PerceiverConfig, PerceiverResampler
 from lvlm_jax.connectors.pooled import AveragePool, AveragePoolConfig, PixelShuffle, PixelShuffleConfig
 from lvlm_jax.connectors.projectors import GatedConfig, GatedProjector, Linear, LinearConfig, MlpConfig, MlpProjector
@@ -13,10 +14,18 @@ CONNECTORS = {
     "average_pool": AveragePoolConfig,
     "gated": GatedConfig,
     "qformer": QFormerConfig,
+    "merger": MergerConfig,
 }
 
 ConnectorConfig = (
-    LinearConfig | MlpConfig | GatedConfig | PerceiverConfig | PixelShuffleConfig | AveragePoolConfig | QFormerConfig
+    LinearConfig
+    | MlpConfig
+    | GatedConfig
+    | PerceiverConfig
+    | PixelShuffleConfig
+    | AveragePoolConfig
+    | QFormerConfig
+    | MergerConfig
 )
 
 __all__ = [
@@ -31,6 +40,8 @@ __all__ = [
     "GatedProjector",
     "Linear",
     "LinearConfig",
+    "MergerConfig",
+    "Mergers",
     "MlpConfig",
     "MlpProjector",
     "PerceiverConfig",

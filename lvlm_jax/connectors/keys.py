@@ -1,8 +1,8 @@
 """Checkpoint keys and config values of the connectors.
 
-The dense projectors, the pixel shuffle (Idefics 3, SmolVLM), the average pool (Gemma 3) and the Q-Former (BLIP-2) carry
-the torch library's names, the gated projector CogVLM's. A resampler in a LLaVA has no public counterpart: its keys are
-our own, in the same style, under the same prefix.
+The dense projectors, the pixel shuffle (Idefics 3, SmolVLM), the average pool (Gemma 3), the Q-Former (BLIP-2) and the
+patch merger (Qwen-VL) carry the torch library's names, the gated projector CogVLM's. A resampler in a LLaVA has no
+public counterpart: its keys are our own, in the same style, under the same prefix.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from lvlm_jax.connectors import (
     ConnectorConfig,
     GatedConfig,
     LinearConfig,
+    MergerConfig,
     MlpConfig,
     PerceiverConfig,
     PixelShuffleConfig,
@@ -22,6 +23,12 @@ from lvlm_jax.connectors import (
     qformer,
 )
 from lvlm_jax.keymap import Row, dense, layer_norm, one_of
+
+QWEN2_MERGER = ("ln_q", "mlp.0", "mlp.2")
+"""Names of a patch merger's norm and dense layers in Qwen2-VL and Qwen2.5-VL."""
+
+QWEN3_MERGER = ("norm", "linear_fc1", "linear_fc2")
+"""The same in Qwen3-VL."""
 
 
 def linear_rows(config: LinearConfig, ours: str, theirs: str) -> list[Row]:
@@ -87,6 +94,20 @@ def qformer_rows(config: QFormerConfig, ours: str, theirs: str) -> list[Row]:
     return out + dense(f"{ours}/linear_1", f"{theirs}.language_projection", bias=True)
 
 
+def merger_rows(config: MergerConfig, ours: str, theirs: str, names: tuple[str, str, str] = QWEN3_MERGER) -> list[Row]:
+    """A merger and those of tapped layers; `names` of its norm and its two dense layers differ between releases."""
+    out = _merger(config.norm, f"{ours}/merger", f"{theirs}.merger.", names)
+    for i in range(config.taps):
+        out += _merger(config.norm, f"{ours}/taps_{i}", f"{theirs}.deepstack_merger_list.{i}.", names)
+    return out
+
+
+def _merger(kind: str, ours: str, theirs: str, names: tuple[str, str, str]) -> list[Row]:
+    norm, first, second = (theirs + name for name in names)
+    dense_rows = dense(f"{ours}/linear_1", first, bias=True) + dense(f"{ours}/linear_2", second, bias=True)
+    return _norm(kind, f"{ours}/norm", norm) + dense_rows
+
+
 ROWS = {
     LinearConfig: linear_rows,
     MlpConfig: mlp_rows,
@@ -95,6 +116,7 @@ ROWS = {
     PixelShuffleConfig: pixel_shuffle_rows,
     AveragePoolConfig: average_pool_rows,
     QFormerConfig: qformer_rows,
+    MergerConfig: merger_rows,
 }
 
 

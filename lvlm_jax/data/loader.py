@@ -18,6 +18,7 @@ from lvlm_jax.data.check import Encode, origin_of
 from lvlm_jax.data.lengths import Measured, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
+from lvlm_jax.processing import native
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.pooling import taps
@@ -83,6 +84,8 @@ def collate(
         blend_weight=np.zeros(shape, np.float32) if blend else None,
     )
     picture = picture or (lambda image, row, j: read_rows(image, spec))
+    if spec is not None and spec.native is not None:
+        return _collate_native(batch.replace(axes=np.zeros((len(rows), length, 3), np.int32)), rows, picture, spec)
     slots: dict[Any, list[int]] = {}
     taken = 0
     for row, examples in enumerate(rows):
@@ -93,11 +96,7 @@ def collate(
         for image, need in ((image, need) for encoded in examples for image, need in zip(encoded.images, encoded.rows)):
             key = picture_key(image) if share else len(slots)
             if key not in slots:
-                if taken + need > vision_rows:
-                    raise DataError(
-                        f"group {group} needs more than {vision_rows} vision rows (one a picture, tile or frame); "
-                        "raise vision_rows or replan"
-                    )
+                _check_room(group, taken + need, vision_rows)
                 slots[key] = here = list(range(taken, taken + need))
                 patches, positions = picture(image, row, len(places))
                 _check_rows(image, len(patches), need)
@@ -108,6 +107,35 @@ def collate(
             places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)
     return batch
+
+
+def _collate_native(batch: Batch, rows: Sequence[Sequence[Encoded]], picture: Picture, spec: ImageSpec) -> Batch:
+    """`collate` for pictures that share vision rows: an example's pictures lie where its `Encoded.places` say."""
+    groups, vision_rows, count = batch.patches.shape[:3]
+    taken = 0
+    for row, examples in enumerate(rows):
+        group, first = divmod(row, len(rows) // groups)
+        begun = taken = taken if first else 0
+        for encoded in examples:
+            slots = range(taken, taken + encoded.vision_rows)
+            _check_room(group, slots.stop, vision_rows)
+            for image, places in zip(encoded.images, encoded.places, strict=True):
+                found = picture(image, row, slots[places[0][0]] - begun)
+                native.fill(batch, group, places, slots, *found)
+            taken = slots.stop
+        _fill_row(batch, row, examples, range(begun, taken), count // spec.native.merge**2)
+        for segment, encoded in enumerate(examples, start=1):
+            own = np.arange(len(encoded.tokens))[:, None] if encoded.axes is None else encoded.axes
+            batch.axes[row][batch.segments[row] == segment] = own
+    return batch
+
+
+def _check_room(group: int, needed: int, vision_rows: int) -> None:
+    if needed > vision_rows:
+        raise DataError(
+            f"group {group} needs more than {vision_rows} vision rows (one a picture, tile or frame; small pictures of "
+            "one example may share some); raise vision_rows or replan"
+        )
 
 
 def _check_rows(image: Image, found: int, need: int) -> None:
@@ -147,7 +175,7 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
     """`Encoded.visual` (within the example) as positions in the group's flat visual tokens, then the newline."""
     ends = np.cumsum([0, *encoded.sizes])
     seen, before = encoded.visual[encoded.visual != TEXT], 0
-    for first, stop, rows in zip(ends[:-1], ends[1:], encoded.rows):
+    for first, stop, rows in () if encoded.places else zip(ends[:-1], ends[1:], encoded.rows):
         own = seen[first:stop]
         own = own[own != NEWLINE] - before * visual_tokens
         # Every picture begins with the whole of it, if it is not pooled; its tiles may lack what is padding.

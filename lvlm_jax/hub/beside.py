@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import from_original, read_json
 from lvlm_jax.hub.gguf import contents
+from lvlm_jax.processing import native
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
@@ -36,10 +38,18 @@ def image_spec(folder: str | Path, patch: int) -> ImageSpec | None:
         content = content if inside is None else content.get(inside)
         if content:
             try:
-                return ImageSpec.from_hf(content, patch)
+                return ImageSpec.from_hf({**_of_the_model(folder), **content}, patch)
             except ValueError as error:
                 raise CheckpointError(f"{folder / name}: {error}") from error
     return None
+
+
+def _of_the_model(folder: Path) -> dict[str, Any]:
+    """What config.json says of how pictures are prepared, for models whose files share it out so (Qwen-VL)."""
+    file = folder / "config.json"
+    tower = read_json(file).get("vision_config") if file.is_file() else None
+    tower = tower if isinstance(tower, dict) else {}
+    return {name: tower[name] for name in native.MODELS if tower.get(name) is not None}
 
 
 def video_spec(folder: str | Path, default: VideoSpec = DEFAULT) -> VideoSpec:

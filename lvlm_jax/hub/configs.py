@@ -18,7 +18,7 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.models.unified import UnifiedConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import limit_of
-from lvlm_jax.vision import NFNetConfig, VisionConfig, vqgan
+from lvlm_jax.vision import NativeViTConfig, NFNetConfig, VisionConfig, vqgan
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
@@ -111,6 +111,7 @@ def kind_of(config: Config) -> str:
         DualEncoderConfig: "dual",
         ViTConfig: "vision",
         NFNetConfig: "vision",
+        NativeViTConfig: "vision",
         VQConfig: "vq",
         TextTowerConfig: "text",
         DecoderConfig: "decoder",
@@ -138,7 +139,7 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             if image_token_id is None:
                 raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
             return zoo.family_of(config).to_hf(config, image_token_id, image)
-        case ViTConfig() | NFNetConfig():
+        case ViTConfig() | NFNetConfig() | NativeViTConfig():
             name = vision.family_of(config)
             own = {"architectures": [_TOWERS[name]]} if name in _TOWERS else {}
             return {**own, **vision.FAMILIES[name].to_hf(config)}

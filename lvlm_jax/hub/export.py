@@ -119,17 +119,18 @@ def _vocab(config: Config) -> int | None:
 
 
 def _image_token(config: LVLMConfig, tokenizer: Tokenizer | None) -> int:
-    family = zoo.family_of(config).MODEL_TYPE
-    if family in zoo.WORDLESS:
-        return zoo.WORDLESS[family]
+    family = zoo.family_of(config)
+    if family.MODEL_TYPE in zoo.WORDLESS:
+        return zoo.WORDLESS[family.MODEL_TYPE]
+    word = family.processor(config).get("image_token", IMAGE_TOKEN)
     if tokenizer is None:
         raise ValueError("give the tokenizer, or image_token_id=: config.json names the token where a picture goes")
-    if not tokenizer.has_special(IMAGE_TOKEN):
+    if not tokenizer.has_special(word):
         raise ValueError(
-            f"the tokenizer has no special token {IMAGE_TOKEN!r}, which the torch library puts where a picture goes. "
+            f"the tokenizer has no special token {word!r}, which the torch library puts where a picture goes. "
             "Call hub.export.add_image_token(config, params, tokenizer) first and export what it returns"
         )
-    return tokenizer.special_id(IMAGE_TOKEN)
+    return tokenizer.special_id(word)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
 from lvlm_jax.shapes import Params
-from lvlm_jax.vision import NFNetConfig, VisionConfig, nfnet, timm, vit_jax, vqgan
+from lvlm_jax.vision import NativeViTConfig, NFNetConfig, VisionConfig, nfnet, timm, vit_jax, vqgan
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQ, VQConfig
@@ -35,6 +35,7 @@ Config = (
     | DualEncoderConfig
     | ViTConfig
     | NFNetConfig
+    | NativeViTConfig
     | VQConfig
     | TextTowerConfig
     | DecoderConfig
@@ -122,7 +123,11 @@ def _vision_rows(config: VisionConfig, layout: str) -> list[Row]:
 
 
 def _vision_default(config: VisionConfig) -> str:
-    return vision.FAMILIES[vision.family_of(config)].LAYOUTS[-1 if config.classes else 0]
+    name = vision.family_of(config)
+    layouts = vision.FAMILIES[name].LAYOUTS
+    if not layouts:
+        raise ValueError(f"nobody writes a {name} alone, so there is no layout for it; export the whole model")
+    return layouts[-1 if config.classes else 0]
 
 
 def _vq_rows(config: VQConfig, layout: str) -> list[Row]:
@@ -223,6 +228,7 @@ KINDS: dict[str, Kind] = {
             **zoo.idefics.LAYOUTS,
             **zoo.open_flamingo.LAYOUTS,
             **zoo.cogvlm.LAYOUTS,
+            **zoo.qwen2_vl.LAYOUTS,
         },
         shapes=_lvlm_shapes,
         default=lambda config: next(iter(zoo.family_of(config).LAYOUTS)),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, convert, download, formats, verify_fused
+from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_native
 from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -22,7 +22,7 @@ from lvlm_jax.processing.image import ImageSpec, load_image, preprocess_rows, to
 from lvlm_jax.processing.pooling import taps
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Blend
 from lvlm_jax.processing.tiles import span, whole
-from lvlm_jax.vision import CONVOLUTIONAL, VisionConfig
+from lvlm_jax.vision import CONVOLUTIONAL, NativeViTConfig, VisionConfig
 from lvlm_jax.vision.text_tower import TextTower, TextTowerConfig
 from lvlm_jax.zoo import OWN_TYPES, family_of
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
@@ -106,6 +106,8 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         if getattr(loaded.config, "newline", False) and spec.tiles is None:
             raise CheckpointError(f"{loaded.folder}: preprocessor_config.json names no image_grid_pinpoints (tiles)")
         image = load_image(_made_picture() if picture is None else picture)
+        if spec.native is not None:
+            return verify_native.inputs(image, spec, _tokens(loaded, prompt), loaded.image_token_id)
         patches, positions = to_rows(image, spec)
         out |= {"patches": patches, "positions": positions, "segments": np.ones(patches.shape[:2], np.int32)}
         # A tower of theirs for pictures of any shape takes patches, too.
@@ -146,6 +148,8 @@ def _spec(loaded: convert.Loaded) -> ImageSpec | None:
         return None
     if found := beside.image_spec(loaded.folder, tower.patch_size):
         return found
+    if isinstance(tower, NativeViTConfig):
+        return verify_native.spec_of(tower, CLIP_MEAN, CLIP_STD)
     spec = ImageSpec(size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD)
     if tower.resize == "linear_antialias":  # a tower for pictures of any shape (SigLIP 2)
         spec = dataclasses.replace(spec, fit="naflex", max_patches=tower.patches)
@@ -194,14 +198,16 @@ def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
         patch_segments=picture[2][None],
         blend_index=inputs.get("blend_index"),
         blend_weight=inputs.get("blend_weight"),
+        axes=inputs.get("axes"),
     )
     hidden, _ = model.apply(variables, batch)
-    return {
+    parts = {
         "vision features": model.apply(variables, *picture, method=lambda m, *x: m.vision.features(*x)),
         "connector": model.apply(variables, *(x[None] for x in picture), method="embed_images"),
         "hidden states": hidden,
         "logits": model.apply(variables, hidden, method="logits"),
     }
+    return verify_native.ordered(parts, inputs["taken"], loaded.config.vision.width) if "taken" in inputs else parts
 
 
 def _ours_decoder(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
@@ -311,6 +317,8 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
         return torch.no_grad()(verify_fused.reference)(model, tokens, pixels, loaded.image_token_id), keys
     # Their folder may have another word for a picture than ours.
     tokens = tokens.masked_fill(tokens == loaded.image_token_id, model.config.image_token_id)
+    if "grid" in inputs:
+        return torch.no_grad()(verify_native.reference)(model, tokens, pixels, _tensor(inputs["grid"])), keys
     with torch.no_grad():
         seen = inner.vision_tower(pixels, output_hidden_states=True)
         features = seen.last_hidden_state if tower.feature_norm else seen.hidden_states[tower.feature_layer]

@@ -21,7 +21,7 @@ from lvlm_jax import mesh as M
 from lvlm_jax.data.loader import collate, picture_key
 from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.grammar import PictureGrammar
-from lvlm_jax.infer.rows import bucket, left_padded, power
+from lvlm_jax.infer.rows import bucket, left_padded, power, short_rows
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.steps import Model, decode, prefill, search
 from lvlm_jax.infer.text import Decode, TextStream, whole_text
@@ -181,15 +181,23 @@ class Generator:
             )
 
     def embed_images(
-        self, patches: Float[np.ndarray, "N P C"], positions: Int[np.ndarray, "N P 2"]
+        self,
+        patches: Float[np.ndarray, "N P C"],
+        positions: Int[np.ndarray, "N P 2"],
+        segments: Int[np.ndarray, "N P"] | None = None,
     ) -> Float[np.ndarray, "N Q D"]:
-        """Pictures -> what the language model sees of them; runs in batches of at most `rows`."""
+        """Pictures -> what the language model sees of them; runs in batches of at most `rows`.
+
+        Args:
+          segments: 0 where a patch is padding; default nowhere.
+        """
         out = []
+        segments = np.ones(patches.shape[:2], np.int32) if segments is None else segments
         for i in range(0, len(patches), self.rows):
-            part, place = patches[i : i + self.rows], positions[i : i + self.rows]
+            part, place, shown = (x[i : i + self.rows] for x in (patches, positions, segments))
             fill = [(0, power(len(part), self.rows) - len(part)), (0, 0), (0, 0)]
             grid = np.pad(part, fill)[None], np.pad(place, fill)[None]
-            seen = _embed(self.model, self.params, *grid, np.ones(grid[0].shape[:3], np.int32))[0]
+            seen = _embed(self.model, self.params, *grid, np.pad(shown, fill[:2], constant_values=1)[None])[0]
             out.append(np.asarray(seen.astype(jnp.float32)).reshape(grid[0].shape[1], -1, seen.shape[-1])[: len(part)])
         return np.concatenate(out)
 
@@ -218,6 +226,7 @@ class Generator:
             share=shared,
             blend=bool(pictures) if limited else None,
         )
+        batch = batch if self.spec.native is None else short_rows(batch, self.spec.native.merge)
         return left_padded(batch)
 
     def tokens(

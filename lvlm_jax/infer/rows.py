@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lvlm_jax.processing import native
 from lvlm_jax.processing.schema import Batch
 
 
@@ -19,6 +20,12 @@ def power(count: int, most: int | None = None) -> int:
     return power if most is None else min(power, most)
 
 
+def short_rows(batch: Batch, merge: int) -> Batch:
+    """Vision rows cut to a `bucket` of what is used of them, where several pictures share one (`processing.native`)."""
+    used, whole = native.longest(batch), batch.patches.shape[2]
+    return native.trimmed(batch, min(bucket(used), whole), merge) if used else batch
+
+
 def left_padded(batch: Batch) -> Batch:
     """The rows moved to the right end, so that the next token has the same slot in all."""
     length = batch.tokens.shape[1]
@@ -29,4 +36,6 @@ def left_padded(batch: Batch) -> Batch:
     if batch.blend_index is not None:
         several = ("blend_index", "blend_weight")
         moved |= {f: np.take_along_axis(getattr(batch, f), order[..., None], 1) for f in several}
+    if batch.axes is not None:
+        moved["axes"] = np.take_along_axis(batch.axes, order[..., None], 1)
     return batch.replace(**moved)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 from jax.sharding import Mesh
 
 from lvlm_jax import params as trees
 from lvlm_jax.infer import beam
 from lvlm_jax.infer.generate import Answer, Generator
 from lvlm_jax.infer.prompt import as_example, as_images
+from lvlm_jax.infer.rows import bucket
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import BOS, Piece, Template
@@ -20,9 +22,11 @@ from lvlm_jax.processing.encode import encode
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
+from lvlm_jax.processing.shared_rows import Shared
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
 from lvlm_jax.shapes import Float, Params
+from lvlm_jax.vision import check_pictures
 
 if TYPE_CHECKING:
     from lvlm_jax.infer.chat import Chat
@@ -66,6 +70,7 @@ class System:
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
+        check_pictures(vision, self.spec)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "
@@ -226,16 +231,29 @@ class System:
     def _stops(self, stop: Sequence[str]) -> tuple[str, ...]:
         return (*self.stop_strings, *((stop,) if isinstance(stop, str) else stop))
 
-    def embed_images(self, images: Any) -> Float[np.ndarray, "N Q D"]:
+    def embed_images(self, images: Any) -> Float[np.ndarray, "N Q D"] | list[Float[np.ndarray, "Q D"]]:
         """What the language model sees of each picture: Q visual tokens in its width, float32.
 
-        A picture that is cut into tiles gives several of N: the whole of it, then its tiles.
+        A picture that is cut into tiles gives several of N: the whole of it, then its tiles. Pictures at their own
+        resolution differ in Q: one array each.
         """
         loaded = [load_image(image.source, max_pixels=self.spec.max_pixels) for image in as_images(images)]
         if not loaded:
             raise ValueError("images: none given")
+        if self.spec.native is not None:
+            return [self._embed_native(image) for image in loaded]
         patches, positions = zip(*(to_rows(image, self.spec) for image in loaded))
         return self.generator.embed_images(np.concatenate(patches), np.concatenate(positions))
+
+    def _embed_native(self, image: PIL.Image.Image) -> Float[np.ndarray, "Q D"]:
+        """Its tokens in reading order; the vision row is as long as its bucket."""
+        patches, positions = to_rows(image, self.spec)
+        count = patches.shape[1]
+        fill = [(0, 0), (0, min(bucket(count), self.spec.patches) - count), (0, 0)]
+        segments = np.pad(np.ones((1, count), np.int32), fill[:2])
+        seen = self.generator.embed_images(np.pad(patches, fill), np.pad(positions, fill), segments)[0]
+        taken = Shared(self.spec).add(Image(image)).index
+        return seen[taken, : self.config.llm.width]
 
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation of many turns and many pictures."""

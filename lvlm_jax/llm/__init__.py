@@ -21,7 +21,9 @@ from lvlm_jax.llm import (
     palm,
     qwen,
     qwen2,
+    qwen2_vl,
     qwen3,
+    qwen3_vl,
     smollm2,
     t5,
 )
@@ -48,6 +50,9 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen": qwen,
     "palm": palm,
     "chinchilla": chinchilla,
+    "qwen2_vl_text": qwen2_vl,
+    "qwen2_5_vl_text": qwen2_vl,
+    "qwen3_vl_text": qwen3_vl,
 }
 """Public ``model_type`` -> module with PRESETS, rows, from_hf, to_hf, fits, UNUSED, BASE, LAYERS.
 
@@ -111,7 +116,9 @@ __all__ = [
     "palm",
     "qwen",
     "qwen2",
+    "qwen2_vl",
     "qwen3",
+    "qwen3_vl",
     "smollm2",
     "t5",
 ]

@@ -23,7 +23,9 @@ class DecoderConfig:
     sqrt(`query_scalar`), default the head width, and bent by `attn_softcap`; logits by `final_softcap`.
 
     Positions are of one kind. "rotary": the first `rotary_fraction` of a head is rotated, in pairs as `rotary_pairs`
-    says; with "halves", positions are counted twice, and each half of a head is rotated by its own count. "learned": a
+    says; with "halves", positions are counted twice, and each half of a head is rotated by its own count; with `mrope`
+    they are counted along as many axes as it has numbers, and that many pairs of a head turn by each
+    (`nn.positions.mrope_axes`: in blocks, or with `mrope_interleaved` by turns). "learned": a
     table of context + `position_offset` rows is added to what goes in, from row `position_offset` on. "alibi": scores
     fall with the distance, in the head that falls least by 2^-`alibi_max` a position (`nn.positions.alibi`).
     "relative": queries are compared with the distance itself, too (`nn.relative.RelativeKeys`).
@@ -71,6 +73,8 @@ class DecoderConfig:
     position_offset: int = 0
     alibi_max: float = 8.0
     embed_width: int | None = None
+    mrope: tuple[int, ...] | None = None
+    mrope_interleaved: bool = False
     public: str | None = None
 
     def __post_init__(self) -> None:
@@ -126,10 +130,26 @@ class DecoderConfig:
                 f"rotary_pairs='halves' with rotary_fraction={self.rotary_fraction}, heads of {self.head_width} and "
                 f"local_theta={self.local_theta}: it rotates both halves of a head whole, each in pairs, by one base"
             )
+        if self.mrope_interleaved and self.mrope is None:
+            raise ValueError("mrope_interleaved=True with mrope=None: there are no axes to take by turns; give mrope")
+        if self.mrope is not None:
+            self._check_mrope(self.mrope)
         if not 0 < self.rotary_width <= self.head_width or self.rotary_width % 2:
             raise ValueError(
                 f"rotary_fraction={self.rotary_fraction} rotates {self.rotary_width} of {self.head_width} values of a "
                 "head; it must be an even number of them, at least 2"
+            )
+
+    def _check_mrope(self, sections: tuple[int, ...]) -> None:
+        if sum(sections) * 2 != self.rotary_width or len(sections) < 2 or min(sections) < 0:
+            raise ValueError(
+                f"mrope={sections} shares {sum(sections)} pairs out among {len(sections)} axes, but a head rotates "
+                f"{self.rotary_width // 2}; it must name so many, of two axes or more"
+            )
+        if self.rotary_pairs == "halves" or self.local_theta is not None:
+            raise ValueError(
+                f"mrope={sections} with rotary_pairs={self.rotary_pairs!r} and local_theta={self.local_theta}: axes "
+                "are shared out over whole heads that all layers rotate alike"
             )
 
     @property
@@ -150,6 +170,8 @@ class DecoderConfig:
     @property
     def counts(self) -> int:
         """How many numbers say where a position stands."""
+        if self.mrope is not None:
+            return len(self.mrope)
         return 2 if self.rotary_pairs == "halves" else 1
 
     def holds(self, parts: Mapping[str, Any], optional: Iterable[str] = ()) -> bool:
@@ -171,7 +193,7 @@ class DecoderConfig:
 
 
 _POSITIONS = {
-    "rotary": ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta"),
+    "rotary": ("rope_scaling", "rotary_fraction", "rotary_pairs", "local_theta", "mrope", "mrope_interleaved"),
     "learned": ("position_offset",),
     "alibi": ("alibi_max",),
     "relative": (),

@@ -15,7 +15,7 @@ from lvlm_jax.nn.cache import empty_cache
 from lvlm_jax.nn.embed import Embed
 from lvlm_jax.nn.linear import linear, named
 from lvlm_jax.nn.norms import NORMS
-from lvlm_jax.nn.positions import RopeScaling, rotary
+from lvlm_jax.nn.positions import RopeScaling, mrope_axes, rotary
 from lvlm_jax.nn.ranges import Ranges, causal, sliding
 from lvlm_jax.nn.stack import Opened, make_stack, run_stack
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"] | Int[Array, "B T 2"],
+        positions: Int[Array, "B T"] | Int[Array, "B T A"],
         ranges: Ranges,
         cache: Any = None,
         index: Int[Array, ""] | None = None,
@@ -83,8 +83,8 @@ class Decoder(nn.Module):
         They are as wide as the model, or as `DecoderConfig.embed_width` says.
 
         Args:
-          positions: position of each embedding in its example, below the context; two counts of it where the config
-            says so (`DecoderConfig.rotary_pairs`).
+          positions: position of each embedding in its example, below the context; several counts of it where the
+            config says so (`DecoderConfig.counts`).
           ranges: the keys each query sees: of `x` itself, or of the cache when one is given.
           cache: from `new_cache`; the new keys are written at `index`.
           shared: what else a `block` of another kind takes, the same in every layer.
@@ -92,13 +92,14 @@ class Decoder(nn.Module):
             they are scanned its ``weave(layers, depth, x)``.
 
         Raises:
-          ValueError: positions counted once for a decoder that counts them twice, or the other way round.
+          ValueError: positions counted once for a decoder that counts them several times, or the other way round.
         """
         c = self.config
-        if positions.ndim != c.counts + 1:
+        if positions.shape[2:] != _counted(c):
+            takes = "[B, T]" if c.counts == 1 else f"[B, T, {c.counts}], all counts of each"
             raise ValueError(
-                f"positions of shape {positions.shape}: this decoder (rotary_pairs={c.rotary_pairs!r}) takes "
-                f"{('[B, T]', '[B, T, 2], both counts of each')[c.counts - 1]}"
+                f"positions of shape {positions.shape}: this decoder (rotary_pairs={c.rotary_pairs!r}, "
+                f"mrope={c.mrope}) takes {takes}"
             )
         if self.is_initializing():  # the table and the head are read by other methods only
             self.embed_tokens(jnp.zeros((1, 1), jnp.int32))
@@ -118,7 +119,7 @@ class Decoder(nn.Module):
 
     def views(
         self,
-        positions: Int[Array, "B T"] | Int[Array, "B T 2"],
+        positions: Int[Array, "B T"] | Int[Array, "B T A"],
         ranges: Ranges,
         cached: bool = False,
         index: Int[Array, ""] | None = None,
@@ -138,12 +139,14 @@ class Decoder(nn.Module):
         return (far, near) if "global" in c.pattern else (near,)
 
     def _turned(
-        self, positions: Int[Array, "B T"] | Int[Array, "B T 2"], theta: float, scaling: RopeScaling | None = None
+        self, positions: Int[Array, "B T"] | Int[Array, "B T A"], theta: float, scaling: RopeScaling | None = None
     ) -> tuple[Array, Array] | None:
         """(cos, sin) of each position, those of its two counts one after the other; None where nothing is rotated."""
         c = self.config
         if c.positions != "rotary":
             return None
+        if c.mrope is not None:
+            return rotary(positions, c.rotary_width, theta, scaling, mrope_axes(c.mrope, c.mrope_interleaved))
         if c.counts == 1:
             return rotary(positions, c.rotary_width, theta, scaling)
         both = [rotary(positions[..., n], c.rotary_width // 2, theta, scaling) for n in range(2)]
@@ -192,9 +195,14 @@ class Head(nn.Module):
         return self.param("kernel", named(nn.initializers.lecun_normal(), ("embed", "vocab")), (self.width, self.vocab))
 
 
+def _counted(config: DecoderConfig) -> tuple[int, ...]:
+    """What stands behind [B, T] in the shape of positions."""
+    return (config.counts,) if config.counts > 1 else ()
+
+
 def dummy_inputs(config: DecoderConfig, length: int = 2) -> tuple[Array, Array, Ranges]:
     """Smallest inputs of the right shapes, for `init` and for shapes alone."""
-    positions = jnp.zeros((1, length, 2)[: config.counts + 1], jnp.int32)
+    positions = jnp.zeros((1, length, *_counted(config)), jnp.int32)
     return jnp.zeros((1, length, config.width)), positions, causal(1, length)
 
 

@@ -1,6 +1,6 @@
 """Rotary settings of public config.json files: the old top-level fields and the nested ones of newer files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvlm_jax.keymap import one_of
@@ -25,6 +25,7 @@ def rope_from_hf(config: Mapping[str, Any], partial: bool = False) -> tuple[floa
     theta = float(found.get("rope_theta", config.get("rope_theta", DEFAULT_THETA)))
     if not partial:
         one_of("partial_rotary_factor", fraction_from_hf(config), [1.0])
+    one_of("mrope_section", found.get("mrope_section"), [None])  # a family that has axes reads them (`mrope_from_hf`)
     kind = found.get("rope_type", found.get("type", "default"))
     one_of(f"{name}.rope_type", kind, ["default", *_NEEDED])
     if kind == "default":
@@ -37,6 +38,38 @@ def rope_from_hf(config: Mapping[str, Any], partial: bool = False) -> tuple[floa
     given = {_OURS[field]: found[field] for field in _fields(kind) if found.get(field) is not None}
     makers = {"original_context": int, "truncate": bool}
     return theta, RopeScaling(kind=kind, **{field: makers.get(field, float)(value) for field, value in given.items()})
+
+
+def mrope_from_hf(
+    config: Mapping[str, Any], default: Sequence[int], interleaved: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the config without its axes, the `DecoderConfig` fields that they are), for families that turn by several.
+
+    Args:
+      default: ``mrope_section`` where the config names none.
+      interleaved: how the family takes the axes; a config may say it, too, but not say the other.
+
+    Raises:
+      ValueError: axes taken in the other order.
+    """
+    plain, sections = dict(config), list(default)
+    for name in ("rope_scaling", "rope_parameters"):
+        found = dict(config.get(name) or {})
+        sections = found.pop("mrope_section", None) or sections
+        one_of(f"{name}.mrope_interleaved", found.pop("mrope_interleaved", interleaved), [interleaved])
+        # The first releases named it as a kind of its own.
+        found |= {key: "default" for key in ("type", "rope_type") if found.get(key) == "mrope"}
+        plain[name] = found or None
+    return plain, {"mrope": tuple(sections), "mrope_interleaved": interleaved}
+
+
+def mrope_to_hf(public: Mapping[str, Any], sections: Sequence[int], interleaved: bool) -> dict[str, Any]:
+    """A public config as `rope_to_hf` wrote it, with axes in both forms."""
+    axes = {"mrope_section": list(sections)} | ({"mrope_interleaved": True} if interleaved else {})
+    old = public["rope_scaling"] or {"rope_type": "default"}
+    # Versions 4 of the torch library read the old form, and its kind under the older name.
+    old = {**old, "type": old["rope_type"]} | axes
+    return {**public, "rope_scaling": old, "rope_parameters": {**public["rope_parameters"], **axes}}
 
 
 def fraction_from_hf(config: Mapping[str, Any], default: float = 1.0) -> float:

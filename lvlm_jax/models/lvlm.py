@@ -7,16 +7,17 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lvlm_jax.connectors import ConnectorConfig
+from lvlm_jax.connectors import ConnectorConfig, MergerConfig
 from lvlm_jax.fusion import cross_attention, soft_tokens, visual_expert
 from lvlm_jax.fusion.cross_attention import CrossAttention, CrossAttentionConfig, Media, MediaCache
+from lvlm_jax.fusion.deepstack import Deepstack
 from lvlm_jax.fusion.words import Words
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.mesh import constrain
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import TAPS, Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
-from lvlm_jax.vision import VisionConfig
+from lvlm_jax.vision import NativeViTConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,35 @@ class LVLMConfig:
                 f"(scale_embeddings={self.llm.scale_embeddings}, final_softcap={self.llm.final_softcap}); grow "
                 "llm.vocab instead"
             )
+        self._check_axes()
         if self.newline and math.isqrt(self.visual_tokens) ** 2 != self.visual_tokens:
             raise ValueError(
                 f"newline=True with {self.visual_tokens} visual tokens of a picture, which is no square: tiles make "
                 "one grid only where each is one (set class_feature=False, or choose another connector)"
             )
+
+    def _check_axes(self) -> None:
+        """What goes with pictures at their own resolution, and with positions along several axes."""
+        taps, tapped = len(getattr(self.vision, "taps", ())), self.deepstack
+        if taps != tapped:
+            raise ValueError(
+                f"the tower has {taps} tapped layers (vision.taps), but the connector reads {tapped} (connector.taps); "
+                "they must be equal"
+            )
+        if tapped > self.llm.depth:
+            raise ValueError(f"{tapped} tapped layers for a decoder of depth={self.llm.depth}: each goes behind one")
+        if (tapped or self.llm.mrope) and (self.newline or self.expert or self.fusion is not None):
+            raise ValueError(
+                f"llm.mrope={self.llm.mrope}, taps={tapped}: they go with soft tokens alone; leave out newline, expert "
+                "and fusion"
+            )
+        if self.llm.mrope and len(self.llm.mrope) != 3:
+            raise ValueError(f"llm.mrope={self.llm.mrope}: pictures amid text are counted by time, row and column")
+
+    @property
+    def deepstack(self) -> int:
+        """To how many of the decoder's layers a tapped layer of the tower is added."""
+        return self.connector.taps if isinstance(self.connector, MergerConfig) else 0
 
     @property
     def visual_tokens(self) -> int:
@@ -81,8 +106,9 @@ class LVLMConfig:
 
     @property
     def shares_pictures(self) -> bool:
-        """Whether rows may share a vision row: not where an expert, or a range of pictures, needs a row's own."""
-        return not self.expert and (self.fusion is None or self.fusion.scope == "last")
+        """Whether texts may share a vision row: not where an expert, or a range of pictures, needs one of its own."""
+        own = isinstance(self.vision, NativeViTConfig)  # pictures of one text share rows there
+        return not (self.expert or own) and (self.fusion is None or self.fusion.scope == "last")
 
     @property
     def vocab(self) -> int:
@@ -97,6 +123,8 @@ class LVLMConfig:
 
 class LVLM(nn.Module):
     """LLaVA 1, 1.5 and NeXT, and the same with another connector; with `expert` CogVLM, with a `fusion` Flamingo.
+
+    With a tower for pictures of any size and a decoder that counts along three axes it is Qwen2-VL and its kin.
 
     Example:
       >>> import jax
@@ -137,9 +165,11 @@ class LVLM(nn.Module):
         index = None if cache is None else jnp.zeros((), jnp.int32)
         if self.config.fusion is not None:
             return self._fused(batch, cache, index)
-        x = self.embed(batch)
+        x, added = self._embed(batch)
+        if self.config.llm.mrope is not None:
+            return self._counted(batch, x, added, cache, index)
         if not self.config.expert:
-            return self.llm(x, batch.positions, self.ranges(batch), cache, index)
+            return self.llm(x, batch.positions, self.ranges(batch), cache, index, between=self._between(added))
         q, (groups, pictures) = self.config.visual_tokens, batch.patches.shape[:2]
         behind = visual_expert.skipped(batch.positions, batch.image_index, q)
         routing = visual_expert.routing(batch.image_index, groups, pictures, q)
@@ -168,10 +198,27 @@ class LVLM(nn.Module):
             among = self.fusion.among(cache.media(tokens.shape[1]), cache.kept)
             hidden, text = self.llm(x, positions, ranges, cache.text, index, between=among)
             return hidden, dataclasses.replace(cache, text=text)
-        if not self.config.expert:
-            return self.llm(x, positions, ranges, cache, index)
-        hidden, text = self.llm(x, positions - cache.skipped[:, None], ranges, cache.text, index)
-        return hidden, dataclasses.replace(cache, text=text)
+        if isinstance(cache, visual_expert.Cache):
+            positions = positions - cache.skipped[:, None]
+            if self.config.llm.mrope is not None:
+                positions = jnp.repeat(positions[..., None], self.config.llm.counts, axis=-1)
+            hidden, text = self.llm(x, positions, ranges, cache.text, index)
+            return hidden, dataclasses.replace(cache, text=text)
+        return self.llm(x, positions, ranges, cache, index)
+
+    def _counted(
+        self, batch: Batch, x: Float[Array, "B T D"], added: tuple[Array, ...], cache: Any, index: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """`__call__` of a decoder that counts positions along three axes."""
+        axes = batch.axes
+        if axes is None:  # text alone
+            axes = jnp.repeat(batch.positions[..., None], self.config.llm.counts, axis=-1)
+        text = None if cache is None else cache.text
+        hidden, text = self.llm(x, axes, self.ranges(batch), text, index, between=self._between(added))
+        if cache is None:
+            return hidden, None
+        # Rows hold one prompt, padded on the left; its answer goes on from the largest position along any axis.
+        return hidden, visual_expert.Cache(text, batch.positions[:, -1] - axes.max((1, 2)))
 
     def _fused(self, batch: Batch, cache: Any, index: Any) -> tuple[Float[Array, "B T D"], Any]:
         """`__call__` with gated cross-attention."""
@@ -204,20 +251,34 @@ class LVLM(nn.Module):
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Token embeddings with the pictures filled in, where they stand in the text."""
+        return self._embed(batch)[0]
+
+    def _embed(self, batch: Batch) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"], ...]]:
+        """(`embed`, what is added behind the first layers: zeros where a position is text)."""
         text = self.embed_tokens(batch.tokens)
         if self.config.fusion is not None:
-            return text
+            return text, ()
         if batch.patches.shape[1] == 0 and not self.is_initializing():
-            return text
+            return text, ()
         visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
+        visual, *taps = jnp.split(visual, 1 + self.config.deepstack, axis=-1)
         if self.config.newline:
             visual = soft_tokens.append(visual, self.newline())
-        return soft_tokens.fill(text, visual, batch.image_index, batch.blend_index, batch.blend_weight)
+        index, weight = batch.blend_index, batch.blend_weight
+        added = tuple(soft_tokens.fill(jnp.zeros_like(text), tap, batch.image_index, index, weight) for tap in taps)
+        return soft_tokens.fill(text, visual, batch.image_index, index, weight), added
+
+    def _between(self, added: tuple[Array, ...]) -> Deepstack | None:
+        """What the decoder runs between its layers; a scanned stack is not there before it is made."""
+        return Deepstack(added) if added and not self.is_initializing() else None
 
     def embed_images(
         self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
     ) -> Float[Array, "G M D"]:
-        """Pictures -> the M = N*Q visual tokens of each group, in the language model's width."""
+        """Pictures -> the M = N*Q visual tokens of each group, in the language model's width.
+
+        Where the tower has tapped layers, those of each stand behind along the last axis.
+        """
         groups, rows = patches.shape[:2]
         flat = lambda x: constrain(x.reshape(groups * rows, *x.shape[2:]), ("batch",) + (None,) * (x.ndim - 2))  # noqa: E731
         features = self.vision.features(flat(patches), flat(positions), flat(segments))
@@ -250,7 +311,7 @@ class LVLM(nn.Module):
             filled cache holds what the batch brought.
         """
         text = new_cache(self.config.llm, rows, length, self.dtype, self.scan)
-        if self.config.expert:
+        if self.config.expert or self.config.llm.mrope is not None:
             return visual_expert.Cache(text, jnp.zeros(rows, jnp.int32))
         if self.config.fusion is None:
             return text

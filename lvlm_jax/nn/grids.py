@@ -76,9 +76,16 @@ def _cubic_weights(place: Array, side: Array, grid: int, offset: float) -> Array
     return out
 
 
+def _linear_corners_weights(place: Array, side: Array, grid: int, offset: float) -> Array:
+    """Two old places around the new one; the corners of both grids are the same places."""
+    centre = place.astype(jnp.float32) * (grid - 1) / jnp.maximum(side - 1, 1).astype(jnp.float32)
+    return jnp.maximum(1 - jnp.abs(jnp.arange(grid) - centre[..., None]), 0.0)
+
+
 RESIZES: dict[str, Weights] = {
     "linear_antialias": _antialiased(lambda x: jnp.maximum(1 - jnp.abs(x), 0.0)),
+    "linear_corners": _linear_corners_weights,
     "cubic": _cubic_weights,
     "cubic_antialias": _antialiased(lambda x: _cubic(x, -0.5)),
 }
-"""How a table is resized: SigLIP 2's, DINOv2's, and that of DINOv2 with registers."""
+"""How a table is resized: SigLIP 2's, Qwen3-VL's, DINOv2's, and that of DINOv2 with registers."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -86,16 +86,36 @@ Turned = Float[Array, "B T E2"]
 
 
 def rotary(
-    positions: Int[Array, "B T"], width: int, theta: float, scaling: RopeScaling | None = None
+    positions: Int[Array, "B T"] | Int[Array, "B T A"],
+    width: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    axes: Sequence[int] | None = None,
 ) -> tuple[Turned, Turned]:
     """(cos, sin) of each position, float32, for one of `ROTATIONS`.
 
     Args:
       width: how many values of a head are rotated, the first ones; even, at most E.
+      axes: of positions that are counted along A axes, by which of them each of the width/2 pairs turns (`mrope_axes`).
     """
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(width, theta, scaling)
+    counts = positions[..., None] if axes is None else positions[..., np.asarray(axes)]
+    angles = counts.astype(jnp.float32) * rope_frequencies(width, theta, scaling)
     magnitude = 1.0 if scaling is None else scaling.magnitude
     return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+
+
+def mrope_axes(sections: Sequence[int], interleaved: bool) -> tuple[int, ...]:
+    """By which axis (0 time, 1 row, 2 column) each pair of a head turns: so many pairs by each.
+
+    In blocks, the axes one after the other; interleaved, by turns (time, row, column, time ...) as long as rows and
+    columns last, and by time from there on.
+
+    Source: Qwen2-VL (arXiv 2409.12191), section 2.1, in blocks; Qwen3-VL (arXiv 2511.21631), interleaved.
+    """
+    if not interleaved:
+        return tuple(axis for axis, pairs in enumerate(sections) for _ in range(pairs))
+    count = len(sections)
+    return tuple(i % count if i < sections[i % count] * count else 0 for i in range(sum(sections)))
 
 
 def rotary_2d(positions: Float[Array, "B T 2"], width: int, theta: float) -> tuple[Turned, Turned]:

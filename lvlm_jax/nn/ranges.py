@@ -6,6 +6,7 @@ padded and bidirectional attention are one thing. An empty range (start == stop)
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -87,7 +88,24 @@ def _hide_padding(segments: Array, start: Array, stop: Array, kind: Kind) -> Ran
 
 def packed_full(segments: Int[Array, "B T"]) -> Ranges:
     """Every position sees its whole segment; padding (0) sees nothing."""
-    return _hide_padding(segments, *_borders(segments), "general")
+    return packed_runs(segments)
+
+
+def packed_runs(segments: Int[Array, "B T"], *ids: Int[Array, "B T"]) -> Ranges:
+    """Every position sees the neighbours that have its segment and all its ids; padding (0) sees nothing.
+
+    Windows of a picture are such runs where its patches stand window by window: the ids are a patch's window, by row
+    and by column.
+    """
+    return _hide_padding(segments, *_borders(segments, *ids), "general")
+
+
+def choose(options: Sequence[Ranges], which: int | Int[Array, ""]) -> Ranges:
+    """One of several patterns: by its number where layers run one by one, by selection where they are traced as one."""
+    if isinstance(which, int):
+        return options[which]
+    same = [option.general() for option in options]
+    return jax.tree.map(lambda *leaves: jax.lax.select_n(which, *leaves), *same)
 
 
 def packed_causal(segments: Int[Array, "B T"]) -> Ranges:

@@ -10,6 +10,12 @@ _CONTENT = (
     "{% if not loop.last and (loop.nextitem['type'] == 'image' or not loop.nextitem['text'].startswith('\\n')) %}"
     "{{ '\\n' }}{% endif %}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
 )
+_BETWEEN = (
+    "{% macro write(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
+    "{% if part['type'] == 'image' %}{{ 'FIRST<|image_pad|>LAST' }}"
+    "{% elif part['type'] == 'video' %}{{ 'FIRST<|video_pad|>LAST' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
+)
 _PICTURES = (
     "{% macro pictures(content) %}{% if content is not string %}{% for part in content %}"
     "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
@@ -96,11 +102,12 @@ PALIGEMMA = (
 )
 
 
-def chatml(newline: str) -> str:
-    """ChatML; `newline` is what stands after each ``<|im_end|>``."""
+def chatml(newline: str, around: tuple[str, str] | None = None) -> str:
+    """ChatML; `newline` is what stands after each ``<|im_end|>``, `around` what stands around a picture or video."""
     close = "'<|im_end|>" + newline.replace("\n", "\\n") + "'"
+    content = _CONTENT if around is None else _BETWEEN.replace("FIRST", around[0]).replace("LAST", around[1])
     return (
-        _CONTENT + _SYSTEM + "{% if system %}{{ '<|im_start|>system\\n' + system + CLOSE }}{% endif %}"
+        content + _SYSTEM + "{% if system %}{{ '<|im_start|>system\\n' + system + CLOSE }}{% endif %}"
         "{% for message in rounds %}"
         "{{ '<|im_start|>' + message['role'] + '\\n' + write(message['content']) + CLOSE }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -95,8 +95,15 @@ class Template:
         return self.source.replace("%SYSTEM%", f"'{quoted}'")
 
 
-def _segments(turn: Turn, weight: float = 0.0) -> Rendered:
-    """A turn's segments in place; a line break after each picture that something follows, as LLaVA writes it."""
+def _segments(turn: Turn, weight: float = 0.0, around: tuple[str, str] | None = None) -> Rendered:
+    """A turn's segments in place; a line break after each picture that something follows, as LLaVA writes it.
+
+    Or each picture between the special tokens `around` it, and no line break.
+    """
+    if around is not None:
+        first, last = (Piece(name, weight, special=True) for name in around)
+        parts = [[Piece(s.text, weight)] if isinstance(s, Text) else [first, s, last] for s in turn.segments]
+        return [piece for part in parts for piece in part]
     out: Rendered = []
     for index, segment in enumerate(turn.segments):
         if isinstance(segment, Text):
@@ -137,7 +144,7 @@ def _vicuna(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out
 
 
-def _chatml(system: str, turns: Sequence[Turn], generate: bool, *, after: str) -> Rendered:
+def _chatml(system: str, turns: Sequence[Turn], generate: bool, *, after: str, around: tuple | None = None) -> Rendered:
     """``<|im_start|>role\n{text}<|im_end|>`` and `after`; the answer and its <|im_end|> are learnt, `after` is not."""
     start, end, after_end = Piece("<|im_start|>", special=True), Piece("<|im_end|>", special=True), Piece(after)
     out: Rendered = [Piece(BOS, special=True)]
@@ -145,9 +152,10 @@ def _chatml(system: str, turns: Sequence[Turn], generate: bool, *, after: str) -
         out += [start, Piece(f"system\n{system}"), end, after_end]
     for turn in turns:
         if turn.role == "user":
-            out += [start, Piece("user\n"), *_segments(turn), end, after_end, start, Piece("assistant\n")]
+            said = _segments(turn, around=around)
+            out += [start, Piece("user\n"), *said, end, after_end, start, Piece("assistant\n")]
         else:
-            out += [*_segments(turn, 1.0), dataclasses.replace(end, weight=1.0), after_end]
+            out += [*_segments(turn, 1.0, around), dataclasses.replace(end, weight=1.0), after_end]
     return out
 
 
@@ -307,9 +315,9 @@ _MPT_SYSTEM = (
 )
 
 
-def _chatml_template(name: str, system: str, after: str) -> Template:
-    builder = functools.partial(_chatml, after=after)
-    return Template(name=name, system=system, builder=builder, stop=("<|im_end|>",), source=chat_jinja.chatml(after))
+def _chatml_template(name: str, system: str, after: str, around: tuple[str, str] | None = None) -> Template:
+    builder, source = functools.partial(_chatml, after=after, around=around), chat_jinja.chatml(after, around)
+    return Template(name=name, system=system, builder=builder, stop=("<|im_end|>",), source=source)
 
 
 def _inst_template(name: str, system: str, before: str, after: str, space: str, again: str = "") -> Template:
@@ -336,6 +344,8 @@ TEMPLATES: dict[str, Template] = {
         Template(name="plain", system="", builder=_plain, stop=("\n",), source=chat_jinja.PLAIN),
         Template(name="vicuna_v1", system=VICUNA_SYSTEM, builder=_vicuna, stop=("</s>",), source=chat_jinja.VICUNA),
         _chatml_template("qwen_chatml", "You are a helpful assistant.", "\n"),
+        _chatml_template("qwen2_vl", "You are a helpful assistant.", "\n", ("<|vision_start|>", "<|vision_end|>")),
+        _chatml_template("qwen3_vl", "", "\n", ("<|vision_start|>", "<|vision_end|>")),
         _chatml_template("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "\n"),
         _chatml_template("chatml_direct", "Answer the questions.", ""),  # LLaVA-NeXT 34B
         _chatml_template("mpt", _MPT_SYSTEM, ""),  # LLaVA on MPT

@@ -12,6 +12,7 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
 from lvlm_jax.processing.pieces import BOS, EOS, Piece
 from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Image, Turn
+from lvlm_jax.processing.shared_rows import Shared
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
@@ -36,11 +37,11 @@ def encode(
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
-    that cuts tiles as many as its width and height ask for (its header is read, nothing is decoded). Of a video the
-    frames that `video` chooses are pictures, by its header too, and its sentence follows them. `generate` gives the
-    prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
-    answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
-    `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
+    that cuts tiles, or keeps a picture's own resolution, as many as its width and height ask for (its header is read,
+    nothing is decoded). Of a video the frames that `video` chooses are pictures, by its header too, and its sentence
+    follows them. `generate` gives the prompt up to where the assistant begins, all weights 0. `max_length` drops
+    trailing text only, after a whole answer where one fits. Raises DataError: roles out of order, no answer, no trained
+    token, an id outside the `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
@@ -112,6 +113,7 @@ def _assemble(
     images: list[Image] = []
     spans: list[Span] = []
     run: list[Piece] = []
+    native = Shared(spec) if spec is not None and spec.native is not None and visual_tokens else None
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
     first = True
     for piece in [*pieces, None]:
@@ -123,8 +125,8 @@ def _assemble(
             run, first = run + [piece] * bool(piece.text), first or piece.fresh
             continue
         if isinstance(piece, Image):
-            here = _span(piece, spec, video, visual_tokens)
-            before = visual_tokens * sum(one.rows for one in spans)
+            here = native.add(piece) if native else _span(piece, spec, video, visual_tokens)
+            before = 0 if native else visual_tokens * sum(one.rows for one in spans)
             index = np.where(here.index < 0, here.index, here.index + before)
             parts.append((np.full(len(index), image_token_id), np.zeros(len(index)), index))
             images.append(piece)
@@ -141,7 +143,7 @@ def _assemble(
             parts.append(_single(tokenizer.special_id(piece.text), piece.weight))
         first = False
     tokens, weights, visual = (np.concatenate([[], *columns]) for columns in zip(*parts)) if parts else ([], [], [])
-    return Encoded(
+    encoded = Encoded(
         tokens=np.asarray(tokens, np.int32),
         weights=np.asarray(weights, np.float32),
         visual=np.asarray(visual, np.int32),
@@ -150,6 +152,7 @@ def _assemble(
         sizes=tuple(len(one.index) for one in spans),
         blend=_blend(np.asarray(visual, np.int32), spans, visual_tokens),
     )
+    return native.finished(encoded) if native else encoded
 
 
 def _blend(visual: np.ndarray, spans: list[Span], visual_tokens: int) -> Blend | None:
@@ -229,6 +232,7 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
         weights=encoded.weights[:cut],
         visual=encoded.visual[:cut],
         blend=None if encoded.blend is None else encoded.blend[:cut],
+        axes=None if encoded.axes is None else encoded.axes[:cut],
     )
 
 

@@ -110,6 +110,12 @@ SENTENCES: dict[str, Callable[[Sequence[float], float], str]] = {
 Source: VideoChat, conversation.py; LLaVA-Video, train.py (the missing space is theirs).
 """
 
+STAMPS: dict[str, Callable[[float], str]] = {"none": lambda seconds: "", "qwen3_vl": "<{:.1f} seconds>".format}
+"""Name -> time of a frame -> what the model is told before it. With "none" a video is shown in one piece.
+
+Source: the torch library's `Qwen3VLProcessor`.
+"""
+
 NEWLINES = ("none", "row", "frame", "video")
 """What the learned newline ends: nothing, each row of a frame's tokens, each frame, or the whole video."""
 
@@ -121,7 +127,8 @@ class VideoSpec:
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
     samplers "fps", "head", "tail" and "every"; least, multiple: for "fps" (see `by_rate`). newline: a word of
     `NEWLINES`, for models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the
-    square of a frame's visual tokens is made smaller.
+    square of a frame's visual tokens is made smaller. stamp: a key of `STAMPS`, for models that are told the time of
+    each `multiple` frames, in the middle of them.
     """
 
     sampler: str = "uniform"
@@ -132,9 +139,16 @@ class VideoSpec:
     newline: str = "none"
     sentence: str = "none"
     pool: str = "none"
+    stamp: str = "none"
 
     def __post_init__(self) -> None:
-        known = {"sampler": SAMPLERS, "newline": NEWLINES, "sentence": SENTENCES, "pool": POOLS}
+        known = {
+            "sampler": SAMPLERS,
+            "newline": NEWLINES,
+            "sentence": SENTENCES,
+            "pool": POOLS,
+            "stamp": STAMPS,
+        }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
@@ -208,6 +222,7 @@ _FIELDS = {
     "newline": "newline",
     "sentence": "sentence",
     "pool": "pool",
+    "stamp": "stamp",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

@@ -7,12 +7,14 @@ torchvision processors differ from the Pillow ones by up to 0.03). `picture.py` 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
 from lvlm_jax.processing import naflex
+from lvlm_jax.processing import native as natives
 from lvlm_jax.processing.picture import MAX_PIXELS, ImageError, load_image
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.shapes import Float, Int
@@ -22,7 +24,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageError",
     "ImageSpec",
-    "augment",
+    "clip_patches",
     "load_image",
     "preprocess",
     "preprocess_rows",
@@ -43,6 +45,7 @@ _PROCESSORS = {
     "pad": "LlavaImageProcessor",
     "squash": "SiglipImageProcessor",
     "naflex": "Siglip2ImageProcessor",
+    "native": "Qwen2VLImageProcessor",
 }
 
 
@@ -52,7 +55,8 @@ class ImageSpec:
 
     fit: "crop" resizes the shortest side to `shortest` (default `size`) and cuts the centre out (CLIP); "pad" fills up
     to a square with the mean colour, then resizes (LLaVA-1.5); "squash" resizes to the square (SigLIP); "naflex" keeps
-    the picture's shape, in at most `max_patches` patches (SigLIP 2; `size` is then the side of the square). Pixels are
+    the picture's shape, in at most `max_patches` patches (SigLIP 2; `size` is then the side of the square); "native"
+    does so as `native` says, and several pictures share the `max_patches` of a vision row (Qwen2-VL). Pixels are
     (x * rescale - mean) / std. A `size` that is no multiple of `patch` loses the last rows and columns, as a
     convolution with that stride does. `max_pixels` is the most that a file may claim before it is decoded.
     tiles: also cut each picture into tiles of `size` x `size` at a finer resolution (LLaVA-NeXT, LLaVA-OneVision).
@@ -63,20 +67,23 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: str = "bicubic"
-    fit: Literal["crop", "pad", "squash", "naflex"] = "crop"
+    fit: Literal["crop", "pad", "squash", "naflex", "native"] = "crop"
     rescale: float = 1 / 255
     max_pixels: int = MAX_PIXELS
     shortest: int | None = None
     tiles: Tiles | None = None
     max_patches: int | None = None
+    native: natives.Native | None = None
 
     def __post_init__(self):
         self._check_tiles()
-        if (self.fit == "naflex") != (self.max_patches is not None):
+        if (self.fit in ("naflex", "native")) != (self.max_patches is not None):
             raise ValueError(
-                f"fit {self.fit!r} with max_patches {self.max_patches}: fit='naflex' needs max_patches, and nothing "
-                "else reads it"
+                f"fit {self.fit!r} with max_patches {self.max_patches}: 'naflex' and 'native' need max_patches, and "
+                "nothing else reads it"
             )
+        if (self.fit == "native") != (self.native is not None):
+            raise ValueError(f"fit {self.fit!r} with native {self.native}: fit='native' needs it, and it alone")
         if not 0 < self.patch <= self.size:
             raise ValueError(f"patch {self.patch} does not fit size {self.size}; the patch is the smaller of the two")
         if self.resample not in FILTERS:
@@ -104,18 +111,22 @@ class ImageSpec:
 
     @property
     def values(self) -> int:
-        """Values of one patch (C), in (row, column, channel) order."""
-        return self.patch * self.patch * 3
+        """Values of one patch (C), in (row, column, channel) order; of several frames one after the other."""
+        return self.patch * self.patch * 3 * (self.native.frames if self.native else 1)
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], patch: int) -> "ImageSpec":
-        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP 1 and 2, Idefics 1).
+        """From the content of preprocessor_config.json (CLIP, LLaVA, SigLIP 1 and 2, Idefics 1, Qwen-VL).
 
         Raises:
           ValueError: what is not known, by name.
         """
+        native = natives.from_hf(config, patch)
         most = config.get("max_num_patches")
-        if most is not None:
+        if native is not None:
+            own, patch, most = native
+            config = {**config, "size": patch * math.isqrt(most), "do_center_crop": False, "do_pad": False}
+        elif most is not None:
             # What they leave out is their class's default; the square of so many patches stands for a size.
             patch = config.get("patch_size") or patch
             halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
@@ -136,7 +147,7 @@ class ImageSpec:
                     f"preprocessor_config.json: do_pad with size {edge} but crop_size {side}; make them equal"
                 )
         else:
-            fit, side = "squash" if most is None else "naflex", _edge(size, "size")
+            fit, side = "native" if native else "squash" if most is None else "naflex", _edge(size, "size")
         if tiles is not None:
             if shortest is not None:
                 raise ValueError(
@@ -165,6 +176,7 @@ class ImageSpec:
             shortest=shortest,
             tiles=tiles,
             max_patches=most,
+            native=native and own,
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -189,6 +201,8 @@ class ImageSpec:
             return {**config, "size": square}
         if self.fit == "naflex":
             return {**config, "patch_size": self.patch, "max_num_patches": self.max_patches}
+        if self.native is not None:
+            return config | natives.to_hf(self.native, self.patch, self.max_patches)
         config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
         return {**config, "do_pad": True} if self.fit == "pad" else config
 
@@ -255,15 +269,33 @@ def _levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 def to_patches(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "P C"], Int[np.ndarray, "P 2"]]:
     """(patches, positions): patches row by row with values in (row, column, channel) order; (row, column) of each.
 
-    With fit "naflex" as many as the picture has, `spec.max_patches` at most.
+    With fit "naflex" or "native" as many as the picture has, `spec.max_patches` at most.
     """
-    return _cut(preprocess(image, spec), spec)
+    patches, positions = to_rows(image, spec) if spec.native else _cut(preprocess(image, spec), spec)
+    return (patches[0], positions[0]) if spec.native else (patches, positions)
 
 
 def to_rows(image: PIL.Image.Image, spec: ImageSpec) -> tuple[Float[np.ndarray, "N P C"], Int[np.ndarray, "N P 2"]]:
     """`to_patches` of each of a picture's vision rows: the whole of it, then its tiles."""
+    if spec.native is not None:
+        return clip_patches([image], spec)
     patches, positions = zip(*(_cut(pixels, spec) for pixels in preprocess_rows(image, spec)))
     return np.stack(patches), np.stack(positions)
+
+
+def clip_patches(
+    frames: Sequence[PIL.Image.Image], spec: ImageSpec, moving: int = 0
+) -> tuple[Float[np.ndarray, "N P C"], Int[np.ndarray, "N P 2"]]:
+    """Patches of a picture at its own resolution, or of a video's frames, each so many of which are one picture.
+
+    Args:
+      moving: how many frames of a video are shown, these among them; 0 for a still picture.
+    """
+    rows, cols = spec.native.grid(*frames[0].size, spec.patch, spec.max_patches, moving)
+    size, method = (cols * spec.patch, rows * spec.patch), FILTERS[spec.resample]
+    pixels = [_normalise(frame.resize(size, method), spec) for frame in frames]
+    # A still picture is its own next frame.
+    return natives.cut(np.stack(pixels), spec.patch, spec.native)
 
 
 def _cut(pixels: Float[np.ndarray, "rows cols 3"], spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -283,6 +315,9 @@ def _fit(image: PIL.Image.Image, spec: ImageSpec) -> PIL.Image.Image:
     """The picture at `size` x `size` (or its own size, for "naflex"), still 8 bits a channel."""
     method = FILTERS[spec.resample]
     width, height = image.size
+    if spec.native is not None:
+        rows, cols = spec.native.grid(width, height, spec.patch, spec.max_patches)
+        return image.resize((cols * spec.patch, rows * spec.patch), method)
     if spec.fit == "naflex":
         rows, cols = naflex.fitted(width, height, spec.patch, spec.max_patches)
         return image.resize((cols * spec.patch, rows * spec.patch), method)
@@ -313,67 +348,3 @@ def _check_room(width: int, height: int, image: PIL.Image.Image, spec: ImageSpec
             f"<picture of {image.width} x {image.height}>: it is so narrow that fit={spec.fit!r} would make it "
             f"{width} x {height} first, more than {spec.max_pixels:,} pixels; cut it, or use fit='squash'"
         )
-
-
-def augment(
-    image: PIL.Image.Image,
-    rng: np.random.Generator,
-    flip: bool = True,
-    shift: int = 0,
-    zoom: float = 0.0,
-    rotate: float = 0.0,
-    colour: float = 0.0,
-) -> PIL.Image.Image:
-    """A mirrored (half of the time), shifted, resized, turned and recoloured copy for training on little data.
-
-    Args:
-      shift: the most pixels along each axis, in the picture's own pixels; edges are repeated into every gap.
-      zoom: each side's scale is drawn from 1 - zoom to 1 + zoom, about the centre.
-      rotate: the most degrees either way, about the centre.
-      colour: brightness, contrast, saturation and each channel's gain are each drawn from 1 - colour to 1 + colour.
-    """
-    pixels = np.asarray(image)
-    if flip and rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    if shift:
-        dy, dx = rng.integers(-shift, shift + 1, size=2).tolist()
-        pixels = _window(pixels, -dy, -dx, *pixels.shape[:2])
-    if zoom or rotate:
-        scales, angle = 1 + rng.uniform(-zoom, zoom, 2), np.deg2rad(rng.uniform(-rotate, rotate))
-        pixels = _warp(pixels, scales, angle)
-    if colour:
-        pixels = _recolour(pixels, *(1 + rng.uniform(-colour, colour, 3)), 1 + rng.uniform(-colour, colour, 3))
-    return PIL.Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _window(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """A part of a picture that may reach beyond it, where its edges are repeated."""
-    rows = np.clip(np.arange(top, top + height), 0, pixels.shape[0] - 1)
-    cols = np.clip(np.arange(left, left + width), 0, pixels.shape[1] - 1)
-    return pixels[rows][:, cols]
-
-
-def _warp(pixels: np.ndarray, scales: np.ndarray, angle: float) -> np.ndarray:
-    """Turned by `angle` (radians) and scaled along its own axes about the centre; bilinear, edges repeated."""
-    height, width = pixels.shape[:2]
-    sin, cos = np.sin(angle), np.cos(angle)
-    back = np.array([[cos / scales[1], sin / scales[1]], [-sin / scales[0], cos / scales[0]]])  # (x, y) out -> in
-    half = np.array([width, height]) / 2
-    gap = int(np.ceil(max(0, (np.abs(back) @ half - half).max())))
-    padded = PIL.Image.fromarray(_window(pixels, -gap, -gap, height + 2 * gap, width + 2 * gap))
-    offset = half + gap - back @ half
-    rows = (*back[0], offset[0], *back[1], offset[1])
-    return np.asarray(
-        padded.transform((width, height), PIL.Image.Transform.AFFINE, rows, PIL.Image.Resampling.BILINEAR)
-    )
-
-
-def _recolour(
-    pixels: np.ndarray, brightness: float, contrast: float, saturation: float, gains: np.ndarray
-) -> np.ndarray:
-    """Saturation about each pixel's grey, contrast about the picture's mean, then brightness and channel gains."""
-    wide = pixels.astype(np.float32)
-    grey = (wide @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    wide = grey + (wide - grey) * np.float32(saturation)
-    wide = (grey.mean() + (wide - grey.mean()) * np.float32(contrast)) * (brightness * gains).astype(np.float32)
-    return np.rint(np.clip(wide, 0, 255)).astype(np.uint8)

@@ -58,7 +58,7 @@ class Clip:
     """The frames that are taken of a video: the source of the `Image` that stands for it once they are chosen.
 
     indices: slots of the video, `rate` of them a second, in order; times: when each begins, and duration, that of the
-    whole video, in seconds.
+    whole video, in seconds. total: frames that are taken of the whole video, where these are a part of them.
     """
 
     video: Video
@@ -66,6 +66,7 @@ class Clip:
     times: tuple[float, ...]
     rate: float
     duration: float
+    total: int = 0
 
 
 Segment = Text | Image | Video
@@ -127,6 +128,10 @@ class Encoded:
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
     another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers, of
     which `visual` holds one there; None where there are none.
+
+    Of pictures that share vision rows (`processing.native`): places, of each picture where each of its parts stands
+    (vision row, first patch, patches), `rows` being how many it is the first in; and axes int32[n, 3], the position of
+    each token by time, row and column.
     """
 
     tokens: np.ndarray
@@ -136,6 +141,8 @@ class Encoded:
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
     blend: Blend | None = None
+    places: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+    axes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -178,6 +185,7 @@ class Batch:
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
     | blend_index     | int32[B, T, 4]   | None, or the visual tokens whose weighted sum fills a position         |
     | blend_weight    | float32[B, T, 4] | None, or their weights; where one fills it alone 1, 0, 0, 0            |
+    | axes            | int32[B, T, 3]   | position by time, row and column, where the decoder counts so (M-RoPE) |
 
     Where `blend_index` is given it says what fills a position, and `image_index` which positions are filled at all.
     """
@@ -192,6 +200,7 @@ class Batch:
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
     blend_index: Int[Array, "B T 4"] | Int[np.ndarray, "B T 4"] | None = None
     blend_weight: Float[Array, "B T 4"] | Float[np.ndarray, "B T 4"] | None = None
+    axes: Int[Array, "B T 3"] | Int[np.ndarray, "B T 3"] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

@@ -6,7 +6,9 @@ second. Bytes that are damaged where a frame is wanted are a `VideoError`.
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -15,9 +17,9 @@ import numpy as np
 import PIL.Image
 
 from lvlm_jax.processing.container import VideoError, name_of, opened, probe
-from lvlm_jax.processing.frames import SENTENCES, VideoSpec
-from lvlm_jax.processing.image import ImageSpec, to_rows
-from lvlm_jax.processing.picture import MAX_PIXELS, load_image
+from lvlm_jax.processing.frames import SENTENCES, STAMPS, VideoSpec
+from lvlm_jax.processing.image import ImageSpec, clip_patches, to_rows
+from lvlm_jax.processing.picture import MAX_PIXELS, load_image, picture_size
 from lvlm_jax.processing.schema import Clip, Example, Image, Segment, Text, Video
 
 if TYPE_CHECKING:
@@ -51,12 +53,26 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
                 segments.append(segment)
                 continue
             clip = choose(segment, spec, max_pixels)
-            segments.append(Image(clip))
+            segments += _stamped(clip, spec)
             if sentence := SENTENCES[spec.sentence](clip.times, clip.duration):
                 goes_on = number + 1 < len(turn.segments) and isinstance(turn.segments[number + 1], Text)
                 segments.append(Text(sentence + "\n" * goes_on))
         turns.append(dataclasses.replace(turn, segments=tuple(segments)))
     return dataclasses.replace(example, turns=tuple(turns))
+
+
+def _stamped(clip: Clip, spec: VideoSpec) -> list[Segment]:
+    """A clip as one picture, or each few of its frames as one of their own behind their time."""
+    if spec.stamp == "none":
+        return [Image(clip)]
+    out: list[Segment] = []
+    for first in range(0, len(clip.indices), spec.multiple):
+        here = slice(first, first + spec.multiple)
+        own = {"indices": clip.indices[here], "times": clip.times[here], "total": len(clip.indices)}
+        part = dataclasses.replace(clip, **own)
+        # The last frame is shown again where some are missing (`native.cut`), so its time counts as theirs.
+        out += [Text(STAMPS[spec.stamp]((part.times[0] + part.times[-1]) / 2)), Image(part)]
+    return out
 
 
 def held(example: Example) -> Example:
@@ -97,8 +113,44 @@ def read_rows(
     """
     spec = spec_of(image, spec)
     found = pictures(image, spec.max_pixels)
+    if spec.native is not None:
+        return clip_patches([*(map(change, found) if change else found)], spec, taken(image))
     patches, positions = zip(*(to_rows(picture, spec) for picture in (map(change, found) if change else found)))
     return np.concatenate(patches), np.concatenate(positions)
+
+
+def taken(image: Image) -> int:
+    """How many frames of its video are shown; 0 for a still picture."""
+    clip = image.source
+    return (clip.total or len(clip.indices)) if isinstance(clip, Clip) else 0
+
+
+def shown_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of a picture by its header, or of a clip's frames, upright.
+
+    A file's first frame is decoded to know that, once for as long as the file is unchanged.
+    """
+    clip = image.source
+    if not isinstance(clip, Clip):
+        return picture_size(image, max_pixels=max_pixels)
+    source = clip.video.source
+    if isinstance(source, np.ndarray):
+        return source.shape[2], source.shape[1]
+    first = dataclasses.replace(clip, indices=(0,), times=(0.0,))
+    if isinstance(source, str | os.PathLike) and os.path.isfile(source):
+        stat = os.stat(source)
+        return _size_in_file(first, stat.st_mtime_ns, stat.st_size)
+    return _first_size(first)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _size_in_file(clip: Clip, changed: int, size: int) -> tuple[int, int]:
+    return _first_size(clip)
+
+
+def _first_size(clip: Clip) -> tuple[int, int]:
+    with contextlib.closing(frames(clip)) as found:
+        return next(found).size
 
 
 def frames(clip: Clip) -> Iterator[PIL.Image.Image]:

@@ -4,12 +4,13 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, qwen_vl, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision.native import NativeViT, NativeViTConfig, check_pictures
 from lvlm_jax.vision.nfnet import NFNet, NFNetConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
-VisionConfig = ViTConfig | NFNetConfig
+VisionConfig = ViTConfig | NFNetConfig | NativeViTConfig
 """What a model may hold as its tower: image_size, patch_size, patches and values say how it is fed, features and width
 what it gives, `build` makes the module."""
 
@@ -23,6 +24,7 @@ FAMILIES: dict[str, ModuleType] = {
     "blip_2_vision_model": blip2_vit,
     "timm_wrapper": timm,
     nfnet.MODEL_TYPE: nfnet,
+    **dict.fromkeys(qwen_vl.TOWERS, qwen_vl),
 }
 """Public ``model_type`` -> module with LAYOUTS, rows, from_hf, to_hf, fits."""
 
@@ -36,6 +38,8 @@ def family_of(config: VisionConfig) -> str:
     Raises:
       ValueError: no public family has this combination.
     """
+    if isinstance(config, NativeViTConfig):
+        return qwen_vl.type_of(config)
     for name, family in FAMILIES.items():
         if (isinstance(config, ViTConfig) or name in CONVOLUTIONAL) and family.fits(config):
             return name
@@ -92,16 +96,20 @@ __all__ = [
     "TEXT_FAMILIES",
     "NFNet",
     "NFNetConfig",
+    "NativeViT",
+    "NativeViTConfig",
     "TextTowerConfig",
     "ViT",
     "ViTConfig",
     "VisionConfig",
     "blip2_vit",
+    "check_pictures",
     "clip",
     "eva",
     "family_of",
     "nfnet",
     "patchify",
+    "qwen_vl",
     "reading",
     "siglip",
     "text_family_of",

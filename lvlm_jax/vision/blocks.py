@@ -10,8 +10,8 @@ from lvlm_jax.nn import ranges as R
 from lvlm_jax.nn.attention import Attention
 from lvlm_jax.nn.linear import named
 from lvlm_jax.nn.mlp import GatedMlp, Mlp
-from lvlm_jax.nn.norms import LayerNorm
-from lvlm_jax.nn.positions import Turned, rotate_pairs
+from lvlm_jax.nn.norms import NORMS, LayerNorm
+from lvlm_jax.nn.positions import ROTATIONS, Turned
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 
 
@@ -23,6 +23,9 @@ class Block(nn.Module):
       key_bias: whether keys have a bias, as queries and values do.
       inner_norm: a norm of its own stands before the last product of attention and of a gated feed-forward.
       norm_after: a branch's norm stands behind it instead of before.
+      norm: a key of `nn.norms.NORMS`.
+      pairs: which values of a head are rotated together, a key of `nn.positions.ROTATIONS`.
+      kept: what the block gives is its second output, too, for a tower of which several layers are read.
     """
 
     heads: int
@@ -34,15 +37,28 @@ class Block(nn.Module):
     key_bias: bool = True
     inner_norm: bool = False
     norm_after: bool = False
+    norm: str = "layer"
+    pairs: str = "interleaved"
+    kept: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], _: Any, ranges: R.Ranges, turns: tuple[Turned, Turned] | None = None
-    ) -> tuple[Float[Array, "B T D"], None]:
-        """turns: (cos, sin) of each position, by which queries and keys are rotated."""
+        self,
+        x: Float[Array, "B T D"],
+        which: Any,
+        ranges: R.Ranges | tuple[R.Ranges, ...],
+        turns: tuple[Turned, Turned] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        """The block's output, and once more where it is `kept`.
+
+        Args:
+          which: the number of its ranges, where there are several.
+          turns: (cos, sin) of each position, by which queries and keys are rotated.
+        """
         inner = self.norm_eps if self.inner_norm else None
-        rotate = None if turns is None else functools.partial(rotate_pairs, cos=turns[0], sin=turns[1])
+        ranges = ranges if isinstance(ranges, R.Ranges) else R.choose(ranges, which)
+        rotate = None if turns is None else functools.partial(ROTATIONS[self.pairs], cos=turns[0], sin=turns[1])
         attention = functools.partial(Attention, qkv_bias=True, out_bias=True, dtype=self.dtype, name="attn")
         attention = attention(
             self.heads, self.heads, x.shape[-1] // self.heads, key_bias=self.key_bias, inner_norm=inner
@@ -52,10 +68,11 @@ class Block(nn.Module):
         else:
             mlp = Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")
         x = x + self._branch("1", lambda y: attention(y, ranges, rotate=rotate)[0], x)
-        return x + self._branch("2", mlp, x), None
+        x = x + self._branch("2", mlp, x)
+        return x, x if self.kept else None
 
     def _branch(self, number: str, run: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        norm = LayerNorm(self.norm_eps, self.dtype, name=f"norm{number}")
+        norm = NORMS[self.norm](self.norm_eps, self.dtype, name=f"norm{number}")
         y = norm(run(x)) if self.norm_after else run(norm(x))
         if not self.layer_scale:
             return y

@@ -16,12 +16,26 @@ from lvlm_jax.zoo import (
     nanovlm,
     open_flamingo,
     paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
 )
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
     family.MODEL_TYPE: family
-    for family in (llava, llava_next, llava_onevision, paligemma, idefics, open_flamingo, cogvlm)
+    for family in (
+        llava,
+        llava_next,
+        llava_onevision,
+        paligemma,
+        idefics,
+        open_flamingo,
+        cogvlm,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
+    )
 }
 """Public ``model_type`` -> family: a module with
 

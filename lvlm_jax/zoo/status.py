@@ -214,6 +214,12 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="system",
+        what="Qwen2-VL (2B, 7B, 72B), Qwen2.5-VL (3B to 72B), Qwen3-VL (2B to 32B, dense): any resolution, video",
+        status="parity, import and export",
+        tested=("tests/parity/test_qwen_vl.py", "tests/hub/test_qwen_vl.py"),
+    ),
+    Status(
+        part="system",
         what="Chameleon (7B, 34B): reads and writes pictures as tokens",
         status="parity, import and export",
         tested=("tests/parity/test_chameleon.py", "tests/hub"),

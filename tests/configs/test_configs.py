@@ -26,6 +26,7 @@ ARGUMENTS = {
     "llavanext_instruct": ("13b",),
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
+    "qwen2_5_vl_finetune": ("3b", "32b"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
 }
@@ -52,6 +53,7 @@ FULL = {
     "nanovlm_222m": {"train": (222_118_464, 100)},
     "paligemma_finetune": {"transfer": (2_923_466_480, 100)},
     "paligemma_finetune:v2": {"transfer": (3_032_242_416, 100)},
+    "qwen2_5_vl_finetune": {"tune": (8_292_166_656, 92.38)},
     "qwen3_llava_small": {"align": (1_011_267_440, 0.2205), "instruct": (1_011_267_440, 59.16)},
     "qwen3_llava_small:4b": {"align": (4_444_963_184, 0.2139)},
     # A rank of 16 beside four kernels of 30 layers is 1,843,200 weights and 120 strengths.

@@ -13,8 +13,9 @@ import pytest
 from lvlm_jax.data.loader import Loader, collate, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import LlavaJson
+from lvlm_jax.processing.augment import augment
 from lvlm_jax.processing.encode import DataError
-from lvlm_jax.processing.image import augment, load_image, to_patches
+from lvlm_jax.processing.image import load_image, to_patches
 from lvlm_jax.processing.schema import NEWLINE
 from lvlm_jax.processing.tiles import Tiles
 

@@ -21,9 +21,10 @@ from lvlm_jax.data.parquet import Parquet
 from lvlm_jax.data.show import show
 from lvlm_jax.data.sources import LlavaJson, Messages, Numbered
 from lvlm_jax.data.tars import TarPairs
+from lvlm_jax.processing.augment import augment
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.frames import VideoSpec
-from lvlm_jax.processing.image import augment, to_patches
+from lvlm_jax.processing.image import to_patches
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Clip, Example, Image, Text, Turn, Video
 from lvlm_jax.processing.video import frames
 from tests.processing import clips

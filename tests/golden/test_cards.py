@@ -189,6 +189,16 @@ def test_no_card_without_its_preset():
         ("t5_large", 737_668_096),
         ("t5_3b", 2_851_598_336),
         ("t5_11b", 11_307_321_344),
+        ("qwen2_vl_2b", 2_208_985_600),
+        ("qwen2_vl_7b", 8_291_375_616),
+        ("qwen2_vl_72b", 73_405_560_320),
+        ("qwen2_5_vl_3b", 3_754_622_976),
+        ("qwen2_5_vl_7b", 8_292_166_656),
+        ("qwen2_5_vl_32b", 33_452_718_336),
+        ("qwen2_5_vl_72b", 73_410_777_344),
+        ("qwen3_vl_2b", 2_127_532_032),
+        ("qwen3_vl_4b", 4_437_815_808),
+        ("qwen3_vl_8b", 8_767_123_696),
         # as the torch library counts the parameters of a model built from the config
         ("chameleon_34b", 34_323_732_480),
         ("chameleon_vq", 29_423_616),
@@ -265,6 +275,8 @@ def test_what_a_picture_costs_in_tokens():
         # the patches, a begin and an end
         "cogvlm_base_224": 258,
         **dict.fromkeys(("cogvlm_chat", "cogvlm_base_490", "cogvlm_grounding"), 1227),
+        # The most of a vision row; a picture takes as many as its size asks for.
+        **{name: 1280 for name in zoo.SYSTEMS if name.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))},
     }
     assert isinstance(zoo.spec("llava_7b").config.connector, LinearConfig)
     assert isinstance(zoo.spec("llava15_7b_perceiver").config.connector, PerceiverConfig)

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 
 from lvlm_jax.processing import naflex
-from lvlm_jax.processing.image import FILTERS, ImageError, ImageSpec, augment, preprocess, to_patches
+from lvlm_jax.processing.augment import augment
+from lvlm_jax.processing.image import FILTERS, ImageError, ImageSpec, preprocess, to_patches
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP = ImageSpec(size=56, patch=14, mean=CLIP_MEAN, std=CLIP_STD)
