@@ -234,8 +234,8 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     decoder = {"lvlm": lambda: config.llm, **alone}.get(described.kind, lambda: None)()
     if decoder is None or not decoder.tied:
         return None
-    named = zoo.LAYOUTS.get(layout)  # a decoder alone, and big_vision's files, have no such part
-    head = named.head if described.kind == "lvlm" and isinstance(named, llava.Layout) else _HEAD
+    # A decoder alone, big_vision's files and Idefics' have it at the top.
+    head = getattr(zoo.LAYOUTS.get(layout), "head", _HEAD) if described.kind == "lvlm" else _HEAD
     if head not in tensors:
         return None
     table = _table(described, layout)

@@ -4,11 +4,21 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma
+from lvlm_jax.zoo import (
+    blip2,
+    idefics,
+    instructblip,
+    llava,
+    llava_next,
+    llava_small,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, blip2, instructblip)
 }
 """Public ``model_type`` -> family: a module with
 
