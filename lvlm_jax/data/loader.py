@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
+from lvlm_jax.processing.instruction import PADDING
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Clip, Encoded, Image
 from lvlm_jax.processing.video import read_rows
 from lvlm_jax.processing.weighting import weighted
@@ -47,6 +48,7 @@ def collate(
     spec: ImageSpec | None = None,
     picture: Picture | None = None,
     share: bool = False,
+    instruction: int = 0,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -56,6 +58,7 @@ def collate(
       spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
       picture: decodes one picture; default `read_rows`.
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
+      instruction: S, positions of what the connector reads beside each vision row; 0 where it reads nothing.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -63,17 +66,7 @@ def collate(
     """
     if len(rows) % groups:
         raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
-    count, size = (0, 0) if spec is None else (spec.patches, spec.values)
-    batch = Batch(
-        tokens=np.full((len(rows), length), pad_id, np.int32),
-        weights=np.zeros((len(rows), length), np.float32),
-        positions=np.zeros((len(rows), length), np.int32),
-        segments=np.zeros((len(rows), length), np.int32),
-        image_index=np.full((len(rows), length), TEXT, np.int32),
-        patches=np.zeros((groups, vision_rows, count, size), np.float32),
-        patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
-        patch_segments=np.zeros((groups, vision_rows, count), np.int32),
-    )
+    batch = _empty(len(rows), length, groups, vision_rows, pad_id, spec, instruction)
     picture = picture or (lambda image, row, j: read_rows(image, spec))
     slots: dict[Any, list[int]] = {}
     taken = 0
@@ -82,7 +75,7 @@ def collate(
         if not first:
             slots, taken = {}, 0
         places: list[int] = []
-        for image, need in ((image, need) for encoded in examples for image, need in zip(encoded.images, encoded.rows)):
+        for image, need, said in (shown for encoded in examples for shown in _shown(encoded)):
             key = picture_key(image) if share else len(slots)
             if key not in slots:
                 if taken + need > vision_rows:
@@ -96,10 +89,36 @@ def collate(
                 # A picture that keeps its shape has fewer patches than the row: the rest is padding.
                 at = (group, here, slice(patches.shape[1]))
                 batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1
+                if instruction:
+                    batch.instruction[group, here, : len(said)] = said
                 taken += need
             places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)
     return batch
+
+
+def _empty(
+    rows: int, length: int, groups: int, vision_rows: int, pad_id: int, spec: ImageSpec | None, instruction: int
+) -> Batch:
+    """A batch of padding."""
+    count, size = (0, 0) if spec is None else (spec.patches, spec.values)
+    return Batch(
+        tokens=np.full((rows, length), pad_id, np.int32),
+        weights=np.zeros((rows, length), np.float32),
+        positions=np.zeros((rows, length), np.int32),
+        segments=np.zeros((rows, length), np.int32),
+        image_index=np.full((rows, length), TEXT, np.int32),
+        patches=np.zeros((groups, vision_rows, count, size), np.float32),
+        patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
+        patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+        instruction=np.full((groups, vision_rows, instruction), PADDING, np.int32) if instruction else None,
+    )
+
+
+def _shown(encoded: Encoded) -> Iterator[tuple[Image, int, np.ndarray | None]]:
+    """(picture, its vision rows, what the connector reads beside it) of each picture."""
+    said = encoded.instructions or (None,) * len(encoded.images)
+    return zip(encoded.images, encoded.rows, said, strict=True)
 
 
 def _check_rows(image: Image, found: int, need: int) -> None:
@@ -176,6 +195,7 @@ class Loader:
       threads: threads of each process.
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
+      instruction: S, as `collate` takes it.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
     """
 
@@ -195,6 +215,7 @@ class Loader:
         augment: Augment | None = None,
         keep_bytes: int = 128 * 2**20,
         weigh_by: str = "token",
+        instruction: int = 0,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -205,6 +226,7 @@ class Loader:
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
+        self.instruction = instruction
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
 
@@ -225,6 +247,7 @@ class Loader:
             pad_id=self.pad_id,
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
+            instruction=self.instruction,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
@@ -338,7 +361,8 @@ class _Batches:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch = self.loader.build(self.start + int(index))
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def __repr__(self) -> str:
         return f"{self.loader!r} from {self.start}"

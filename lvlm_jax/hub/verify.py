@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, convert, download, formats, verify_fused
+from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_queries
 from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -119,6 +119,11 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
         newline = found.rows * q
         out["image_index"] = np.insert(index, 2, np.where(found.index == NEWLINE, newline, found.index))[None]
         out["tokens"] = np.asarray([words], np.int32)
+        out["weights"] = np.zeros(out["tokens"].shape, np.float32)
+        if loaded.config.two_stacks:
+            out["weights"][:, -verify_queries.WRITTEN :] = 1
+        if loaded.config.instructed:
+            out["instruction"] = verify_queries.instruction(loaded.config.connector, loaded.folder, prompt)[None]
     elif loaded.kind in ("dual", "text"):
         out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
     elif loaded.kind in ("decoder", "encoder_decoder"):
@@ -177,20 +182,24 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
 def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     model, variables = LVLM(loaded.config), {"params": loaded.params}
     tokens, picture = inputs["tokens"], [inputs[name] for name in ("patches", "positions", "segments")]
+    said = [inputs["instruction"][None]] if "instruction" in inputs else []
     batch = Batch(
         tokens=tokens,
-        weights=jnp.zeros(tokens.shape),
+        weights=inputs["weights"],
         positions=jnp.arange(tokens.shape[1])[None],
         segments=jnp.ones(tokens.shape, jnp.int32),
         image_index=inputs["image_index"],
         patches=picture[0][None],
         patch_positions=picture[1][None],
         patch_segments=picture[2][None],
+        instruction=said[0] if said else None,
     )
     hidden, _ = model.apply(variables, batch)
+    if loaded.config.two_stacks:  # position t predicts token t + 1
+        hidden = hidden[:, -verify_queries.WRITTEN - 1 : -1]
     return {
         "vision features": model.apply(variables, *picture, method=lambda m, *x: m.vision.features(*x)),
-        "connector": model.apply(variables, *(x[None] for x in picture), method="embed_images"),
+        "connector": model.apply(variables, *(x[None] for x in picture), *said, method="embed_images"),
         "hidden states": hidden,
         "logits": model.apply(variables, hidden, method="logits"),
     }
@@ -303,6 +312,9 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
         return torch.no_grad()(verify_fused.reference)(model, tokens, pixels, loaded.image_token_id), keys
     # Their folder may have another word for a picture than ours.
     tokens = tokens.masked_fill(tokens == loaded.image_token_id, model.config.image_token_id)
+    if hasattr(model, "qformer"):
+        said = [_tensor(inputs["instruction"])] if "instruction" in inputs else []
+        return torch.no_grad()(verify_queries.reference)(model, tokens, pixels, *said), keys
     with torch.no_grad():
         seen = inner.vision_tower(pixels, output_hidden_states=True)
         features = seen.last_hidden_state if tower.feature_norm else seen.hidden_states[tower.feature_layer]

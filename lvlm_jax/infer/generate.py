@@ -48,8 +48,8 @@ class Answer:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _embed(model: Model, params: Params, patches: Array, positions: Array, segments: Array) -> Array:
-    return model.apply({"params": params}, patches, positions, segments, method="embed_images")
+def _embed(model: Model, params: Params, *pictures: Array) -> Array:
+    return model.apply({"params": params}, *pictures, method="embed_images")
 
 
 def _no_text(tokens: Sequence[int]) -> str:
@@ -181,15 +181,22 @@ class Generator:
             )
 
     def embed_images(
-        self, patches: Float[np.ndarray, "N P C"], positions: Int[np.ndarray, "N P 2"]
+        self,
+        patches: Float[np.ndarray, "N P C"],
+        positions: Int[np.ndarray, "N P 2"],
+        instruction: Int[np.ndarray, "S"] | None = None,
     ) -> Float[np.ndarray, "N Q D"]:
-        """Pictures -> what the language model sees of them; runs in batches of at most `rows`."""
+        """Pictures -> what the language model sees of them; runs in batches of at most `rows`.
+
+        instruction: what the connector reads beside each, where it reads anything.
+        """
         out = []
         for i in range(0, len(patches), self.rows):
             part, place = patches[i : i + self.rows], positions[i : i + self.rows]
             fill = [(0, power(len(part), self.rows) - len(part)), (0, 0), (0, 0)]
             grid = np.pad(part, fill)[None], np.pad(place, fill)[None]
-            seen = _embed(self.model, self.params, *grid, np.ones(grid[0].shape[:3], np.int32))[0]
+            said = () if instruction is None else (np.tile(instruction, (1, grid[0].shape[1], 1)),)
+            seen = _embed(self.model, self.params, *grid, np.ones(grid[0].shape[:3], np.int32), *said)[0]
             out.append(np.asarray(seen.astype(jnp.float32)).reshape(grid[0].shape[1], -1, seen.shape[-1])[: len(part)])
         return np.concatenate(out)
 
@@ -205,6 +212,7 @@ class Generator:
         # Rows about one picture share it, but not where what stands for it in a row depends on the row.
         share, shared = count // self.groups, self.model.config.shares_pictures
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
+        said = max((len(text) for p in prompts for text in p.instructions), default=0)
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -214,6 +222,7 @@ class Generator:
             pad_id=self.pad_id,
             spec=self.spec,
             share=shared,
+            instruction=bucket(said) if said else 0,
         )
         return left_padded(batch)
 

@@ -147,7 +147,8 @@ def plan_stage(
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
-    batch = batch_of(recipe.model.lvlm, data.rows, data.length, data.pictures, data.groups, program.batch)
+    said = recipe.model.instruction.length if recipe.model.instruction else 0
+    batch = batch_of(recipe.model.lvlm, data.rows, data.length, data.pictures, data.groups, program.batch, said)
     held = Memory(
         trained=share(program.state.trained),
         frozen=share(frozen),
@@ -235,9 +236,11 @@ def kernel_flops(work: hlo.Work, attention: str) -> float:
     return total
 
 
-def batch_of(config: LVLMConfig, rows: int, length: int, pictures: int, groups: int, where: Any) -> Any:
+def batch_of(
+    config: LVLMConfig, rows: int, length: int, pictures: int, groups: int, where: Any, instruction: int = 128
+) -> Any:
     """The shapes of a batch, every leaf lying as `where` says."""
-    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures))
+    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures, instruction))
 
     def grouped(leaf: Any) -> jax.ShapeDtypeStruct:
         shape = leaf.shape

@@ -9,30 +9,9 @@ import functools
 from collections.abc import Callable, Sequence
 
 from lvlm_jax.processing import chat_jinja
+from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
+from lvlm_jax.processing.query_templates import pictures_first, read_and_written
 from lvlm_jax.processing.schema import Image, Text, Turn
-
-BOS = "bos"
-"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
-EOS = "eos"
-"""Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Text with one loss weight.
-
-    special: the text is the exact name of one special token (or `BOS`, `EOS`). alone: it is tokenized by itself, never
-    merged with the text beside it.
-    """
-
-    text: str
-    weight: float = 0.0
-    special: bool = False
-    alone: bool = False
-
-
-Rendered = list[Piece | Image]
-"""What a template makes of a conversation."""
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -42,7 +21,7 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     if turns and turns[0].role == "system":
         if any(isinstance(s, Image) for s in turns[0].segments):
             raise ValueError("turn 0 (system): a picture in the system turn; move it to the first user turn")
-        system = _plain_text(turns.pop(0))
+        system = plain_text(turns.pop(0))
     offset = 0 if system is None else 1
     for index, turn in enumerate(turns):
         expected = "user" if index % 2 == 0 else "assistant"
@@ -76,10 +55,6 @@ def _document_order(turns: Sequence[Turn], generate: bool) -> tuple[str | None, 
     elif not turns or turns[-1].role != "assistant":
         raise ValueError("turns: a document ends with an assistant turn, the text to learn; add one or drop the record")
     return None, turns
-
-
-def _plain_text(turn: Turn) -> str:
-    return "".join(s.text for s in turn.segments if isinstance(s, Text))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,11 +229,11 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     if system:
         raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
     out: Rendered = [s for s in turns[0].segments if isinstance(s, Image)]
-    out += [Piece("<bos>", special=True), Piece(_plain_text(turns[0])), Piece("\n", alone=True)]
+    out += [Piece("<bos>", special=True), Piece(plain_text(turns[0])), Piece("\n", alone=True)]
     if not generate:
         if any(isinstance(s, Image) for s in turns[1].segments):
             raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
-        out += [Piece(_plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
+        out += [Piece(plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
     return out
 
 
@@ -335,6 +310,12 @@ def _inst_template(name: str, system: str, before: str, after: str, space: str, 
     return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
 
 
+def _query_template(name: str, end: Piece, stop: tuple[str, ...], start: float = 0.0) -> Template:
+    builder = functools.partial(pictures_first, name=name, end=end, start=start)
+    source = chat_jinja.pictures_first("eos_token" if end.text == EOS else "'\\n'")
+    return Template(name=name, system="", builder=builder, stop=stop, source=source)
+
+
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
@@ -376,6 +357,15 @@ TEMPLATES: dict[str, Template] = {
             stop=(),
             source=chat_jinja.IDEFICS,
             order=_document_order,
+        ),
+        _query_template("blip2", Piece("\n", 1.0), ("\n",), start=1.0),  # BLIP-2 on OPT
+        _query_template("instructblip", Piece(EOS, 1.0, special=True), ()),  # on Vicuna
+        Template(  # BLIP-2 and InstructBLIP on Flan-T5
+            name="blip2_t5",
+            system="",
+            builder=functools.partial(read_and_written, name="blip2_t5"),
+            stop=(),
+            source=chat_jinja.READ_AND_WRITTEN,
         ),
     )
 }

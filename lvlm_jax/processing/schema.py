@@ -105,7 +105,8 @@ class Encoded:
     example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
-    another, and so do its positions.
+    another, and so do its positions. instructions: int32[s] of each picture, the text that the connector reads beside
+    it, for one that reads any (`processing.instruction`).
     """
 
     tokens: np.ndarray
@@ -114,6 +115,7 @@ class Encoded:
     images: tuple[Image, ...] = ()
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    instructions: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -154,6 +156,7 @@ class Batch:
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
+    | instruction     | int32[G,N,S]     | ids that the connector reads beside a vision row, -1 padding; or None  |
     """
 
     tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
@@ -164,6 +167,7 @@ class Batch:
     patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
     patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+    instruction: Int[Array, "G N S"] | Int[np.ndarray, "G N S"] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

@@ -13,6 +13,7 @@ from typing import Any
 from lvlm_jax import llm, vision
 from lvlm_jax.connectors import QFormerConfig, qformer
 from lvlm_jax.keymap import Row, dense, fields, one_of
+from lvlm_jax.llm import DecoderConfig, EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision import blip2_vit
@@ -61,12 +62,29 @@ def _opt(name: str, host: str, source: str, side: int = 224) -> Spec:
     return Spec(name=name, config=config, image=squashed(side), template="blip2", source=source, image_token_id=50265)
 
 
+def flan_t5(name: str, host: str, connector: str, source: str) -> Spec:
+    """A BLIP-2, or an InstructBLIP by its connector, on Flan-T5, which they run with the exact GELU.
+
+    32100 words, <image>, and rows that T5 has always had.
+    """
+    config = LVLMConfig(
+        vision=blip2_vit.PRESETS["blip2_vit_g14_224"],
+        connector=qformer.PRESETS[connector],
+        llm=dataclasses.replace(llm.t5.PRESETS[host], activation="gelu"),
+        attention="prefix",
+    )
+    image = squashed(224)
+    return Spec(name=name, config=config, image=image, template="blip2_t5", source=source, image_token_id=32100)
+
+
 SYSTEMS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
         _opt("blip2_opt_2_7b", "opt_2.7b", "Salesforce/blip2-opt-2.7b"),
         _opt("blip2_opt_6_7b", "opt_6.7b", "Salesforce/blip2-opt-6.7b"),
         _opt("blip2_opt_2_7b_coco", "opt_2.7b", "Salesforce/blip2-opt-2.7b-coco", 364),
+        flan_t5("blip2_flan_t5_xl", "flan_t5_xl", "qformer_blip2", "Salesforce/blip2-flan-t5-xl"),
+        flan_t5("blip2_flan_t5_xxl", "flan_t5_xxl", "qformer_blip2", "Salesforce/blip2-flan-t5-xxl"),
     )
 }
 """Systems by name."""
@@ -74,13 +92,13 @@ SYSTEMS: dict[str, Spec] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys
 
-HOSTS = ("opt", "llama")
-"""The decoders under which its public class, and InstructBLIP's, have been released."""
+HOSTS: dict[str, ModuleType] = {"opt": llm.opt, "llama": llm.llama, "t5": llm.t5}
+"""The language models on which its public class, and InstructBLIP's, have been released."""
 
 
-def host_of(config: Any) -> ModuleType:
+def host_of(config: DecoderConfig | EncoderDecoderConfig) -> ModuleType:
     """The family of a language model."""
-    return llm.FAMILIES[llm.family_of(config)]
+    return HOSTS[llm.family_of(config)]
 
 
 def whole_rows(config: LVLMConfig, layout: str) -> list[Row]:
@@ -125,7 +143,7 @@ def holds(config: LVLMConfig, reads: bool) -> bool:
         isinstance(connector, QFormerConfig)
         and (connector.vocab is not None) == reads
         and not (config.newline or config.expert or config.words or config.fusion)
-        and config.attention == "causal"
+        and config.attention == ("prefix" if config.two_stacks else "causal")
         and config.llm.final_softcap is None
         and vision.family_of(config.vision) == "blip_2_vision_model"
         and blip2_vit.READ == {name: getattr(config.vision, name) for name in blip2_vit.READ}
@@ -147,11 +165,12 @@ def read(config: Mapping[str, Any], qformer_type: str) -> tuple[LVLMConfig, int]
     f = fields(config, DEFAULTS | {"image_token_index": config.get("image_token_id")})
     text = f["text_config"]
     kind = one_of("text_config.model_type", text.get("model_type", "opt"), HOSTS)
-    host = llm.FAMILIES[kind].from_hf(text)
+    host = HOSTS[kind].from_hf(text)
     whole = LVLMConfig(
         vision=blip2_vit.from_hf(f["vision_config"]),
         connector=qformer.from_hf({"model_type": qformer_type, **f["qformer_config"]}, f["num_query_tokens"]),
         llm=host,
+        attention="prefix" if isinstance(host, EncoderDecoderConfig) else "causal",
     )
     word = f["image_token_index"]
     return whole, host.vocab - 1 if word is None else int(word)
@@ -176,7 +195,7 @@ def write(config: LVLMConfig, image_token_id: int, qformer_type: str) -> dict[st
         "text_config": host_of(config.llm).to_hf(config.llm),
         "num_query_tokens": config.connector.queries,
         "image_token_index": image_token_id,
-        "use_decoder_only_language_model": True,
+        "use_decoder_only_language_model": not config.two_stacks,
     }
 
 
