@@ -63,33 +63,33 @@ T5 = {
 BLIP2 = Blip2ForConditionalGeneration, Blip2Config, blip2
 INSTRUCT = InstructBlipForConditionalGeneration, InstructBlipConfig, instructblip
 CASES = {
-    "blip2, opt": (*BLIP2, lambda: OPTConfig(**OPT)),
-    "blip2, t5": (*BLIP2, lambda: T5Config(**T5)),
-    "instructblip, llama": (*INSTRUCT, lambda: LlamaConfig(**LLAMA)),
-    "instructblip, t5": (*INSTRUCT, lambda: T5Config(**T5)),
+    "blip2, opt": (*BLIP2, OPTConfig, OPT),
+    "blip2, t5": (*BLIP2, T5Config, T5),
+    "instructblip, llama": (*INSTRUCT, LlamaConfig, LLAMA),
+    "instructblip, t5": (*INSTRUCT, T5Config, T5),
 }
 EACH = [pytest.param(name, marks=pytest.mark.slow if name == "instructblip, t5" else ()) for name in CASES]
 ROWS = [[2, I, 3, I, 4], [5, 4], [4, I, 2], [I, 3, 6]]
 """Two pictures in a row, none, one behind a text, one in front of it."""
 
 
-def build(case):
-    """(their perturbed model, its config as a dict)."""
-    model_type, config_type, _, text = CASES[case]
+def build(case, image_id=IMAGE_ID, **change):
+    """(their perturbed model, its config as a dict), with another language model's sizes."""
+    model_type, config_type, _, text_type, text = CASES[case]
     torch.manual_seed(0)
     model = model_type(
         config_type(
             vision_config=dict(VISION),
             qformer_config=dict(QFORMER),
-            text_config=text(),
+            text_config=text_type(**text | change),
             num_query_tokens=6,
-            image_token_index=IMAGE_ID,
+            image_token_index=image_id,
         )
     )
     raw, t5, generator = model.config.to_dict(), "t5" in case, torch.Generator().manual_seed(7)
     if t5:  # its config ties every head (version 5), so that an untied one is put in by hand
         raw["text_config"]["tie_word_embeddings"] = False
-        head = torch.randn(99, 32, generator=generator) * 0.05
+        head = torch.randn(model.language_model.shared.weight.shape, generator=generator) * 0.05
         model.language_model.lm_head.weight = torch.nn.Parameter(head)
     for child in model.children():
         # T5's scores have no scale, so that larger matrices would make every softmax a choice of one key.
