@@ -12,7 +12,7 @@ from typing import Any
 
 from lvlm_jax import llm, vision
 from lvlm_jax.connectors import QFormerConfig, qformer
-from lvlm_jax.keymap import Row, dense, fields, one_of
+from lvlm_jax.keymap import Row, dense, fields, layer_norm, one_of
 from lvlm_jax.llm import DecoderConfig, EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
@@ -121,6 +121,19 @@ def rows(config: LVLMConfig, layout: str = "blip2") -> list[Row]:
     if layout not in LAYOUTS:
         raise ValueError(f"a BLIP-2 has no layout {layout!r}; it has one, {', '.join(LAYOUTS)}")
     return whole_rows(config, "blip_2")
+
+
+def lavis_rows(config: LVLMConfig) -> list[Row]:
+    """The key table of the authors' checkpoints, which hold what is trained and nothing else (InstructBLIP's too).
+
+    Q-Former with its queries, projection, and of the vision tower its last norm.
+    """
+    projection = {"opt": "opt_proj", "llama": "llm_proj", "t5": "t5_proj"}[llm.family_of(config.llm)]
+    return [
+        *qformer.rows(config.connector, "connector/qformer", "", "lavis"),
+        *dense("connector/linear_1", projection, bias=True),
+        *layer_norm("vision/post_norm", "ln_vision"),
+    ]
 
 
 def layout_of(keys: Iterable[str]) -> str:

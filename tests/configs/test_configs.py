@@ -7,8 +7,10 @@ import re
 import pytest
 
 from lvlm_jax import assemble, cli, config, recipe
+from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError, to_dict
 from lvlm_jax.train.stages import trained_share
+from lvlm_jax.zoo import blip2
 
 ARGUMENTS = {
     "blip2_stage2": ("opt_6_7b", "flan_t5_xl", "flan_t5_xxl"),
@@ -139,6 +141,10 @@ def test_blip2s_authors_settings():
         assert (stage.optimizer.b2, stage.optimizer.end_factor, stage.optimizer.clip) == (0.98, 0.5, None)
         assert found.model.template == ("blip2_t5" if "t5" in word else "blip2")
         assert found.model.instruction is None
+        # What is trained is what the authors' files hold.
+        shapes = trees.unstack_layers(shapes_of(found, "generate")[0])
+        trained = {path for path, hit in trees.flatten(stage.stage("generate").mask(shapes)).items() if hit}
+        assert {path for row in blip2.lavis_rows(found.model.lvlm) for path in row.leaves} == trained
     tune = recipe.load("instructblip")
     assert (tune.model.instruction.length, tune.model.llm.vocab) == (128, 32064)
     weights = {name: member.weight for name, member in tune.stages["tune"].data.members.items()}
