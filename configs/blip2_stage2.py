@@ -12,7 +12,8 @@ RandomResizedCrop also changes the shape.
 Data: captions in img2dataset's tars; theirs were 129M pairs of COCO, Visual Genome, CC3M, CC12M, SBU and LAION, lower
 case and without .!"()*#:;~ (processors/blip_processors.py). Override stages.generate.data.path. They begin with the
 Q-Former of stage 1 and a fresh projection; this begins with all of the release, so that it goes on from there: override
-stages.generate.start. With Flan-T5 they cut each caption at random and read its first half; here nothing is read.
+stages.generate.start. With Flan-T5 they cut each caption at random and read its first half; here nothing is read. Nor
+are a tenth of the Q-Former's activations dropped, as BERT's config has it.
 """
 
 from ml_collections import ConfigDict
