@@ -152,7 +152,7 @@ BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def bert_tiny():
-    """A BERT-shaped PreTrainedTokenizerFast: lower case, word pieces, [CLS] in front and [SEP] behind; 99 ids at most."""
+    """A BERT-shaped PreTrainedTokenizerFast: lower case, word pieces, [CLS] in front and [SEP] behind; 64 ids."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -64,7 +64,8 @@ def test_what_is_learnt(name, asked, shown):
 
 
 def test_more_rounds():
-    turns = (*ASKED, say("user", "Sure?"), say("assistant", "yes"), say("user", PICTURE, "And? "), say("assistant", "no"))
+    more = (say("user", "Sure?"), say("assistant", "yes"), say("user", PICTURE, "And? "), say("assistant", "no"))
+    turns = (*ASKED, *more)
     result, tokenizer = encoded(turns, "opt")
     text = tokenizer.decode(result.tokens[2 * Q :], skip_special=False)
     assert text == "</s>What is the color? a red circle\nSure? yes\nAnd? no\n"
