@@ -104,7 +104,7 @@ class Tokenizer:
         out = []
         for text in texts:
             ids = [self.special_id(text)] if self.has_special(text) else self.encode_text(text, first=False)[0].tolist()
-            out += ids if len(ids) == 1 else []
+            out += ids if len(ids) == 1 and ids[0] != self.unknown_id else []
         return out
 
     def add_special(self, tokens: Iterable[str]) -> list[int]:
