@@ -27,11 +27,14 @@ SIZES = {
     "opt_6_7b": "blip2_opt_6_7b",
     "flan_t5_xl": "blip2_flan_t5_xl",
     "flan_t5_xxl": "blip2_flan_t5_xxl",
+    "tiny": "blip2_opt_2_7b",
 }
+VOCAB = 35
+"""Words of easy-VQA with the special tokens (`data.easy_vqa.word_tokenizer`)."""
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """``blip2_stage2`` (OPT-2.7B), ``:opt_6_7b``, ``:flan_t5_xl``, ``:flan_t5_xxl``."""
+    """``blip2_stage2`` (OPT-2.7B), ``:opt_6_7b``, ``:flan_t5_xl``, ``:flan_t5_xxl``; ``:tiny`` for a look around."""
     if arg not in SIZES:
         raise ValueError(f"blip2_stage2:{arg}: choose one of {[name for name in SIZES if name]}")
     spec = SYSTEMS[SIZES[arg]]
@@ -72,4 +75,20 @@ def get_config(arg: str = "") -> ConfigDict:
         "start": {"all": {"hub": spec.source}},
         "save_every": 2000,
     }
+    return _tiny(c) if arg == "tiny" else c
+
+
+def _tiny(c: ConfigDict) -> ConfigDict:
+    """Two steps of a few thousand weights on easy-VQA's captions."""
+    small = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
+    c.model.vision.update({**small, "image_size": 16, "patch_size": 8})
+    c.model.image.update({"size": 16, "patch": 8})
+    c.model.connector.update({**small, "queries": 4})
+    c.model.llm.update({**small, "kv_heads": 2, "vocab": VOCAB, "context": 64})
+    c.model.tokenizer, c.model.image_token_id = "easy_vqa", 4
+    stage = c.stages.generate
+    stage.steps, stage.save_every, stage.log_every, stage.optimizer.warmup = 2, 2, 1, 1
+    sizes = {"rows": 16, "groups": 8, "pictures": 16, "length": 32, "pack": False}
+    stage.data = ConfigDict({"source": "easy_vqa", "of": "captions", **sizes})
+    stage.start = ConfigDict()
     return c

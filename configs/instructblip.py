@@ -27,6 +27,7 @@ SIZES = {
     "vicuna_13b": ("instructblip_vicuna_13b", 64),
     "flan_t5_xl": ("instructblip_flan_t5_xl", 192),
     "flan_t5_xxl": ("instructblip_flan_t5_xxl", 64),
+    "tiny": ("instructblip_vicuna_7b", 16),
 }
 """System, and examples a step (section 2.6)."""
 
@@ -35,7 +36,7 @@ PARTS = {"conversation_58k": 58_000, "detail_23k": 23_000, "complex_reasoning_77
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """``instructblip`` (Vicuna-7B), ``:vicuna_13b``, ``:flan_t5_xl``, ``:flan_t5_xxl``."""
+    """``instructblip`` (Vicuna-7B), ``:vicuna_13b``, ``:flan_t5_xl``, ``:flan_t5_xxl``; ``:tiny`` for a look around."""
     if arg not in SIZES:
         raise ValueError(f"instructblip:{arg}: choose one of {[name for name in SIZES if name]}")
     name, rows = SIZES[arg]
@@ -84,4 +85,21 @@ def get_config(arg: str = "") -> ConfigDict:
         "start": {"all": {"hub": spec.source}},
         "save_every": 3000,
     }
+    return _tiny(c) if arg == "tiny" else c
+
+
+def _tiny(c: ConfigDict) -> ConfigDict:
+    """Two steps of a few thousand weights on easy-VQA's questions, whose words the connector reads too."""
+    small, vocab = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}, 35
+    c.model.vision.update({**small, "image_size": 16, "patch_size": 8})
+    c.model.image.update({"size": 16, "patch": 8})
+    c.model.connector.update({**small, "queries": 4, "vocab": vocab, "context": 32})
+    c.model.llm.update({**small, "kv_heads": 2, "vocab": vocab, "context": 128})
+    c.model.tokenizer = c.model.instruction.tokenizer = "easy_vqa"
+    c.model.image_token_id, c.model.instruction.length = 4, 16
+    stage = c.stages.tune
+    stage.steps, stage.save_every, stage.log_every, stage.optimizer.warmup = 2, 2, 1, 1
+    sizes = {"rows": 16, "groups": 8, "pictures": 32, "length": 128, "pack": False}
+    stage.data = ConfigDict({"source": "easy_vqa", "of": "questions", **sizes})
+    stage.start = ConfigDict()
     return c

@@ -107,7 +107,7 @@ def load(
         mesh=mesh,
         name=str(name_or_folder),
         video=beside.video_spec(folder),
-        instruction=beside.instruction(folder, loaded.config.connector.context) if loaded.config.instructed else None,
+        instruction=beside.instruction(folder, loaded.config.connector) if loaded.config.instructed else None,
     )
 
 

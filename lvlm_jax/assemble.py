@@ -141,10 +141,12 @@ def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Token
 
 def instruction_of(model: Model) -> Instruction | None:
     """What writes down what the connector reads beside a picture, where it reads anything."""
-    if model.instruction is None:
+    said = model.instruction
+    if said is None:
         return None
     with download.named("--config.model.instruction.tokenizer"):
-        return Instruction(beside.tokenizer(model.instruction.tokenizer), model.instruction.length)
+        words = tokenizer_of(model) if said.tokenizer == model.tokenizer else beside.tokenizer(said.tokenizer)
+    return Instruction(words, said.length, model.lvlm.connector.vocab)
 
 
 def template_of(model: Model, name: str | None = None) -> Template:

@@ -389,6 +389,6 @@ def model_of_folder(folder: str) -> Any:
     out.system = template.system
     out.video = configs.to_config(beside.video_spec(path))
     if described.config.instructed:
-        length = beside.instruction(path, described.config.connector.context).length
+        length = beside.instruction(path, described.config.connector).length
         out.instruction = configs.to_config(InstructionSpec(tokenizer=str(path / beside.CONNECTOR), length=length))
     return out

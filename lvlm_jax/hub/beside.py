@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.connectors import QFormerConfig
 from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.gguf import contents
@@ -74,10 +75,10 @@ CONNECTOR = "qformer_tokenizer"
 """Folder, beside a model's own files, of the tokenizer of what its connector reads."""
 
 
-def instruction(folder: str | Path, context: int) -> Instruction:
+def instruction(folder: str | Path, connector: QFormerConfig) -> Instruction:
     """What writes down what the connector reads, from the folder of its tokenizer inside a model's.
 
-    It reads as many tokens as that says, but no more than the connector has positions (`context`).
+    It reads as many tokens as that says, but no more than the `connector` has positions.
 
     Raises:
       FileNotFoundError: there is none.
@@ -88,7 +89,7 @@ def instruction(folder: str | Path, context: int) -> Instruction:
             "of its own (BERT's), which its release has in this folder"
         )
     words = tokenizer(Path(folder) / CONNECTOR)
-    return Instruction(words, min(context, words.hf.model_max_length))
+    return Instruction(words, min(connector.context, words.hf.model_max_length), connector.vocab)
 
 
 def save_instruction(instruction: Instruction, folder: str | Path) -> None:

@@ -16,7 +16,7 @@ WRITTEN = 5
 def instruction(connector: QFormerConfig, folder: Path, prompt: str) -> Int[np.ndarray, "S"]:
     """What the Q-Former reads: the prompt, or made ids where the folder has no tokenizer for it."""
     try:
-        return beside.instruction(folder, connector.context).ids(prompt)
+        return beside.instruction(folder, connector).ids(prompt)
     except FileNotFoundError:
         return (1 + 5 * np.arange(7) % (connector.vocab - 1)).astype(np.int32)
 

@@ -33,25 +33,34 @@ class InstructionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A connector's tokenizer, BERT's, and the most tokens that it reads.
+    """A connector's tokenizer, the most tokens that it reads, and how many words it has (None: not checked).
 
     Raises:
-      ValueError: a tokenizer without ``[CLS]`` and ``[SEP]``, which is not BERT's.
+      ValueError: a tokenizer without tokens that begin and end a text, or with more words than the connector.
     """
 
     tokenizer: Tokenizer
     length: int = 128
+    vocab: int | None = None
 
     def __post_init__(self) -> None:
         if None in self._ends:
             raise ValueError(
-                "the connector's tokenizer has no [CLS] and [SEP], so it is none of BERT's; the Q-Formers of the "
+                "the connector's tokenizer has neither [CLS] and [SEP] nor start and end tokens; the Q-Formers of the "
                 "releases read bert-base-uncased with [DEC] added"
+            )
+        if self.vocab is not None and self.tokenizer.vocab_size > self.vocab:
+            raise ValueError(
+                f"the connector's tokenizer has {self.tokenizer.vocab_size} ids, but the connector has vocab="
+                f"{self.vocab}; give the tokenizer that it was trained with"
             )
 
     @property
     def _ends(self) -> tuple[int | None, int | None]:
-        return self.tokenizer.hf.cls_token_id, self.tokenizer.hf.sep_token_id
+        """BERT's [CLS] and [SEP], or what another tokenizer has for them."""
+        hf = self.tokenizer.hf
+        first, last = hf.cls_token_id, hf.sep_token_id
+        return hf.bos_token_id if first is None else first, hf.eos_token_id if last is None else last
 
     def ids(self, text: str) -> Int[np.ndarray, "S"]:
         """``[CLS] text [SEP]``; of a text too long the end is kept, as the authors keep it."""

@@ -13,8 +13,8 @@ from lvlm_jax.train.stages import trained_share
 from lvlm_jax.zoo import blip2
 
 ARGUMENTS = {
-    "blip2_stage2": ("opt_6_7b", "flan_t5_xl", "flan_t5_xxl"),
-    "instructblip": ("vicuna_13b", "flan_t5_xl", "flan_t5_xxl"),
+    "blip2_stage2": ("opt_6_7b", "flan_t5_xl", "flan_t5_xxl", "tiny"),
+    "instructblip": ("vicuna_13b", "flan_t5_xl", "flan_t5_xxl", "tiny"),
     "quickstart": ("tiny",),
     "llava15_align": ("13b", "perceiver"),
     "llava15_instruct": ("13b", "perceiver", "full"),

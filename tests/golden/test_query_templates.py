@@ -87,5 +87,7 @@ def test_what_the_connector_reads():
     # The name of a special token is text; of a text too long the end is kept.
     assert bert.hf.convert_ids_to_tokens(second) == ["[CLS]", "##n", "##d", "[", "s", "##e", "##p", "]", "?", "[SEP]"]
     assert all(ids.dtype == np.int32 for ids in result.instructions)
-    with pytest.raises(ValueError, match=r"has no \[CLS\] and \[SEP\]"):
-        Instruction(Tokenizer(llama_tiny()), 8)
+    with pytest.raises(ValueError, match=r"has neither \[CLS\] and \[SEP\] nor start and end tokens"):
+        Instruction(Tokenizer(t5_tiny()), 8)
+    with pytest.raises(ValueError, match="the connector's tokenizer has 64 ids, but the connector has vocab=63"):
+        Instruction(bert, 8, 63)

@@ -6,6 +6,7 @@ import pytest
 import transformers as hf
 
 from lvlm_jax import api
+from lvlm_jax.connectors import QFormerConfig
 from lvlm_jax.hub import beside
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.safetensors_io import TensorFolder
@@ -89,7 +90,7 @@ def test_a_complete_folder(tmp_path, case):
 
 def test_a_folder_without_its_second_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="qformer_tokenizer: not there; the connector of this model reads"):
-        beside.instruction(tmp_path, 16)
+        beside.instruction(tmp_path, QFormerConfig(vocab=99))
 
 
 HUB = {
