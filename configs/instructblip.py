@@ -59,7 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "warmup": 1000,  # section 2.6
             "b2": 0.999,  # section 2.6
             "weight_decay": 0.05,  # section 2.6
-            "decay": ("connector/**/kernel", "connector/**/queries", "connector/**/table"),  # blip2.py: all but vectors
+            # blip2.py, get_optimizer_params: all but vectors
+            "decay": ("connector/**/kernel", "connector/**/queries", "connector/**/{table,position_embed}"),
             "clip": None,  # tasks/base_task.py clips nothing
         },
         "data": {

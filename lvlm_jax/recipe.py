@@ -361,7 +361,8 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
-    out.instruction = configs.to_config(InstructionSpec(tokenizer=BERT)) if spec.config.instructed else None
+    if spec.config.instructed:
+        out.instruction = configs.to_config(InstructionSpec(tokenizer=BERT))
     return out
 
 
