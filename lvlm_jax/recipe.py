@@ -121,7 +121,7 @@ class Data(Choice):
     pack: bool = True
     workers: int = 0
     threads: int = 2
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
 

@@ -159,7 +159,7 @@ def holds(config: LVLMConfig, reads: bool) -> bool:
         and config.attention == ("prefix" if config.two_stacks else "causal")
         and config.llm.final_softcap is None
         and vision.family_of(config.vision) == "blip_2_vision_model"
-        and blip2_vit.READ == {name: getattr(config.vision, name) for name in blip2_vit.READ}
+        and {name: getattr(config.vision, name) for name in blip2_vit.READ} == blip2_vit.READ
         and llm.family_of(config.llm) in HOSTS
     )
 

@@ -43,12 +43,8 @@ SYSTEMS: dict[str, Spec] = {
     for spec in (
         _vicuna("instructblip_vicuna_7b", "llama1_7b", "Salesforce/instructblip-vicuna-7b"),
         _vicuna("instructblip_vicuna_13b", "llama1_13b", "Salesforce/instructblip-vicuna-13b"),
-        blip2.flan_t5(
-            "instructblip_flan_t5_xl", "flan_t5_xl", "qformer_text", "Salesforce/instructblip-flan-t5-xl"
-        ),
-        blip2.flan_t5(
-            "instructblip_flan_t5_xxl", "flan_t5_xxl", "qformer_text", "Salesforce/instructblip-flan-t5-xxl"
-        ),
+        blip2.flan_t5("instructblip_flan_t5_xl", "flan_t5_xl", "qformer_text", "Salesforce/instructblip-flan-t5-xl"),
+        blip2.flan_t5("instructblip_flan_t5_xxl", "flan_t5_xxl", "qformer_text", "Salesforce/instructblip-flan-t5-xxl"),
     )
 }
 """Systems by name."""

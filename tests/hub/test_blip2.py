@@ -58,9 +58,7 @@ def test_a_complete_folder(tmp_path, case):
     image_id = tokenizer.special_id("<image>")
     loaded = import_folder(tiny.saved(build(case, image_id, vocab_size=512)[0], tmp_path / "in"))
     said = Instruction(Tokenizer(bert_tiny()), 14) if loaded.config.instructed else None
-    out = export_folder(
-        tmp_path / "out", loaded.config, loaded.params, tokenizer, SPEC, template, instruction=said
-    )
+    out = export_folder(tmp_path / "out", loaded.config, loaded.params, tokenizer, SPEC, template, instruction=said)
     comparison = verify(out, prompt="What is the color?")
     assert comparison.passed, str(comparison)
     assert (beside.image_spec(out, 7), beside.chat_template(out).name) == (SPEC, template)

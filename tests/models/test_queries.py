@@ -34,10 +34,10 @@ def test_prefill_and_decode_equal_the_full_pass(name):
     batch, _ = tiny.batch(model.config, [[3, I, 9], [9], [2, I, 1, I, 8]], pad="left")
     full = np.asarray(logits(model, params, batch))
     length, shown = batch.tokens.shape[1], batch.segments > 0
-    start, at = jnp.asarray((~shown).sum(1), jnp.int32), length - 3
-    got, cache = prefill(model, params, split_at(batch, at), length)
-    tiny.close(np.asarray(got)[shown[:, :at]], full[:, :at][shown[:, :at]], full)
-    for at in range(at, length):
+    start, first = jnp.asarray((~shown).sum(1), jnp.int32), length - 3
+    got, cache = prefill(model, params, split_at(batch, first), length)
+    tiny.close(np.asarray(got)[shown[:, :first]], full[:, :first][shown[:, :first]], full)
+    for at in range(first, length):
         tokens, positions = (jnp.asarray(x[:, at : at + 1]) for x in (batch.tokens, batch.positions))
         got, cache = step(model, params, tokens, positions, start, cache, jnp.int32(at))
         tiny.close(got, full[:, at : at + 1], full)
