@@ -108,6 +108,7 @@ def load(
         mesh=mesh,
         name=str(name_or_folder),
         video=beside.video_spec(folder, video_of(loaded.config)),
+        instruction=beside.instruction(folder, loaded.config.connector) if loaded.config.instructed else None,
     )
 
 

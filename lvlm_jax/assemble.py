@@ -33,6 +33,7 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.augment import augment
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
+from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.train import flops, losses
@@ -139,6 +140,16 @@ def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Token
     return words
 
 
+def instruction_of(model: Model) -> Instruction | None:
+    """What writes down what the connector reads beside a picture, where it reads anything."""
+    said = model.instruction
+    if said is None:
+        return None
+    with download.named("--config.model.instruction.tokenizer"):
+        words = tokenizer_of(model) if said.tokenizer == model.tokenizer else beside.tokenizer(said.tokenizer)
+    return Instruction(words, said.length, model.lvlm.connector.vocab)
+
+
 def template_of(model: Model, name: str | None = None) -> Template:
     """The chat template with the recipe's system text."""
     template = TEMPLATES[name or model.template]
@@ -159,6 +170,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         embedding_size=(text or model.lvlm).vocab,
         spec=None if text else model.image,
         video=model.video,
+        instruction=None if text else instruction_of(model),
     )
 
 
@@ -205,6 +217,7 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         augment=change,
         weigh_by=data.weigh_by,
         blend=blends(recipe, stage),
+        instruction=0 if text or model.instruction is None else model.instruction.length,
     )
 
 
@@ -247,6 +260,8 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
                     out.append(f"{where}.workdir: {error}")
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
     out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
+    if said := recipe.model.instruction:
+        out += [f"model.instruction.tokenizer: {line}" for line in _absent_here(said.tokenizer)]
     out += _absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else []
     found: dict[str, list[str]] = {}
     for line in out:

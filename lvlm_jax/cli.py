@@ -338,12 +338,13 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
     if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
         found, params = finished.weights(args.source)
         parts = found.lvlm, params, assemble.tokenizer_of(found), found.image, assemble.template_of(found)
-        video = found.video
+        video, instruction = found.video, assemble.instruction_of(found)
     else:
         model = api.load(args.source, dtype="stored")
         parts = model.config, model.params, model.tokenizer, model.spec, model.template
-        video = model.video
+        video, instruction = model.video, model.instruction
     options = {"layout": args.layout, "video": video, "dtype": args.dtype, "overwrite": args.overwrite}
+    options["instruction"] = instruction
     out = export_folder(args.out, *parts, **options)
     print(out)
     return 0

@@ -15,14 +15,17 @@ from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
 from lvlm_jax.hub.configs import describe, public_config, read_json
 from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.processing.augment import Augment
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.instruction import BERT, InstructionSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig, check_pictures
@@ -36,11 +39,12 @@ class Model:
 
     tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
     system turn; None keeps the template's own. video: which frames of a video are shown; each is a picture.
+    instruction: the tokenizer of what the connector reads beside a picture, for a Q-Former that reads anything.
     """
 
     vision: VisionConfig
     connector: dict[str, Any]
-    llm: DecoderConfig
+    llm: DecoderConfig | EncoderDecoderConfig
     image: ImageSpec
     tokenizer: str
     template: str = "vicuna_v1"
@@ -53,6 +57,7 @@ class Model:
     fusion: CrossAttentionConfig | None = None
     words: int = 0
     public: str | None = None
+    instruction: InstructionSpec | None = None
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -72,6 +77,11 @@ class Model:
             raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
         if not 0 <= self.image_token_id < self.lvlm.vocab:  # the connector is checked here, too
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.lvlm.vocab}")
+        if self.lvlm.instructed != (self.instruction is not None):
+            raise ConfigError(
+                f"instruction={self.instruction} with connector.vocab={self.connector.get('vocab')}: a connector with "
+                "a vocabulary reads an instruction, for which it needs a tokenizer, and others read none"
+            )
 
     @property
     def lvlm(self) -> LVLMConfig:
@@ -95,26 +105,6 @@ class TextTower:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random changes of a training picture (`processing.augment`)."""
-
-    flip: bool = False
-    shift: int = 0
-    zoom: float = 0.0
-    rotate: float = 0.0
-    colour: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (("zoom", 1), ("colour", 1), ("rotate", 180.0001)):
-            if not 0 <= getattr(self, name) < most:
-                raise ConfigError(f"augment.{name}={getattr(self, name)}: from 0 (off) to below {most:g}")
-
-    def __bool__(self) -> bool:
-        """Whether anything changes."""
-        return self != Augment()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(Choice):
     """What a stage or an evaluation reads, and the shape of a batch.
 
@@ -133,7 +123,7 @@ class Data(Choice):
     pack: bool = True
     workers: int = 0
     threads: int = 2
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
 
@@ -372,6 +362,8 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out.tokenizer = tokenizer or spec.tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id
+    if spec.config.instructed:
+        out.instruction = configs.to_config(InstructionSpec(tokenizer=BERT))
     return out
 
 
@@ -397,4 +389,7 @@ def model_of_folder(folder: str) -> Any:
     out = model_of(spec)
     out.system = template.system
     out.video = configs.to_config(beside.video_spec(path, video_of(described.config)))
+    if described.config.instructed:
+        length = beside.instruction(path, described.config.connector).length
+        out.instruction = configs.to_config(InstructionSpec(tokenizer=str(path / beside.CONNECTOR), length=length))
     return out

@@ -271,9 +271,8 @@ class Run:
     def system(self, params: dict) -> System:
         """The model as something to ask."""
         m = self.recipe.model
-        scan = trees.is_stacked(params)
         return System(
-            model=LVLM(m.lvlm, dtype=assemble.dtype_of(self.recipe), scan=scan),
+            model=LVLM(m.lvlm, dtype=assemble.dtype_of(self.recipe), scan=trees.is_stacked(params)),
             params=lora.merge(params),
             tokenizer=self.tokenizer,
             spec=m.image,
@@ -282,6 +281,7 @@ class Run:
             mesh=self.mesh,
             name=self.recipe.name,
             video=m.video,
+            instruction=assemble.instruction_of(m),
         )
 
     def evaluate(self, when: str, params: dict) -> dict[str, float]:
@@ -327,8 +327,8 @@ class Run:
             return
         if not (out / "config.json").exists():
             m, whole = recipe.model, lora.merge(params)
-            template = assemble.template_of(m)
-            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, video=m.video, overwrite=out.exists())
+            template, more = assemble.template_of(m), {"video": m.video, "instruction": assemble.instruction_of(m)}
+            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, **more, overwrite=out.exists())
         shown = ((kind, s[f"{kind}s"][0]) for s in self.samples for kind in ("image", "video") if s.get(f"{kind}s"))
         flag, picture = next(shown, ("image", "PICTURE"))
         print(f"model:  {out}\ntry:    lvlm chat {out} --{flag} {picture}")

@@ -19,12 +19,13 @@ from lvlm_jax.connectors import (
 )
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.schema import Batch
-from lvlm_jax.vision import NFNetConfig
+from lvlm_jax.vision import NFNetConfig, blip2_vit
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
 from lvlm_jax.zoo import cogvlm
@@ -127,6 +128,10 @@ DECODERS: dict[str, DecoderConfig] = {
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
 QFORMER = QFormerConfig(queries=4, width=24, depth=2, heads=4, mlp_dim=48)
+BLIP2_VIT = dataclasses.replace(
+    CLIP, activation="gelu", norm_eps=1e-6, pre_norm=False, patch_bias=True, pool="token_twice", **blip2_vit.READ
+)
+T5 = EncoderDecoderConfig(vocab=99, width=32, depth=2, decoder_depth=2, heads=4, head_dim=8, mlp_dim=48, buckets=8)
 
 SYSTEMS: dict[str, LVLMConfig] = {
     "llava": LVLMConfig(vision=CLIP, connector=LinearConfig(), llm=LLAMA),
@@ -147,6 +152,9 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "siglip_gemma3": LVLMConfig(vision=SIGLIP, connector=MlpConfig(), llm=GEMMA3),
     "perceiver": LVLMConfig(vision=CLIP, connector=PERCEIVER, llm=LLAMA),
     "qformer": LVLMConfig(vision=CLIP, connector=QFORMER, llm=LLAMA),
+    "blip2_opt": LVLMConfig(vision=BLIP2_VIT, connector=QFORMER, llm=OPT),
+    "blip2_t5": LVLMConfig(vision=BLIP2_VIT, connector=QFORMER, llm=T5, attention="prefix"),
+    "instructblip": LVLMConfig(vision=BLIP2_VIT, connector=dataclasses.replace(QFORMER, vocab=99), llm=LLAMA),
     "pixel_shuffle": LVLMConfig(vision=SIGLIP, connector=PixelShuffleConfig(factor=2), llm=LLAMA),
     "dinov2": LVLMConfig(
         vision=dataclasses.replace(DINOV2, mlp_dim=88, max_patches=16), connector=MlpConfig(), llm=LLAMA
@@ -229,7 +237,8 @@ def batch(
       pad: the side on which short rows are padded.
 
     Where the config has a newline, it fills the last position of each picture, instead of its last token; in a
-    LLaVA-OneVision the positions before are three parts of their own visual token and one of the next.
+    LLaVA-OneVision the positions before are three parts of their own visual token and one of the next. What a
+    connector reads beside pictures is of unlike lengths, up to `INSTRUCTION`.
     """
     rng = np.random.default_rng(seed)
     q, side, per = config.visual_tokens, config.vision.image_size, len(rows) // groups
@@ -276,8 +285,23 @@ def batch(
         patches=patches,
         patch_positions=where,
         patch_segments=shown,
+        instruction=instructions(config.connector.vocab, *shown.shape[:2]) if _instructed(config) else None,
     )
     return made, pictures.transpose(0, 3, 1, 2)
+
+
+INSTRUCTION = 6
+
+
+def instructions(vocab: int, groups: int, pictures: int) -> np.ndarray:
+    """Ids for each vision row, -1 behind them."""
+    ids = np.random.default_rng(5).integers(1, vocab, (groups, pictures, INSTRUCTION)).astype(np.int32)
+    lengths = INSTRUCTION - np.arange(groups * pictures).reshape(groups, pictures, 1) * 2 % (INSTRUCTION - 1)
+    return np.where(np.arange(INSTRUCTION) < lengths, ids, -1).astype(np.int32)
+
+
+def _instructed(config: LVLMConfig | UnifiedConfig) -> bool:
+    return getattr(config, "instructed", False)
 
 
 def cut(picture: np.ndarray, patch: int) -> np.ndarray:

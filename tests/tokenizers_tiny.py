@@ -119,6 +119,55 @@ def llama3_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
     return hf
 
 
+def opt_tiny(extra: tuple[str, ...] = ("<image>",)):
+    """An OPT-shaped PreTrainedTokenizerFast: byte-level pieces, </s> that it puts in front and that ends too."""
+    from tokenizers import AddedToken, processors
+
+    hf = qwen_tiny(extra=())
+    names = ("</s>", "<pad>", *extra)
+    hf.add_tokens([AddedToken(t, special=True, normalized=False) for t in names], special_tokens=True)
+    hf.bos_token, hf.eos_token, hf.pad_token = "</s>", "</s>", "<pad>"
+    start = hf.convert_tokens_to_ids("</s>")
+    hf.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", start)]
+    )
+    return hf
+
+
+def t5_tiny(extra: tuple[str, ...] = ("<image>",)):
+    """A T5-shaped PreTrainedTokenizerFast: a dummy space before each text, </s> behind it; <s> stands for padding."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(*tiny_bpe("llama"), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*LLAMA_SPECIAL, *extra)])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    words = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **words, clean_up_tokenization_spaces=False)
+
+
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def bert_tiny():
+    """A BERT-shaped PreTrainedTokenizerFast: lower case, word pieces, [CLS] in front and [SEP] behind; 64 ids."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *"?.,[]", "what", "color"]
+    vocab = {piece: number for number, piece in enumerate([*BERT_SPECIAL, *pieces])}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_SPECIAL))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
 def gemma_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
     """A Gemma-shaped PreTrainedTokenizerFast: BPE with byte fallback, no dummy space, runs of line breaks as words."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from lvlm_jax.data.sources import Source
 from lvlm_jax.processing import native
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
+from lvlm_jax.processing.instruction import PADDING
 from lvlm_jax.processing.pooling import taps
 from lvlm_jax.processing.schema import NEWLINE, TAPS, TEXT, Batch, Blend, Clip, Encoded, Image
 from lvlm_jax.processing.video import read_rows, spec_of
@@ -50,6 +51,7 @@ def collate(
     picture: Picture | None = None,
     share: bool = False,
     blend: bool | None = None,
+    instruction: int = 0,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -61,6 +63,7 @@ def collate(
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
       blend: whether the batch says of each position which visual tokens fill it together; None where an example needs
         it. A run of one shape decides it once.
+      instruction: S, positions of what the connector reads beside each vision row; 0 where it reads nothing.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -68,24 +71,11 @@ def collate(
     """
     if len(rows) % groups:
         raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
-    count, size = (0, 0) if spec is None else (spec.patches, spec.values)
     blend = any(e.blend is not None for row in rows for e in row) if blend is None else blend
-    shape = (len(rows), length, TAPS)
-    batch = Batch(
-        tokens=np.full((len(rows), length), pad_id, np.int32),
-        weights=np.zeros((len(rows), length), np.float32),
-        positions=np.zeros((len(rows), length), np.int32),
-        segments=np.zeros((len(rows), length), np.int32),
-        image_index=np.full((len(rows), length), TEXT, np.int32),
-        patches=np.zeros((groups, vision_rows, count, size), np.float32),
-        patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
-        patch_segments=np.zeros((groups, vision_rows, count), np.int32),
-        blend_index=np.zeros(shape, np.int32) if blend else None,
-        blend_weight=np.zeros(shape, np.float32) if blend else None,
-    )
+    batch = _empty(len(rows), length, groups, vision_rows, pad_id, spec, blend, instruction)
     picture = picture or (lambda image, row, j: read_rows(image, spec))
     if spec is not None and spec.native is not None:
-        return _collate_native(batch.replace(axes=np.zeros((len(rows), length, 3), np.int32)), rows, picture, spec)
+        return _collate_native(batch, rows, picture, spec)
     slots: dict[Any, list[int]] = {}
     taken = 0
     for row, examples in enumerate(rows):
@@ -93,7 +83,7 @@ def collate(
         if not first:
             slots, taken = {}, 0
         places: list[int] = []
-        for image, need in ((image, need) for encoded in examples for image, need in zip(encoded.images, encoded.rows)):
+        for image, need, said in (shown for encoded in examples for shown in _shown(encoded)):
             key = picture_key(image) if share else len(slots)
             if key not in slots:
                 _check_room(group, taken + need, vision_rows)
@@ -103,10 +93,47 @@ def collate(
                 # A picture that keeps its shape has fewer patches than the row: the rest is padding.
                 at = (group, here, slice(patches.shape[1]))
                 batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1
+                if instruction:
+                    batch.instruction[group, here, : len(said)] = said
                 taken += need
             places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)
     return batch
+
+
+def _empty(
+    rows: int,
+    length: int,
+    groups: int,
+    vision_rows: int,
+    pad_id: int,
+    spec: ImageSpec | None,
+    blend: bool,
+    instruction: int,
+) -> Batch:
+    """A batch of padding."""
+    count, size = (0, 0) if spec is None else (spec.patches, spec.values)
+    shape = (rows, length)
+    return Batch(
+        tokens=np.full(shape, pad_id, np.int32),
+        weights=np.zeros(shape, np.float32),
+        positions=np.zeros(shape, np.int32),
+        segments=np.zeros(shape, np.int32),
+        image_index=np.full(shape, TEXT, np.int32),
+        patches=np.zeros((groups, vision_rows, count, size), np.float32),
+        patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
+        patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+        blend_index=np.zeros((*shape, TAPS), np.int32) if blend else None,
+        blend_weight=np.zeros((*shape, TAPS), np.float32) if blend else None,
+        axes=np.zeros((*shape, 3), np.int32) if spec is not None and spec.native is not None else None,
+        instruction=np.full((groups, vision_rows, instruction), PADDING, np.int32) if instruction else None,
+    )
+
+
+def _shown(encoded: Encoded) -> Iterator[tuple[Image, int, np.ndarray | None]]:
+    """(picture, its vision rows, what the connector reads beside it) of each picture."""
+    said = encoded.instructions or (None,) * len(encoded.images)
+    return zip(encoded.images, encoded.rows, said, strict=True)
 
 
 def _collate_native(batch: Batch, rows: Sequence[Sequence[Encoded]], picture: Picture, spec: ImageSpec) -> Batch:
@@ -224,6 +251,7 @@ class Loader:
       threads: threads of each process.
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
+      instruction: S, as `collate` takes it.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
       blend: as `collate` takes it.
     """
@@ -245,6 +273,7 @@ class Loader:
         keep_bytes: int = 128 * 2**20,
         weigh_by: str = "token",
         blend: bool | None = None,
+        instruction: int = 0,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -256,6 +285,7 @@ class Loader:
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
         self.blend = blend
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
+        self.instruction = instruction
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
 
@@ -277,6 +307,7 @@ class Loader:
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
             blend=self.blend,
+            instruction=self.instruction,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_jax.checkpoint import CheckpointError
+from lvlm_jax.connectors import QFormerConfig
 from lvlm_jax.hub import download, gguf_tokenizer
 from lvlm_jax.hub.configs import from_original, read_json
 from lvlm_jax.hub.gguf import contents
@@ -16,6 +17,7 @@ from lvlm_jax.processing import native
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.tiles import Tiles, limit_of
 from lvlm_jax.processing.tokenizer import Tokenizer, load_tokenizer
 
@@ -77,6 +79,33 @@ def tokenizer(folder_or_name: str | Path, revision: str | None = None) -> Tokeni
     if path.is_dir() and not any((path / name).exists() for name in VOCABULARIES):
         raise FileNotFoundError(f"{path}: no tokenizer there ({', '.join(VOCABULARIES)}); give a folder that has one")
     return gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" and path.is_file() else load_tokenizer(path)
+
+
+CONNECTOR = "qformer_tokenizer"
+"""Folder, beside a model's own files, of the tokenizer of what its connector reads."""
+
+
+def instruction(folder: str | Path, connector: QFormerConfig) -> Instruction:
+    """What writes down what the connector reads, from the folder of its tokenizer inside a model's.
+
+    It reads as many tokens as that says, but no more than the `connector` has positions.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not (Path(folder) / CONNECTOR).is_dir():
+        raise FileNotFoundError(
+            f"{Path(folder) / CONNECTOR}: not there; the connector of this model reads an instruction by a tokenizer "
+            "of its own (BERT's), which its release has in this folder"
+        )
+    words = tokenizer(Path(folder) / CONNECTOR)
+    return Instruction(words, min(connector.context, words.hf.model_max_length), connector.vocab)
+
+
+def save_instruction(instruction: Instruction, folder: str | Path) -> None:
+    """Writes what `instruction` reads back."""
+    instruction.tokenizer.hf.model_max_length = instruction.length
+    instruction.tokenizer.save(Path(folder) / CONNECTOR)
 
 
 def original_tiles(folder: str | Path) -> Tiles | None:

@@ -18,6 +18,7 @@ from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS, Config, without_head
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.keymap import Row
+from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.mesh import default_devices
 from lvlm_jax.shapes import DTypeLike, Params
 from lvlm_jax.vision import FAMILIES as TOWERS
@@ -178,11 +179,17 @@ def _by_its_files(described: configs.Described, tensors: formats.Tensors) -> con
 
     Version 5 of the torch library writes of all of them that they are tied, and reads them by their files.
     """
-    if described.kind != "encoder_decoder" or not described.config.tied or _HEAD not in tensors:
+    whole = described.config
+    text = whole.llm if described.kind == "lvlm" else whole
+    if not isinstance(text, EncoderDecoderConfig) or not text.tied:
         return described
-    if _same(tensors, _HEAD, _table(described, "hf")):
+    layout = KINDS[described.kind].layout_of(tensors, tensors.path)
+    head = _head(described.kind, layout)
+    if head not in tensors or _same(tensors, head, _table(described, layout)):
         return described
-    return dataclasses.replace(described, config=dataclasses.replace(described.config, tied=False))
+    text = dataclasses.replace(text, tied=False)
+    whole = dataclasses.replace(whole, llm=text) if described.kind == "lvlm" else text
+    return dataclasses.replace(described, config=whole)
 
 
 Parts = list[tuple[formats.Tensors, list[Row]]]
@@ -234,8 +241,7 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     decoder = {"lvlm": lambda: config.llm, **alone}.get(described.kind, lambda: None)()
     if decoder is None or not decoder.tied:
         return None
-    named = zoo.LAYOUTS.get(layout)  # a decoder alone, and big_vision's files, have no such part
-    head = named.head if described.kind == "lvlm" and isinstance(named, llava.Layout) else _HEAD
+    head = _head(described.kind, layout)
     if head not in tensors:
         return None
     table = _table(described, layout)
@@ -247,13 +253,15 @@ def _tied_copy(tensors: formats.Tensors, described: configs.Described, layout: s
     return head
 
 
-_HEAD = "lm_head.weight"
+def _head(kind: str, layout: str) -> str:
+    """The key of the output head; a language model alone, big_vision's files and Idefics' have it at the top."""
+    return getattr(zoo.LAYOUTS.get(layout) if kind == "lvlm" else None, "head", "lm_head.weight")
 
 
 def _table(described: configs.Described, layout: str) -> str:
     """The key of the embedding."""
     rows = KINDS[described.kind].rows(described.config, layout)
-    return next(row.theirs for row in rows if row.leaves[-1].endswith("embed/table"))
+    return next(row.theirs for row in rows if row.leaves[-1] in ("embed/table", "llm/embed/table"))
 
 
 def _same(tensors: formats.Tensors, one: str, other: str) -> bool:

@@ -20,6 +20,7 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike, Params
 
@@ -38,6 +39,7 @@ def export_folder(
     *,
     image_token_id: int | None = None,
     video: VideoSpec | None = None,
+    instruction: Instruction | None = None,
     dtype: DTypeLike | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -54,6 +56,7 @@ def export_folder(
         "llava-original" is the LLaVA authors'.
       image_token_id: default the tokenizer's ``<image>``.
       video: how videos become frames; what the model's family does anyway is not written down.
+      instruction: what writes down what the connector reads beside a picture, for one that reads anything.
       dtype: of the weights; default as they are.
       overwrite: replace what stands there.
 
@@ -89,6 +92,8 @@ def export_folder(
     with new_folder(folder, overwrite) as partial:
         if tokenizer is not None:
             tokenizer.save(partial)
+        if instruction is not None:
+            beside.save_instruction(instruction, partial)
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
             (partial / name).write_text(text, encoding="utf-8")
@@ -242,8 +247,7 @@ def _files(
 def _words(tokenizer: Tokenizer, template: Template | None) -> dict[str, Any]:
     """Ids that start, end and pad a text; an answer also ends where its template says."""
     ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    stops = template.stop if template is not None else ()
-    ends += [tokenizer.special_id(name) for name in stops if tokenizer.has_special(name)]
+    ends += tokenizer.word_ids(template.stop if template is not None else ())
     ends = list(dict.fromkeys(ends))
     return {
         "bos_token_id": tokenizer.bos_id,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_native
+from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_native, verify_queries
 from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -127,6 +127,11 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
             several = taps(out["image_index"][0], Blend(more(found.blend.index), more(found.blend.weight)))
             out["blend_index"], out["blend_weight"] = (x[None] for x in several)
         out["tokens"] = np.asarray([words], np.int32)
+        out["weights"] = np.zeros(out["tokens"].shape, np.float32)
+        if loaded.config.two_stacks:
+            out["weights"][:, -verify_queries.WRITTEN :] = 1
+        if loaded.config.instructed:
+            out["instruction"] = verify_queries.instruction(loaded.config.connector, loaded.folder, prompt)[None]
     elif loaded.kind in ("dual", "text"):
         out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
     elif loaded.kind in ("decoder", "encoder_decoder"):
@@ -187,9 +192,10 @@ def _tokens(loaded: convert.Loaded, prompt: str) -> list[int]:
 def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str, Any]:
     model, variables = LVLM(loaded.config), {"params": loaded.params}
     tokens, picture = inputs["tokens"], [inputs[name] for name in ("patches", "positions", "segments")]
+    said = [inputs["instruction"][None]] if "instruction" in inputs else []
     batch = Batch(
         tokens=tokens,
-        weights=jnp.zeros(tokens.shape),
+        weights=inputs["weights"],
         positions=jnp.arange(tokens.shape[1])[None],
         segments=jnp.ones(tokens.shape, jnp.int32),
         image_index=inputs["image_index"],
@@ -199,11 +205,14 @@ def _ours_lvlm(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
         blend_index=inputs.get("blend_index"),
         blend_weight=inputs.get("blend_weight"),
         axes=inputs.get("axes"),
+        instruction=said[0] if said else None,
     )
     hidden, _ = model.apply(variables, batch)
+    if loaded.config.two_stacks:  # position t predicts token t + 1
+        hidden = hidden[:, -verify_queries.WRITTEN - 1 : -1]
     parts = {
         "vision features": model.apply(variables, *picture, method=lambda m, *x: m.vision.features(*x)),
-        "connector": model.apply(variables, *(x[None] for x in picture), method="embed_images"),
+        "connector": model.apply(variables, *(x[None] for x in picture), *said, method="embed_images"),
         "hidden states": hidden,
         "logits": model.apply(variables, hidden, method="logits"),
     }
@@ -319,6 +328,9 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
     tokens = tokens.masked_fill(tokens == loaded.image_token_id, model.config.image_token_id)
     if "grid" in inputs:
         return torch.no_grad()(verify_native.reference)(model, tokens, pixels, _tensor(inputs["grid"])), keys
+    if hasattr(model, "qformer"):
+        said = [_tensor(inputs["instruction"])] if "instruction" in inputs else []
+        return torch.no_grad()(verify_queries.reference)(model, tokens, pixels, *said), keys
     with torch.no_grad():
         seen = inner.vision_tower(pixels, output_hidden_states=True)
         features = seen.last_hidden_state if tower.feature_norm else seen.hidden_states[tower.feature_layer]

@@ -48,8 +48,8 @@ class Answer:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _embed(model: Model, params: Params, patches: Array, positions: Array, segments: Array) -> Array:
-    return model.apply({"params": params}, patches, positions, segments, method="embed_images")
+def _embed(model: Model, params: Params, *pictures: Array) -> Array:
+    return model.apply({"params": params}, *pictures, method="embed_images")
 
 
 def _no_text(tokens: Sequence[int]) -> str:
@@ -185,11 +185,13 @@ class Generator:
         patches: Float[np.ndarray, "N P C"],
         positions: Int[np.ndarray, "N P 2"],
         segments: Int[np.ndarray, "N P"] | None = None,
+        instruction: Int[np.ndarray, "S"] | None = None,
     ) -> Float[np.ndarray, "N Q D"]:
         """Pictures -> what the language model sees of them; runs in batches of at most `rows`.
 
         Args:
           segments: 0 where a patch is padding; default nowhere.
+          instruction: what the connector reads beside each, where it reads anything.
         """
         out = []
         segments = np.ones(patches.shape[:2], np.int32) if segments is None else segments
@@ -197,7 +199,9 @@ class Generator:
             part, place, shown = (x[i : i + self.rows] for x in (patches, positions, segments))
             fill = [(0, power(len(part), self.rows) - len(part)), (0, 0), (0, 0)]
             grid = np.pad(part, fill)[None], np.pad(place, fill)[None]
-            seen = _embed(self.model, self.params, *grid, np.pad(shown, fill[:2], constant_values=1)[None])[0]
+            said = () if instruction is None else (np.tile(instruction, (1, grid[0].shape[1], 1)),)
+            shown = np.pad(shown, fill[:2], constant_values=1)[None]
+            seen = _embed(self.model, self.params, *grid, shown, *said)[0]
             out.append(np.asarray(seen.astype(jnp.float32)).reshape(grid[0].shape[1], -1, seen.shape[-1])[: len(part)])
         return np.concatenate(out)
 
@@ -215,6 +219,7 @@ class Generator:
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
         # Of a model that may shrink a grid, all pictures run in the program of one that does.
         limited = self.spec.tiles is not None and self.spec.tiles.most is not None
+        said = max((len(text) for p in prompts for text in p.instructions), default=0)
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -225,6 +230,7 @@ class Generator:
             spec=self.spec,
             share=shared,
             blend=bool(pictures) if limited else None,
+            instruction=bucket(said) if said else 0,
         )
         batch = batch if self.spec.native is None else short_rows(batch, self.spec.native.merge)
         return left_padded(batch)

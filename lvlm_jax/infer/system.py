@@ -21,6 +21,7 @@ from lvlm_jax.processing.chat_templates import BOS, Piece, Template
 from lvlm_jax.processing.encode import encode
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
+from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
 from lvlm_jax.processing.shared_rows import Shared
 from lvlm_jax.processing.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ class System:
       rows: the most prompts of one batch.
       mesh: devices to run on.
       video: which frames of a video are shown, and what is said of them.
+      instruction: what writes down what the connector reads beside a picture, for one that reads anything.
     """
 
     model: LVLM
@@ -62,6 +64,7 @@ class System:
     mesh: Mesh | None = None
     name: str = ""
     video: VideoSpec = DEFAULT
+    instruction: Instruction | None = None
 
     def __post_init__(self):
         vision = self.config.vision
@@ -78,6 +81,12 @@ class System:
             )
         if self.video.newline != "none" and not self.config.newline:
             raise ValueError(f"video.newline={self.video.newline!r}: this model learned no newline; use 'none'")
+        if (self.instruction is not None) != self.config.instructed:
+            raise ValueError(
+                "an instruction and a connector that reads one go together: "
+                f"{'no' if self.instruction is None else 'a'} tokenizer for it is given, and the connector reads "
+                f"{'one' if self.config.instructed else 'none'}"
+            )
 
     def __repr__(self) -> str:
         return (
@@ -109,7 +118,7 @@ class System:
     def _ends(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """(token ids, strings) that end an answer: a template names special tokens and plain strings alike."""
         ids = {*self.stop_ids, *([] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id])}
-        ids |= {self.tokenizer.special_id(s) for s in self.template.stop if self.tokenizer.has_special(s)}
+        ids |= set(self.tokenizer.word_ids(self.template.stop))
         return tuple(sorted(ids)), tuple(s for s in self.template.stop if not self.tokenizer.has_special(s))
 
     def encode(self, example: Example) -> Encoded:
@@ -124,6 +133,7 @@ class System:
             embedding_size=self.config.vocab,
             spec=self.spec,
             video=self.video,
+            instruction=self.instruction,
         )
 
     def prompt_text(self, example: Example) -> str:
@@ -231,11 +241,14 @@ class System:
     def _stops(self, stop: Sequence[str]) -> tuple[str, ...]:
         return (*self.stop_strings, *((stop,) if isinstance(stop, str) else stop))
 
-    def embed_images(self, images: Any) -> Float[np.ndarray, "N Q D"] | list[Float[np.ndarray, "Q D"]]:
+    def embed_images(
+        self, images: Any, instruction: str = ""
+    ) -> Float[np.ndarray, "N Q D"] | list[Float[np.ndarray, "Q D"]]:
         """What the language model sees of each picture: Q visual tokens in its width, float32.
 
         A picture that is cut into tiles gives several of N: the whole of it, then its tiles. Pictures at their own
-        resolution differ in Q: one array each.
+        resolution differ in Q: one array each. `instruction` is what the connector reads beside each, where it reads
+        anything.
         """
         loaded = [load_image(image.source, max_pixels=self.spec.max_pixels) for image in as_images(images)]
         if not loaded:
@@ -243,7 +256,10 @@ class System:
         if self.spec.native is not None:
             return [self._embed_native(image) for image in loaded]
         patches, positions = zip(*(to_rows(image, self.spec) for image in loaded))
-        return self.generator.embed_images(np.concatenate(patches), np.concatenate(positions))
+        said = None if self.instruction is None else self.instruction.ids(instruction)
+        if said is None and instruction:
+            raise ValueError("instruction: this model's connector reads pictures alone; leave it out")
+        return self.generator.embed_images(np.concatenate(patches), np.concatenate(positions), said)
 
     def _embed_native(self, image: PIL.Image.Image) -> Float[np.ndarray, "Q D"]:
         """Its tokens in reading order; the vision row is as long as its bucket."""

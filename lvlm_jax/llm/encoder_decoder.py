@@ -51,6 +51,15 @@ class EncoderDecoderConfig:
     context: int = 512
     start_id: int = 0
 
+    @property
+    def head_width(self) -> int:
+        """Width of one head (E), by the name that decoders have for it."""
+        return self.head_dim
+
+    @property
+    def final_softcap(self) -> None:
+        """Its logits are not bent, as some decoders' are (`DecoderConfig.final_softcap`)."""
+
     def __post_init__(self) -> None:
         # Of an encoder half of the buckets look ahead, and half of each half hold one distance.
         if self.buckets < 4 or self.buckets % 4:
@@ -193,11 +202,20 @@ class EncoderDecoder(nn.Module):
           segments, token_segments: 0 is padding; examples packed into a row have numbers, the same on both sides.
           tokens: each example's begin with `start_id`, so that position t predicts token t + 1.
         """
+        return self.write(self.embed(tokens), token_segments, self.encode(x, segments), segments)
+
+    def write(
+        self,
+        y: Float[Array, "B T D"],
+        token_segments: Int[Array, "B T"],
+        context: Float[Array, "B S D"],
+        segments: Int[Array, "B S"],
+    ) -> Float[Array, "B T D"]:
+        """Embeddings of what is written, and what `encode` gave -> hidden states; segments as above."""
         if self.is_initializing():  # read by other methods only
             self.head_kernel()
-        context = self.encode(x, segments)
         seen = R.packed_cross(token_segments, segments)
-        hidden, _ = self.decoder(self.embed(tokens), R.packed_causal(token_segments), seen, context)
+        hidden, _ = self.decoder(y, R.packed_causal(token_segments), seen, context)
         return self._scaled(hidden)
 
     def encode(self, x: Float[Array, "B S D"], segments: Int[Array, "B S"]) -> Float[Array, "B S D"]:

@@ -47,6 +47,9 @@ PRESETS: dict[str, EncoderDecoderConfig] = {
 }
 """Encoder-decoders, each from the config.json of the releases named beside it."""
 
+BASE = ""
+"""Prefix of the keys in a whole language model: they have none."""
+
 UNUSED = (
     # Both stacks read the one table; old files hold it three times.
     r"(.*\.)?(encoder|decoder)\.embed_tokens\.weight",

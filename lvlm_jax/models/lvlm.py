@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.connectors import ConnectorConfig, MergerConfig
-from lvlm_jax.fusion import cross_attention, soft_tokens, visual_expert
+from lvlm_jax.fusion import cross_attention, soft_tokens, two_stacks, visual_expert
 from lvlm_jax.fusion.cross_attention import CrossAttention, CrossAttentionConfig, Media, MediaCache
 from lvlm_jax.fusion.deepstack import Deepstack
 from lvlm_jax.fusion.words import Words
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
+from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.mesh import constrain
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import TAPS, Batch
@@ -24,6 +25,8 @@ from lvlm_jax.vision import NativeViTConfig, VisionConfig
 class LVLMConfig:
     """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole).
 
+    llm: a decoder, or an encoder-decoder (BLIP-2 on Flan-T5), whose encoder reads the prefix of each example while its
+    decoder writes the rest; such a one needs attention="prefix".
     newline: pictures are cut into tiles, and a learned token ends each row of their grid (LLaVA-NeXT).
     expert: the decoder's layers have weights of their own for the positions of pictures, and a picture begins and ends
     with a learned vector (CogVLM's visual expert, `fusion.visual_expert`).
@@ -34,7 +37,7 @@ class LVLMConfig:
 
     vision: VisionConfig
     connector: ConnectorConfig
-    llm: DecoderConfig
+    llm: DecoderConfig | EncoderDecoderConfig
     attention: Literal["causal", "prefix"] = "causal"
     newline: bool = False
     expert: bool = False
@@ -43,6 +46,14 @@ class LVLMConfig:
     public: str | None = None
 
     def __post_init__(self) -> None:
+        if self.two_stacks:
+            wrong = [name for name in ("expert", "fusion", "words") if getattr(self, name)]
+            if wrong or self.attention != "prefix":
+                raise ValueError(
+                    f"llm is an encoder-decoder, with attention={self.attention!r}, {wrong or 'nothing'} set: its "
+                    "encoder sees a prefix whole, and knows neither expert, fusion nor words beside its own; set "
+                    "attention='prefix' and leave those out"
+                )
         if self.expert:
             visual_expert.check(self.llm)
             if self.newline or self.attention != "causal":
@@ -105,10 +116,23 @@ class LVLMConfig:
         return self.connector.tokens(self.vision.features) + (visual_expert.ENDS if self.expert else 0)
 
     @property
+    def two_stacks(self) -> bool:
+        """Whether the language model reads with one stack and writes with another."""
+        return isinstance(self.llm, EncoderDecoderConfig)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the connector reads a text beside each picture (InstructBLIP's Q-Former)."""
+        return getattr(self.connector, "vocab", None) is not None
+
+    @property
     def shares_pictures(self) -> bool:
-        """Whether texts may share a vision row: not where an expert, or a range of pictures, needs one of its own."""
-        own = isinstance(self.vision, NativeViTConfig)  # pictures of one text share rows there
-        return not (self.expert or own) and (self.fusion is None or self.fusion.scope == "last")
+        """Whether texts may share a vision row: not where an expert, or a range of pictures, needs one of its own.
+
+        Nor where the connector reads it beside a text, which may be another, or pictures of one text share rows.
+        """
+        apart = self.expert or self.instructed or isinstance(self.vision, NativeViTConfig)
+        return not apart and (self.fusion is None or self.fusion.scope == "last")
 
     @property
     def vocab(self) -> int:
@@ -125,6 +149,7 @@ class LVLM(nn.Module):
     """LLaVA 1, 1.5 and NeXT, and the same with another connector; with `expert` CogVLM, with a `fusion` Flamingo.
 
     With a tower for pictures of any size and a decoder that counts along three axes it is Qwen2-VL and its kin.
+    With a Q-Former and OPT or Flan-T5 it is BLIP-2, and where that Q-Former has a vocabulary InstructBLIP.
 
     Example:
       >>> import jax
@@ -149,8 +174,9 @@ class LVLM(nn.Module):
         c = self.config
         self.vision = c.vision.build(self.dtype, self.scan, self.remat)
         self.connector = c.connector.build(c.llm.width, self.dtype, self.scan, self.remat)
-        block = visual_expert.block(c.llm, self.dtype) if c.expert else None
-        self.llm = Decoder(c.llm, self.dtype, self.scan, self.remat, block)
+        options = (self.dtype, self.scan, self.remat)
+        block = (visual_expert.block(c.llm, self.dtype),) if c.expert else ()
+        self.llm = EncoderDecoder(c.llm, *options) if c.two_stacks else Decoder(c.llm, *options, *block)
         if c.newline:
             self.newline = soft_tokens.Newline(c.llm.width, self.dtype)
         if c.expert:
@@ -166,6 +192,8 @@ class LVLM(nn.Module):
         if self.config.fusion is not None:
             return self._fused(batch, cache, index)
         x, added = self._embed(batch)
+        if self.config.two_stacks:
+            return two_stacks.run(self.llm, x, batch, cache)
         if self.config.llm.mrope is not None:
             return self._counted(batch, x, added, cache, index)
         if not self.config.expert:
@@ -193,6 +221,8 @@ class LVLM(nn.Module):
           start: the first real cache slot of each row (rows are padded on the left).
           index: the cache slot of the first of these tokens, the same for all rows.
         """
+        if self.config.two_stacks:
+            return two_stacks.go_on(self.llm, tokens, start, cache, index)
         ranges, x = R.cached(start, index + tokens.shape[1], tokens.shape[1]), self.embed_tokens(tokens)
         if self.config.fusion is not None:
             among = self.fusion.among(cache.media(tokens.shape[1]), cache.kept)
@@ -246,7 +276,7 @@ class LVLM(nn.Module):
         seen = R.media(batch.segments, batch.image_index, c.row_tokens, c.fusion.scope)
         tokens = None
         if batch.patches.shape[1] or self.is_initializing():
-            tokens = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
+            tokens = self._visual(batch)
         return Media(cross_attention.grouped(seen, groups), tokens)
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
@@ -260,8 +290,7 @@ class LVLM(nn.Module):
             return text, ()
         if batch.patches.shape[1] == 0 and not self.is_initializing():
             return text, ()
-        visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
-        visual, *taps = jnp.split(visual, 1 + self.config.deepstack, axis=-1)
+        visual, *taps = jnp.split(self._visual(batch), 1 + self.config.deepstack, axis=-1)
         if self.config.newline:
             visual = soft_tokens.append(visual, self.newline())
         index, weight = batch.blend_index, batch.blend_weight
@@ -272,17 +301,29 @@ class LVLM(nn.Module):
         """What the decoder runs between its layers; a scanned stack is not there before it is made."""
         return Deepstack(added) if added and not self.is_initializing() else None
 
+    def _visual(self, batch: Batch) -> Float[Array, "G M D"]:
+        return self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments, batch.instruction)
+
     def embed_images(
-        self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
+        self,
+        patches: Float[Array, "G N P C"],
+        positions: Int[Array, "G N P 2"],
+        segments: Int[Array, "G N P"],
+        instruction: Int[Array, "G N S"] | None = None,
     ) -> Float[Array, "G M D"]:
         """Pictures -> the M = N*Q visual tokens of each group, in the language model's width.
 
-        Where the tower has tapped layers, those of each stand behind along the last axis.
+        Where the tower has tapped layers, those of each stand behind along the last axis. instruction: what an
+        `instructed` model's connector reads beside each, -1 where that is padding.
         """
         groups, rows = patches.shape[:2]
         flat = lambda x: constrain(x.reshape(groups * rows, *x.shape[2:]), ("batch",) + (None,) * (x.ndim - 2))  # noqa: E731
         features = self.vision.features(flat(patches), flat(positions), flat(segments))
-        tokens = self.connector(features)
+        if instruction is None:
+            tokens = self.connector(features)
+        else:
+            said = flat(instruction)
+            tokens = self.connector(features, jnp.maximum(said, 0), (said >= 0).astype(jnp.int32))
         if self.config.expert:
             tokens = self.ends(tokens)
         return tokens.reshape(groups, rows * tokens.shape[1], tokens.shape[2])
@@ -310,8 +351,9 @@ class LVLM(nn.Module):
           groups, pictures: of the batch that will fill it, and vision rows of each group; for shapes alone, since a
             filled cache holds what the batch brought.
         """
-        text = new_cache(self.config.llm, rows, length, self.dtype, self.scan)
-        if self.config.expert or self.config.llm.mrope is not None:
+        new = two_stacks.new_cache if self.config.two_stacks else new_cache
+        text = new(self.config.llm, rows, length, self.dtype, self.scan)
+        if self.config.expert or (not self.config.two_stacks and self.config.llm.mrope is not None):
             return visual_expert.Cache(text, jnp.zeros(rows, jnp.int32))
         if self.config.fusion is None:
             return text
@@ -321,11 +363,14 @@ class LVLM(nn.Module):
         )
 
 
-def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1, blend: bool = False) -> Batch:
+def dummy_batch(
+    config: Any, rows: int = 1, length: int = 8, pictures: int = 1, blend: bool = False, instruction: int = 4
+) -> Batch:
     """A smallest batch of the right shapes, for `init` and for shapes alone (zeros; nothing to learn from).
 
     config: of any model whose `vision` says how many patches of how many values a picture has.
-    blend: with positions that several visual tokens fill.
+    blend: with positions that several visual tokens fill. instruction: positions of what the connector reads beside a
+    picture, where it reads anything.
     """
     text = jnp.zeros((rows, length), jnp.int32)
     n, p, c = pictures, config.vision.patches, config.vision.values
@@ -340,4 +385,5 @@ def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1, 
         patch_segments=jnp.ones((1, n, p), jnp.int32),
         blend_index=jnp.zeros((rows, length, TAPS), jnp.int32) if blend else None,
         blend_weight=jnp.zeros((rows, length, TAPS), jnp.float32) if blend else None,
+        instruction=jnp.zeros((1, n, instruction), jnp.int32) if getattr(config, "instructed", False) else None,
     )

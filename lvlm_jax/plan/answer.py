@@ -42,10 +42,15 @@ def plan_answers(
       wait: what is under way -> a context around it (`progress.waiting`).
 
     Raises:
-      ConfigError: no such shape, a mesh that does not divide, or a prompt beyond the context.
+      ConfigError: no such shape, a mesh that does not divide, a prompt beyond the context, or an encoder-decoder.
     """
     recipe = dataclasses.replace(topology_recipe(recipe), remat="none")
     config = recipe.model.lvlm
+    if config.two_stacks:
+        raise ConfigError(
+            f"model.llm is an encoder-decoder, whose {program} is not planned: its two stacks run over unlike lengths; "
+            "lvlm plan compiles the training step of such a recipe"
+        )
     most = config.llm.context - ROOM
     length = most if length is None else length
     if not 0 < length <= most:

@@ -147,8 +147,9 @@ def plan_stage(
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
+    said = recipe.model.instruction.length if recipe.model.instruction else 0
     shape = data.rows, data.length, data.pictures, data.groups
-    batch = batch_of(recipe.model.lvlm, *shape, program.batch, assemble.blends(recipe, stage))
+    batch = batch_of(recipe.model.lvlm, *shape, program.batch, assemble.blends(recipe, stage), said)
     held = Memory(
         trained=share(program.state.trained),
         frozen=share(frozen),
@@ -237,10 +238,17 @@ def kernel_flops(work: hlo.Work, attention: str) -> float:
 
 
 def batch_of(
-    config: LVLMConfig, rows: int, length: int, pictures: int, groups: int, where: Any, blend: bool = False
+    config: LVLMConfig,
+    rows: int,
+    length: int,
+    pictures: int,
+    groups: int,
+    where: Any,
+    blend: bool = False,
+    instruction: int = 128,
 ) -> Any:
     """The shapes of a batch, every leaf lying as `where` says; blend: as `assemble.blends`."""
-    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures, blend))
+    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures, blend, instruction))
 
     def grouped(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = leaf.shape

@@ -101,6 +101,22 @@ PALIGEMMA = (
     "{% elif message['role'] == 'assistant' %}{{ words(message['content']) + eos_token }}{% endif %}{% endfor %}"
 )
 
+# Words alone: the torch library's processor of these models puts the pictures in front of all text by itself.
+READ_AND_WRITTEN = (
+    _WORDS + "{% for message in messages %}{{ words(message['content']) }}"
+    "{% if not loop.last or message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def pictures_first(end: str) -> str:
+    """Words alone, as above; `end` is what closes an answer, as an expression."""
+    return (
+        _WORDS + "{% set asked = namespace(space='') %}{% for message in messages %}"
+        "{% set text = words(message['content']) %}{% if message['role'] == 'user' %}{{ text }}"
+        "{% set asked.space = ' ' if text and text == text.rstrip() else '' %}"
+        "{% else %}{{ asked.space + text + END }}{% endif %}{% endfor %}"
+    ).replace("END", end)
+
 
 def chatml(newline: str, around: tuple[str, str] | None = None) -> str:
     """ChatML; `newline` is what stands after each ``<|im_end|>``, `around` what stands around a picture or video."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from lvlm_jax.processing import chat_cogvlm, chat_jinja
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
+from lvlm_jax.processing.query_templates import pictures_first, read_and_written
 from lvlm_jax.processing.schema import Image, Text, Turn
 
 
@@ -336,6 +337,12 @@ def _cogvlm_template(name: str, form: chat_cogvlm.Form) -> Template:
     return Template(name=name, system="", builder=builder, stop=("</s>",), source=source)
 
 
+def _query_template(name: str, end: Piece, stop: tuple[str, ...], start: float = 0.0) -> Template:
+    builder = functools.partial(pictures_first, name=name, end=end, start=start)
+    source = chat_jinja.pictures_first("eos_token" if end.text == EOS else "'\\n'")
+    return Template(name=name, system="", builder=builder, stop=stop, source=source)
+
+
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
@@ -384,6 +391,15 @@ TEMPLATES: dict[str, Template] = {
             words=("<fake_token_around_image>",),
         ),
         *(_cogvlm_template(name, form) for name, form in chat_cogvlm.FORMS.items()),
+        _query_template("blip2", Piece("\n", 1.0), ("\n",), start=1.0),  # BLIP-2 on OPT
+        _query_template("instructblip", Piece(EOS, 1.0, special=True), ()),  # on Vicuna
+        Template(  # BLIP-2 and InstructBLIP on Flan-T5
+            name="blip2_t5",
+            system="",
+            builder=functools.partial(read_and_written, name="blip2_t5"),
+            stop=(),
+            source=chat_jinja.READ_AND_WRITTEN,
+        ),
     )
 }
 """Templates by name; `document`, `flamingo` and `idefics` are for running text with pictures between, all of an

@@ -9,6 +9,7 @@ import numpy as np
 from lvlm_jax.processing.chat_templates import Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
 from lvlm_jax.processing.pieces import BOS, EOS, Piece
 from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Image, Turn
@@ -33,20 +34,25 @@ def encode(
     embedding_size: int | None = None,
     spec: ImageSpec | None = None,
     video: VideoSpec = DEFAULT,
+    instruction: Instruction | None = None,
 ) -> Encoded:
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
     that cuts tiles, or keeps a picture's own resolution, as many as its width and height ask for (its header is read,
     nothing is decoded). Of a video the frames that `video` chooses are pictures, by its header too, and its sentence
-    follows them. `generate` gives the prompt up to where the assistant begins, all weights 0. `max_length` drops
-    trailing text only, after a whole answer where one fits. Raises DataError: roles out of order, no answer, no trained
-    token, an id outside the `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
+    follows them. `instruction` writes down what the connector reads beside each picture, where it reads anything.
+    `generate` gives the prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only,
+    after a whole answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id
+    outside the `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
         pieces = template.render(_whole_pictures(shown.turns, spec), generate)
         encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video)
+        if instruction is not None:
+            said = instruction.beside(shown.turns, len(encoded.images))
+            encoded = dataclasses.replace(encoded, instructions=said)
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
     # Nothing stands before the first token: packed, it would be predicted from the example to the left.
@@ -134,6 +140,7 @@ def _assemble(
         elif piece is not None and piece.text == BOS:
             if tokenizer.adds_bos:
                 parts.append(_single(tokenizer.bos_id, piece.weight))
+            first = True
             continue
         elif piece is not None and piece.text == EOS:
             parts.append(_single(_end(tokenizer), piece.weight))

@@ -5,7 +5,8 @@ import dataclasses
 from lvlm_jax.processing.schema import Image, Text, Turn
 
 BOS = "bos"
-"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
+"""Name of the piece where a text of its own begins, with the tokenizer's start token; for a tokenizer that adds none
+there is no token."""
 EOS = "eos"
 """Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
 

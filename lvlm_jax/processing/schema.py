@@ -127,7 +127,8 @@ class Encoded:
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
     another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers, of
-    which `visual` holds one there; None where there are none.
+    which `visual` holds one there; None where there are none. instructions: int32[s] of each picture, the text that the
+    connector reads beside it, for one that reads any (`processing.instruction`).
 
     Of pictures that share vision rows (`processing.native`): places, of each picture where each of its parts stands
     (vision row, first patch, patches), `rows` being how many it is the first in; and axes int32[n, 3], the position of
@@ -143,6 +144,7 @@ class Encoded:
     blend: Blend | None = None
     places: tuple[tuple[tuple[int, int, int], ...], ...] = ()
     axes: np.ndarray | None = None
+    instructions: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -186,6 +188,7 @@ class Batch:
     | blend_index     | int32[B, T, 4]   | None, or the visual tokens whose weighted sum fills a position         |
     | blend_weight    | float32[B, T, 4] | None, or their weights; where one fills it alone 1, 0, 0, 0            |
     | axes            | int32[B, T, 3]   | position by time, row and column, where the decoder counts so (M-RoPE) |
+    | instruction     | int32[G,N,S]     | ids that the connector reads beside a vision row, -1 padding; or None  |
 
     Where `blend_index` is given it says what fills a position, and `image_index` which positions are filled at all.
     """
@@ -201,6 +204,7 @@ class Batch:
     blend_index: Int[Array, "B T 4"] | Int[np.ndarray, "B T 4"] | None = None
     blend_weight: Float[Array, "B T 4"] | Float[np.ndarray, "B T 4"] | None = None
     axes: Int[Array, "B T 3"] | Int[np.ndarray, "B T 3"] | None = None
+    instruction: Int[Array, "G N S"] | Int[np.ndarray, "G N S"] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

@@ -99,6 +99,14 @@ class Tokenizer:
         """Whether `special_id` would find this name."""
         return token in self.hf.get_added_vocab() or token in self.hf.all_special_tokens
 
+    def word_ids(self, texts: Iterable[str]) -> list[int]:
+        """Of texts that end an answer the id of each that is one token: special ones by name, a line break, ..."""
+        out = []
+        for text in texts:
+            ids = [self.special_id(text)] if self.has_special(text) else self.encode_text(text, first=False)[0].tolist()
+            out += ids if len(ids) == 1 and ids[0] != self.unknown_id else []
+        return out
+
     def add_special(self, tokens: Iterable[str]) -> list[int]:
         """Add special tokens that are not there yet; returns the id of each (the embedding must have room for them)."""
         from tokenizers import AddedToken

@@ -57,9 +57,19 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
         blocks = len(fusion.spots(llm.depth))  # a position sees one picture's tokens, or more where it sees all
         total += factor["fusion"] / 2 * blocks * 4 * text * config.row_tokens * fusion.heads * fusion.head_dim
     total += factor["vision"] / 2 * pictures * vision.attention_flops
-    seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
-    total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width
+    total += factor["llm"] / 2 * 4 * tokens["llm"] * _seen_by_all(config, length) * llm.heads * llm.head_width
     return total
+
+
+def _seen_by_all(config: LVLMConfig, length: int) -> float:
+    """Keys that a position of a full row sees on average, in all layers together.
+
+    Of two stacks both run over every position of a row; the second sees what is before it, and all of the first.
+    """
+    llm = config.llm
+    if config.two_stacks:
+        return llm.depth * length + llm.decoder_depth * (length / 2 + length)
+    return sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
 
 
 def _seen(length: int, window: int | None, attention: str) -> float:

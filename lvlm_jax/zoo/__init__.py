@@ -6,9 +6,11 @@ from types import ModuleType
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.zoo import (
+    blip2,
     cogvlm,
     flamingo,
     idefics,
+    instructblip,
     llava,
     llava_next,
     llava_onevision,
@@ -35,6 +37,8 @@ FAMILIES: dict[str, ModuleType] = {
         qwen2_vl,
         qwen2_5_vl,
         qwen3_vl,
+        blip2,
+        instructblip,
     )
 }
 """Public ``model_type`` -> family: a module with

@@ -142,7 +142,7 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="language",
-        what="T5 1.0, Flan-T5 (alone; no system stands on it yet)",
+        what="T5 1.0, Flan-T5",
         status="parity",
         tested=("tests/parity/test_t5.py",),
     ),
@@ -169,6 +169,18 @@ STATUS: tuple[Status, ...] = (
         what="PaliGemma 1 and 2",
         status="parity, import and export",
         tested=("tests/parity/test_paligemma.py", "tests/hub"),
+    ),
+    Status(
+        part="system",
+        what="BLIP-2 on OPT (2.7B, 6.7B) and Flan-T5 (XL, XXL)",
+        status="parity, import and export",
+        tested=("tests/parity/test_blip2.py", "tests/hub"),
+    ),
+    Status(
+        part="system",
+        what="InstructBLIP on Vicuna (7B, 13B) and Flan-T5 (XL, XXL)",
+        status="parity, import and export",
+        tested=("tests/parity/test_blip2.py", "tests/hub"),
     ),
     Status(
         part="system",

@@ -7,10 +7,14 @@ import re
 import pytest
 
 from lvlm_jax import assemble, cli, config, recipe
+from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError, to_dict
 from lvlm_jax.train.stages import trained_share
+from lvlm_jax.zoo import blip2
 
 ARGUMENTS = {
+    "blip2_stage2": ("opt_6_7b", "flan_t5_xl", "flan_t5_xxl", "tiny"),
+    "instructblip": ("vicuna_13b", "flan_t5_xl", "flan_t5_xxl", "tiny"),
     "quickstart": ("tiny",),
     "cogvlm_pretrain": ("490",),
     "cogvlm_sft": (),
@@ -38,6 +42,12 @@ FULL = {
     "cogvlm_sft": {"instruct": (17_639_685_376, 75.72)},
     # Rank 10 beside four kernels of 32 and of 63 layers: 19,517,440 weights and 380 strengths; nine feed-forwards.
     "cogvlm_lora": {"tune": (17_639_685_376 + 19_517_440 + 380, 2.917)},
+    # The connector, and the tower's last norm of 2,816.
+    "blip2_stage2": {"generate": (3_744_761_856, 2.861)},
+    "blip2_stage2:opt_6_7b": {"generate": (7_752_869_376, 1.397)},
+    "blip2_stage2:flan_t5_xl": {"generate": (3_942_446_592, 2.707)},
+    "blip2_stage2:flan_t5_xxl": {"generate": (12_229_596_672, 0.886)},
+    "instructblip": {"tune": (7_913_726_720, 2.386)},
     "llava15_align": {"align": (7_063_427_072, 0.297)},
     "llava15_align:13b": {"align": (13_351_494_656, 0.236)},
     "llava15_instruct": {"instruct": (7_063_427_072, 95.7)},
@@ -153,6 +163,28 @@ def test_what_the_authors_of_the_later_ones_ran():
     for name in ("align", "instruct"):
         small, large = (recipe.load(f"{one}").stages[name] for one in ("qwen3_llava_small", f"llava15_{name}"))
         assert (small.trains, small.steps, small.optimizer) == (large.trains, large.steps, large.optimizer)
+
+
+def test_blip2s_authors_settings():
+    for word, rows in (("blip2_stage2", 1920), ("blip2_stage2:flan_t5_xl", 1520)):
+        found = recipe.load(word)
+        stage = found.stages["generate"]
+        assert stage.trains == ("connector/**", "vision/post_norm/**")
+        assert (stage.steps, stage.data.rows, stage.data.pictures, stage.data.pack) == (80_000, rows, rows, False)
+        assert (stage.optimizer.b2, stage.optimizer.end_factor, stage.optimizer.clip) == (0.98, 0.5, None)
+        assert found.model.template == ("blip2_t5" if "t5" in word else "blip2")
+        assert found.model.instruction is None
+        # What is trained is what the authors' files hold.
+        shapes = trees.unstack_layers(shapes_of(found, "generate")[0])
+        trained = {path for path, hit in trees.flatten(stage.stage("generate").mask(shapes)).items() if hit}
+        assert {path for row in blip2.lavis_rows(found.model.lvlm) for path in row.leaves} == trained
+    tune = recipe.load("instructblip")
+    assert (tune.model.instruction.length, tune.model.llm.vocab) == (128, 32064)
+    weights = {name: member.weight for name, member in tune.stages["tune"].data.members.items()}
+    assert weights["conversation_58k"] / weights["detail_23k"] == pytest.approx((58 / 23) ** 0.5)
+    assert set(recipe.load("instructblip:flan_t5_xl").stages["tune"].data.members) < set(weights)
+    with pytest.raises(ConfigError, match="a connector with a vocabulary reads an instruction"):
+        recipe.load("blip2_stage2", ["--config.model.connector.vocab=30523"])
 
 
 def test_the_authors_settings():

@@ -201,6 +201,10 @@ def test_no_card_without_its_preset():
         ("qwen3_vl_8b", 8_767_123_696),
         # as the torch library counts the parameters of a model built from the config
         ("chameleon_34b", 34_323_732_480),
+        ("blip2_opt_2_7b", 3_744_761_856),
+        ("blip2_opt_6_7b", 7_752_869_376),
+        ("blip2_flan_t5_xl", 3_942_446_592),
+        ("instructblip_vicuna_7b", 7_913_726_720),
         ("chameleon_vq", 29_423_616),
         ("janus_vq", 71_883_403),
         ("clip_b32", 151_277_313),
@@ -270,6 +274,9 @@ def test_what_a_picture_costs_in_tokens():
         "paligemma2_3b_224": 256,
         "paligemma2_10b_224": 256,
         "paligemma2_28b_224": 256,
+        **dict.fromkeys(("blip2_opt_2_7b", "blip2_opt_6_7b", "blip2_opt_2_7b_coco"), 32),
+        **dict.fromkeys((f"{kind}_flan_t5_{size}" for kind in ("blip2", "instructblip") for size in ("xl", "xxl")), 32),
+        **dict.fromkeys(("instructblip_vicuna_7b", "instructblip_vicuna_13b"), 32),
         # a picture is one word; its 64 tokens stand beside the text
         **dict.fromkeys(("idefics_9b", "idefics_80b", *open_flamingo.SYSTEMS, *flamingo.SYSTEMS), 1),
         # the patches, a begin and an end
