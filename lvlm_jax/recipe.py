@@ -20,6 +20,7 @@ from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.parts import NAMED, connector_of
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
@@ -74,11 +75,7 @@ class Model:
     @property
     def lvlm(self) -> LVLMConfig:
         """The whole model's sizes."""
-        fields = dict(self.connector)
-        kind = fields.pop("kind", None)
-        if kind not in CONNECTORS:
-            raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
-        connector = build(CONNECTORS[kind], fields, "config.model.connector")
+        connector = connector_of(self.connector)
         same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
         return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
 
@@ -357,8 +354,8 @@ def resolve(config: Any) -> Recipe:
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """A recipe by name or path with ``--config.a.b=value`` overrides."""
-    return resolve(configs.load(name, overrides, schema=Recipe))
+    """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED` has the sections that have names."""
+    return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED))
 
 
 def model_of(spec: Spec, tokenizer: str | None = None) -> Any:

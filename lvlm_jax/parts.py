@@ -1,0 +1,50 @@
+"""The parts of a model by name, as a recipe's ``config.model`` holds them: ``--config.model.connector=perceiver``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lvlm_jax import llm, vision
+from lvlm_jax.config import ConfigError, build, open_fields, to_config
+from lvlm_jax.connectors import CONNECTORS, ConnectorConfig
+from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
+
+Named = Mapping[str, Callable[[], Any]]
+"""A part's name -> what makes the section of a recipe that describes it."""
+
+
+def connector_of(fields: Mapping[str, Any], where: str = "config.model.connector") -> ConnectorConfig:
+    """The connector that a section with its ``kind`` describes.
+
+    Raises:
+      ConfigError: no such kind, or fields that it does not have or needs.
+    """
+    fields = dict(fields)
+    kind = fields.pop("kind", None)
+    if kind not in CONNECTORS:
+        raise ConfigError(f"{where.removeprefix('config.model.')}.kind={kind!r}: choose one of {list(CONNECTORS)}")
+    return build(CONNECTORS[kind], fields, where)
+
+
+def _connector(kind: str) -> Any:
+    """The section of a connector with its kind's defaults; a field without one is left open."""
+    section = open_fields(CONNECTORS[kind])
+    section.kind = kind
+    return section
+
+
+def _towers() -> dict[str, Any]:
+    """Every released tower; one that ends in a pooling head, which a language model does not read, goes without."""
+    families = dict.fromkeys(vision.FAMILIES.values())
+    found = {name: config for family in families for name, config in family.PRESETS.items()}
+    pooled = [name for name, config in found.items() if getattr(config, "pool", None) == "map"]
+    return found | {name: dataclasses.replace(found[name], pool="none") for name in pooled}
+
+
+NAMED: dict[str, Named] = {
+    "model.connector": {kind: lambda kind=kind: _connector(kind) for kind in CONNECTORS},
+    "model.vision": {name: lambda config=config: to_config(config) for name, config in _towers().items()},
+    "model.llm": {name: lambda config=config: to_config(config) for name, config in llm.PRESETS.items()},
+    "model.fusion": {"none": lambda: None, "cross_attention": lambda: to_config(CrossAttentionConfig())},
+}
+"""The sections of a recipe that a name can stand for: a connector's kind, a released tower or decoder, a fusion."""
