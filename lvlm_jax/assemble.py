@@ -20,6 +20,7 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.senses import Budget
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.fusion import visual_expert
 from lvlm_jax.hub import beside, download, formats
@@ -147,6 +148,7 @@ def template_of(model: Model, name: str | None = None) -> Template:
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
     """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
     others = tuple(template_of(model, name) for name in data.member_templates)
+    heard = {"senses": model.lvlm.specs} if model.senses and not text else {}
     return functools.partial(
         encode_each,
         template=template_of(model, data.template or data.own_template or None),
@@ -158,6 +160,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         embedding_size=(text or model.lvlm).vocab,
         spec=None if text else model.image,
         video=model.video,
+        **heard,
     )
 
 
@@ -176,14 +179,17 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         print(_left_out(measured), file=sys.stderr, flush=True)
     if text:
         _one_picture_each(source, measured)
+    room = {name: count // data.groups for name, count in data.senses.items()}
+    budget = Budget(pictures=data.pictures // data.groups, senses=room)
+    budget.check(measured.pictures, measured.senses, source.origin)
     plan = PackingPlan(
         measured.lengths,
-        measured.pictures,
+        budget.cost(measured.pictures, measured.senses),
         seed=recipe.seed,
         rows=data.rows,
         length=data.length,
         groups=data.groups,
-        vision_rows=data.pictures // data.groups,
+        vision_rows=budget.total,
         pack=data.pack,
         shares=getattr(source, "shares", None),
     )
@@ -203,6 +209,9 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         threads=data.threads,
         augment=change,
         weigh_by=data.weigh_by,
+        senses=None if text else model.lvlm.specs,
+        budget=budget,
+        pictures=measured.pictures,
     )
 
 

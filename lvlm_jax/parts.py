@@ -7,7 +7,12 @@ from typing import Any
 from lvlm_jax import llm, vision
 from lvlm_jax.config import ConfigError, build, open_fields, to_config
 from lvlm_jax.connectors import CONNECTORS, ConnectorConfig
+from lvlm_jax.connectors import keys as connector_keys
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
+from lvlm_jax.models.senses import FeatureSlot, Sense
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.vision import VisionConfig
+from lvlm_jax.vision.text_tower import TextTowerConfig
 
 Named = Mapping[str, Callable[[], Any]]
 """A part's name -> what makes the section of a recipe that describes it."""
@@ -24,6 +29,41 @@ def connector_of(fields: Mapping[str, Any], where: str = "config.model.connector
     if kind not in CONNECTORS:
         raise ConfigError(f"{where.removeprefix('config.model.')}.kind={kind!r}: choose one of {list(CONNECTORS)}")
     return build(CONNECTORS[kind], fields, where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
+
+    text: TextTowerConfig
+    projection: int | None = None
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SenseSection:
+    """A named sense as a recipe holds it; `connector` carries a ``kind``, as the model's own does.
+
+    encoder: a tower of pictures, prepared as `image` says; or ``length`` and ``width`` of features computed elsewhere.
+    """
+
+    encoder: VisionConfig | FeatureSlot
+    connector: dict[str, Any]
+    image: ImageSpec | None = None
+
+    def sense(self, name: str) -> Sense:
+        """The sense; errors name its place in the recipe."""
+        at = f"config.model.senses.{name}"
+        try:
+            connector = connector_of(self.connector, f"{at}.connector")
+            return Sense(encoder=self.encoder, connector=connector, image=self.image)
+        except ValueError as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"{at}: {error}") from error
+
+
+def section_of(sense: Sense) -> SenseSection:
+    """The section that makes a sense."""
+    return SenseSection(encoder=sense.encoder, connector=connector_keys.to_dict(sense.connector), image=sense.image)
 
 
 def _connector(kind: str) -> Any:
