@@ -282,9 +282,8 @@ class Recipe:
                 f"rows={stage.data.rows}"
             )
         if unknown := sorted(stage.data.senses.keys() - self.model.senses.keys()):
-            raise ConfigError(
-                f"stages.{name}.data.senses names {unknown}; the senses of config.model are {list(self.model.senses)}"
-            )
+            known = list(self.model.senses)
+            raise ConfigError(f"stages.{name}.data.senses names {unknown}; the senses of config.model are {known}")
         if stage.loss == "language" and stage.data.length > self.model.llm.context:
             raise ConfigError(
                 f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "

@@ -95,6 +95,15 @@ class Sense:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedSense:
+    """A pair by itself: its name, and the width of the language model that it was trained before."""
+
+    name: str
+    sense: Sense
+    width: int
+
+
 def check_width(connector: ConnectorConfig, encoder_width: int, width: int, where: str, encoder: str) -> None:
     """ValueError where a connector that leaves the encoder's width stands before a decoder of another.
 

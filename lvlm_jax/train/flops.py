@@ -17,6 +17,9 @@ from lvlm_jax.shapes import Params
 ORDER = ("vision", "connector", "fusion", "llm")
 """The way of the gradient, backwards."""
 
+SENSES = "senses/"
+"""What the paths of named senses begin with: beside the pictures' way, and before the language model too."""
+
 
 def factors(trained: Mapping[str, bool]) -> dict[str, int]:
     """FLOPs a weight and token of each part, 6, 4 or 2; `trained` says which parts have a trained leaf."""
