@@ -121,7 +121,7 @@ def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
     if stage.loss != "language":
         return None
     data, mask = stage.data, stage.stage("x").mask(params)
-    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures}
+    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures, "senses": data.senses}
     return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
 
 

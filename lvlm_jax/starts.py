@@ -44,6 +44,8 @@ def parts(
         if lacking and jax.process_index() == 0:
             print(f"{', '.join(sorted(lacking))}: begins at random, {start.origin} holds none", file=sys.stderr)
         names = names - lacking
+    if not names:
+        return {}
     like = {part: shapes[part] for part in sorted(names)}
     if where is not None:
         lay = {part: where[part] for part in like}
