@@ -55,7 +55,7 @@ BAD = [
     ({"stages__align__data__source": "messages"}, r"path: messages needs it; give its path"),
     (
         {"stages__align__data__images": "pictures"},
-        r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns; leave it at ''",
+        r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns, sense; leave it at ''",
     ),
     ({"stages__align__data__template": "vicuna"}, r"template='vicuna': choose one of \['plain', 'vicuna_v1',"),
     (

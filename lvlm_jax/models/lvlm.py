@@ -21,6 +21,9 @@ from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 from lvlm_jax.vision import VisionConfig
 
 
+_TAKEN = ("image", "video")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LVLMConfig:
     """The three parts, and how text attends: "causal", or "prefix" (all before the first target sees itself whole).
@@ -75,8 +78,11 @@ class LVLMConfig:
     def _check_senses(self) -> None:
         names = [name for name, _ in self.senses]
         for name in names:
-            if not name.isidentifier() or names.count(name) > 1:
-                raise ValueError(f"senses: {name!r} is no name, or twice there; a name is letters, digits and _, once")
+            if not name.isidentifier() or name in _TAKEN or names.count(name) > 1:
+                raise ValueError(
+                    f"senses: {name!r}: a name is letters, digits and _, there once, and not {' or '.join(_TAKEN)}, "
+                    "which records mark pictures and videos with"
+                )
         if self.fusion is None:
             check_width(self.connector, self.vision.width, self.llm.width, "connector", "vision")
         for name, sense in self.senses:
