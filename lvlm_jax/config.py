@@ -103,8 +103,8 @@ def _put_named(config: Any, words: Sequence[str], named: Mapping[str, Mapping[st
             rest.append(word)
             continue
         if name not in named[path]:
-            choices = ", ".join(named[path])
-            raise ConfigError(f"{word}: no such {path.split('.')[-1]}{near(name, named[path])}; choose one of {choices}")
+            part, close = path.split(".")[-1], near(name, named[path])
+            raise ConfigError(f"{word}: no such {part}{close}; choose one of {', '.join(named[path])}")
         *parents, last = path.split(".")
         node = config
         for parent in parents:

@@ -243,7 +243,7 @@ class Run:
             field = f"stages.{name}.start.{part}"
             parts |= starts.parts(self.recipe, self.folder, field, stage.start[part], names, shapes, where, self.mesh)
         if missing := set(shapes) - set(parts):
-            fresh = lambda key: {n: t for n, t in trees.parts(init(model, key, batch)).items() if n in missing}  # noqa: E731
+            fresh = lambda key: _some(trees.parts(init(model, key, batch)), missing)  # noqa: E731
             cut = None if where is None else {part: where[part] for part in missing}
             with meshes.use(self.mesh):
                 parts |= jax.jit(fresh, out_shardings=cut)(key)
@@ -322,6 +322,10 @@ class Run:
         shown = ((kind, s[f"{kind}s"][0]) for s in self.samples for kind in ("image", "video") if s.get(f"{kind}s"))
         flag, picture = next(shown, ("image", "PICTURE"))
         print(f"model:  {out}\ntry:    lvlm chat {out} --{flag} {picture}")
+
+
+def _some(parts: dict, names: set[str]) -> dict:
+    return {name: part for name, part in parts.items() if name in names}
 
 
 def _say(text: str) -> None:

@@ -149,7 +149,7 @@ def test_a_run_without_an_evaluation_says_what_is_missing(tmp_path):
 
 
 def test_a_part_by_its_name():
-    """The name puts the part in with its defaults, and the words about its fields come after it, wherever they stand."""
+    """The name puts the part in with its defaults; words about its fields come after it, wherever they stand."""
     load = functools.partial(recipe.load, "quickstart")
     assert load(["--config.model.connector=perceiver"]).model.lvlm.connector == PerceiverConfig()
     for words in (
@@ -170,7 +170,7 @@ def test_a_part_by_its_name():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--config.model.connector=percever", r"no such connector \(did you mean 'perceiver'\?\); choose one of linear,"),
+        ("--config.model.connector=percever", r"no such connector \(did you mean 'perceiver'\?\); choose one of lin"),
         ("--config.model.connector=gated", r"config\.model\.connector\.hidden: this field has no default and must be"),
         ("--config.model.fusion=gated", r"no such fusion; choose one of none, cross_attention"),
         ("--config.model.vision=siglip_b16_224", r"image\.size=64, image\.patch=16 do not fit vision\.image_size=224"),

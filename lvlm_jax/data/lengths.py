@@ -27,8 +27,8 @@ _BLOCK = 512  # records that one host reads in a row
 class Measured:
     """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records.
 
-    `pictures` counts vision rows: one a picture, and one a tile where pictures are cut into tiles. `senses` counts those
-    of each named sense that some record has.
+    `pictures` counts vision rows: one a picture, and one a tile where pictures are cut into tiles. `senses` counts
+    those of each named sense that some record has.
     """
 
     lengths: Int[np.ndarray, " n"]

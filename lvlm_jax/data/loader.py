@@ -371,8 +371,8 @@ def _arrays_of(batch: Batch) -> dict[str, np.ndarray]:
 def _batch_of(arrays: Mapping[str, np.ndarray]) -> Batch:
     """The batch that `_arrays_of` took apart."""
     names = dict.fromkeys(path.split("/")[0] for path in arrays if "/" in path)
-    parts = {name: {path.split("/")[1]: a for path, a in arrays.items() if path.startswith(f"{name}/")} for name in names}
-    senses = {name: SenseRows(**fields) for name, fields in parts.items()}
+    fields = [field.name for field in dataclasses.fields(SenseRows)]
+    senses = {name: SenseRows(**{field: arrays[f"{name}/{field}"] for field in fields}) for name in names}
     return Batch(**{path: a for path, a in arrays.items() if "/" not in path}, senses=senses or None)
 
 

@@ -79,7 +79,9 @@ class Budget:
     @property
     def total(self) -> int:
         """What a group holds."""
-        return math.lcm(*(room for room in (self.pictures, *self.senses.values()) if room)) if self.senses else self.pictures
+        if not self.senses:
+            return self.pictures
+        return math.lcm(*(room for room in (self.pictures, *self.senses.values()) if room))
 
     def cost(self, pictures: Any, senses: Mapping[str, Any]) -> Any:
         """What examples take, from their vision rows: numbers, or arrays of them."""
@@ -90,14 +92,17 @@ class Budget:
         units = [np.asarray(count) * (self.total // rooms[name]) for name, count in counts.items() if rooms.get(name)]
         return np.max(np.broadcast_arrays(*units), axis=0) if units else 0 * np.asarray(pictures)
 
-    def check(self, pictures: Int[np.ndarray, " n"], senses: Mapping[str, np.ndarray], origin: Callable[[int], str]) -> None:
+    def check(
+        self, pictures: Int[np.ndarray, " n"], senses: Mapping[str, np.ndarray], origin: Callable[[int], str]
+    ) -> None:
         """DataError for the first example that asks for more than a group has room for."""
         if not self.senses and not senses:
             return
         for name, counts in {"": pictures, **senses}.items():
             room = self.senses.get(name, 0) if name else self.pictures
+            what = f"rows for sense {name!r}" if name else "pictures"
+            field = f"data.senses.{name}" if name else "data.pictures"
             for index in np.flatnonzero(np.asarray(counts) > room)[:1]:
-                what, field = (f"rows for sense {name!r}", f"data.senses.{name}") if name else ("pictures", "data.pictures")
                 raise DataError(
                     f"{origin(int(index))}: {counts[index]} {what}, but a group has room for {room} ({field} divided "
                     "among data.groups); raise it, or leave the record out"

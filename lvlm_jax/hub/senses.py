@@ -1,4 +1,4 @@
-"""One part of a model alone, out of it and onto another: above all a named sense, which is trained and shipped alone."""
+"""One part of a model alone, out of it and onto another: above all a named sense, trained and shipped alone."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ def part_of(config: LVLMConfig, params: Params, part: str) -> tuple[Config, Para
 
 
 def check_fit(pair: NamedSense, width: int, source: str, field: str) -> None:
-    """CheckpointError where a pair was made for a language model of another width; `field` says where `width` stands."""
+    """CheckpointError where a pair was made for a language model of another width; `field`: where `width` stands."""
     if pair.width != width:
         raise CheckpointError(
             f"{source}: its connector gives tokens of {pair.width} values (decoder_width of its config.json), but the "

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOBase
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Chat:
         images: Any = None,
         *,
         videos: Any = None,
-        features: Mapping[str, Any] | None = None,
+        features: Any = None,
         stream: bool = False,
         **settings: Any,
     ) -> str | Iterator[str]:
@@ -119,7 +119,8 @@ def repl(
       read: asks for a line, given the prompt.
       out: where answers go; default standard output.
       thumbnails: draw pictures in colour blocks; default where `out` is a terminal.
-      images, videos: what the first question shows. features: what its named senses read, ``SENSE=PATH``. instruction: text of the system turn, instead of the template's.
+      images, videos: what the first question shows. features: what its named senses read, ``SENSE=PATH``.
+      instruction: text of the system turn, instead of the template's.
       settings: as in `System.generate`.
     """
     out = sys.stdout if out is None else out

@@ -31,7 +31,7 @@ def as_videos(videos: Any) -> tuple[Video, ...]:
     return tuple(map(_video, videos)) if several else (_video(videos),)
 
 
-def as_features(features: Mapping[str, Any] | None) -> tuple[Features | Image, ...]:
+def as_features(features: Any) -> tuple[Features | Image, ...]:
     """``{sense: source}``, or a list of sources for a sense, as what named senses read. None is none.
 
     A source is an array float[n, C], the path of a .npy or .npz file, or of a picture for a sense that sees.
@@ -60,7 +60,7 @@ def as_example(
     images: Any = None,
     system: str | None = None,
     videos: Any = None,
-    features: Mapping[str, Any] | None = None,
+    features: Any = None,
 ) -> Example:
     """A conversation whose last turn the model is to answer.
 

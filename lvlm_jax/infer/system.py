@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,7 +150,7 @@ class System:
         system: str | None = None,
         stream: bool = False,
         videos: Any = None,
-        features: Mapping[str, Any] | None = None,
+        features: Any = None,
     ) -> str | Iterator[str]:
         """The answer to one prompt, or with `stream` an iterator over its pieces.
 

@@ -247,7 +247,8 @@ class LVLM(nn.Module):
     def _sensed(self, text: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B T D"]:
         """The embeddings with what the named senses give in its places."""
         if not self.config.senses:
-            raise ValueError(f"batch.senses names {sorted(batch.senses)}; this model has no named senses (config.senses)")
+            names = sorted(batch.senses)
+            raise ValueError(f"batch.senses names {names}; this model has no named senses (config.senses)")
         for name, tokens in self.senses(batch.senses).items():
             text = soft_tokens.fill(text, tokens, batch.senses[name].index)
         return text

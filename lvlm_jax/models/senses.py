@@ -77,7 +77,7 @@ class Sense:
     def __post_init__(self) -> None:
         if (self.image is None) != isinstance(self.encoder, FeatureSlot):
             kind = type(self.encoder).__name__.removesuffix("Config")
-            need = "says how its pictures are prepared: give one" if self.image is None else "is for pictures: leave it out"
+            need = "is for pictures: leave it out" if self.image else "says how its pictures are prepared: give one"
             raise ValueError(f"image={self.image} with an encoder of kind {kind}: image {need}")
         _ = self.spec  # its own checks
 
@@ -158,7 +158,8 @@ class Senses(nn.Module):
           ValueError: a name that is none of the model's.
         """
         if unknown := sorted(rows.keys() - dict(self.senses).keys()):
-            raise ValueError(f"batch.senses names {unknown}; the model's senses are {[name for name, _ in self.senses]}")
+            known = [name for name, _ in self.senses]
+            raise ValueError(f"batch.senses names {unknown}; the model's senses are {known}")
         out = {}
         for name, sense in self.senses:
             if name in rows and (rows[name].patches.shape[1] or self.is_initializing()):

@@ -195,8 +195,8 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
     for one in encoded.placed:
         if one.stop > max_length:
             raise DataError(
-                f"{says}: what sense {one.sense!r} reads fills positions {one.start} to {one.stop - 1}; raise max_length "
-                f"above {needed}, split the conversation or shorten it"
+                f"{says}: what sense {one.sense!r} reads fills positions {one.start} to {one.stop - 1}; raise "
+                f"max_length above {needed}, split the conversation or shorten it"
             )
     if needed > max_length:
         picture, (first, stop) = next((j, one) for j, one in enumerate(encoded.spans) if one[1] > max_length)

@@ -63,7 +63,7 @@ def loaded(features: Features, spec: SenseSpec) -> Float[np.ndarray, "n C"]:
     """The features as float32, checked against the sense's size."""
     name, array = described(features), _read(features)
     if array.ndim != 2 or not len(array):
-        raise FeatureError(f"{name}: shape {list(array.shape)}; features are float[n, C], n vectors of C values, n >= 1")
+        raise FeatureError(f"{name}: shape {list(array.shape)}; features are float[n, C], n of C values, n >= 1")
     field = f"config.model.senses.{features.sense}.encoder"
     if array.shape[1] != spec.width:
         raise FeatureError(

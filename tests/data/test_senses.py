@@ -146,8 +146,8 @@ def test_a_batch_of_them(tokenizer):
 @pytest.mark.parametrize(
     ("segment", "message"),
     [
-        (Features(np.zeros((7, 5)), "audio"), r"7 feature vectors, but sense 'audio' has room for 6 \(config\.model\.senses"),
-        (Features(np.zeros((3, 4)), "audio"), r"vectors of 4 values, but sense 'audio' reads 5 \(config\.model\.senses\.au"),
+        (Features(np.zeros((7, 5)), "audio"), r"7 feature vectors, but sense 'audio' has room for 6 \(config\.model\."),
+        (Features(np.zeros((3, 4)), "audio"), r"vectors of 4 values, but sense 'audio' reads 5 \(config\.model\.se"),
         (Features(np.zeros(5), "audio"), r"shape \[5\]; features are float\[n, C\]"),
         (Features(np.zeros((0, 5)), "audio"), r"shape \[0, 5\]"),
         (Features(np.full((2, 5), np.nan), "audio"), r"values that are not finite"),
@@ -171,7 +171,7 @@ def test_what_is_refused(segment, message, tokenizer, tmp_path, monkeypatch):
 
 
 def test_a_model_without_senses_says_so(tokenizer):
-    with pytest.raises(DataError, match=r"sense 'audio': the model has no such sense, it has none \(config\.model\.sen"):
+    with pytest.raises(DataError, match=r"sense 'audio': the model has no such sense, it has none \(config\.model"):
         encoded(said(Features(AUDIO, "audio")), tokenizer, senses=None)
 
 
@@ -202,7 +202,7 @@ def test_one_number_stands_for_all_rooms():
         some = rng.choice(50, rng.integers(1, 6), replace=False)
         if costs[some].sum() <= budget.total:
             assert (counts[some].sum(0) <= [4, 6]).all()
-    with pytest.raises(DataError, match=r"record 1: 7 rows for sense 'audio', but a group has room for 6 \(data\.senses"):
+    with pytest.raises(DataError, match=r"record 1: 7 rows for sense 'audio', but a group has room for 6 \(data\."):
         budget.check(np.zeros(2, int), {"audio": np.array([1, 7])}, lambda index: f"record {index}")
     with pytest.raises(DataError, match=r"1 rows for sense 'depth', but a group has room for 0"):
         budget.check(np.zeros(1, int), {"depth": np.array([1])}, str)

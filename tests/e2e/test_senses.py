@@ -17,6 +17,7 @@ from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.senses import add, part_of
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.recipe import Data, StageRecipe
+from lvlm_jax.run import Run
 from lvlm_jax.train.loop import IndexedBatches, fit
 from lvlm_jax.train.optim import OptimizerConfig
 from tests import tiny
@@ -84,8 +85,6 @@ def test_the_recipe_on_top_of_the_quickstart(tmp_path, monkeypatch, capsys):
     found = recipe.load("quickstart_senses:tiny", start)
     both = {"all": recipe.Start(workdir="runs/tiny"), "senses/cells": recipe.Start(hub="cells")}
     stage = dataclasses.replace(found.stages["add"], start=both)
-    from lvlm_jax.run import Run
-
     run = Run(dataclasses.replace(found, stages={"add": stage}), tmp_path / "runs" / "third")
     params = run.start("add", stage, *assemble.stage_model(found, stage))
     assert bits(params) == grown
@@ -95,11 +94,9 @@ def test_a_pair_for_another_width(tmp_path):
     """A start names both widths, and where each stands."""
     pair, own = part_of(tiny.SENSED, tiny.weights(tiny.SENSED), "senses/audio")
     export_folder(tmp_path / "audio", pair, own)
-    from lvlm_jax.run import Run
-
     found = recipe.load("quickstart_senses:tiny")
     stage = dataclasses.replace(found.stages["add"], start={"senses/cells": recipe.Start(hub=str(tmp_path / "audio"))})
     run = Run(dataclasses.replace(found, stages={"add": stage}), tmp_path / "run")
-    message = r"audio: its connector gives tokens of 32 values, .* \(its config\.json\), but config\.model\.llm\.width is 96"
+    message = r"audio: its connector gives tokens of 32 values, .*, but config\.model\.llm\.width is 96"
     with pytest.raises(ConfigError, match=message):
         run.start("add", stage, *assemble.stage_model(found, stage))

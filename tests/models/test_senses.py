@@ -41,11 +41,7 @@ def test_its_own_parts_keep_their_paths():
     assert shapes["senses"]["audio"]["connector"]["linear_1"]["kernel"].shape == (5, 32)
     assert set(shapes["senses"]["depth"]) == {"vision", "connector"}
     parts = P.parts(shapes)
-    assert list(parts) == ["vision", "connector", "llm", "senses/audio", "senses/depth"] or set(parts) == {
-        *plain,
-        "senses/audio",
-        "senses/depth",
-    }
+    assert set(parts) == {*plain, "senses/audio", "senses/depth"}
     assert P.joined(parts) == shapes
 
 
@@ -164,8 +160,8 @@ NO_DENSE = PerceiverConfig(latents=4, depth=1, heads=2, head_dim=4, project=Fals
     [
         (
             lambda: dataclasses.replace(BASE, senses=(("x", Sense(encoder=SLOT, connector=NO_DENSE)),)),
-            r"senses\.x\.connector\.project=False gives visual tokens of 8 values, the width of senses\.x\.encoder, but "
-            r".* decoder of llm\.width=32; set senses\.x\.connector\.project=True",
+            r"senses\.x\.connector\.project=False gives visual tokens of 8 values, the width of senses\.x\.encoder, "
+            r"but .* decoder of llm\.width=32; set senses\.x\.connector\.project=True",
         ),
         (
             lambda: dataclasses.replace(
@@ -178,9 +174,9 @@ NO_DENSE = PerceiverConfig(latents=4, depth=1, heads=2, head_dim=4, project=Fals
             r"senses: 'image': a name is letters, digits and _, there once, and not image or video",
         ),
         (lambda: dataclasses.replace(BASE, senses=tuple(tiny.SENSES.items()) * 2), r"senses: 'audio': a name is"),
-        (lambda: Sense(encoder=tiny.CLIP, connector=MlpConfig()), r"image=None with an encoder of kind ViT: image says"),
+        (lambda: Sense(encoder=tiny.CLIP, connector=MlpConfig()), r"image=None with an encoder of kind ViT: image"),
         (
-            lambda: dataclasses.replace(tiny.SENSES["depth"], encoder=tiny.DINOV2.__class__(image_size=14, patch_size=7)),
+            lambda: dataclasses.replace(tiny.SENSES["depth"], encoder=dataclasses.replace(tiny.SIGLIP, image_size=14)),
             r"image\.size=28, image\.patch=7 give 16 patches of 147 values, but the encoder reads 4 of 147",
         ),
         (lambda: Sense(encoder=FeatureSlot(length=6, width=5), connector=PixelShuffleConfig()), r"square"),
@@ -199,7 +195,7 @@ def test_a_batch_for_another_model():
     plain = {name: tree for name, tree in params.items() if name != "senses"}
     with pytest.raises(ValueError, match=r"batch\.senses names \['audio', 'depth'\]; this model has no named senses"):
         run(LVLM(BASE), plain, fed, "embed")
-    with pytest.raises(ValueError, match=r"batch\.senses names \['touch'\]; the model's senses are \['audio', 'depth'\]"):
+    with pytest.raises(ValueError, match=r"names \['touch'\]; the model's senses are \['audio', 'depth'\]"):
         run(model, params, fed.replace(senses={"touch": fed.senses["audio"]}), "embed")
 
 
