@@ -73,17 +73,30 @@ def _connector(kind: str) -> Any:
     return section
 
 
-def _towers() -> dict[str, Any]:
-    """Every released tower; one that ends in a pooling head, which a language model does not read, goes without."""
-    families = dict.fromkeys(vision.FAMILIES.values())
-    found = {name: config for family in families for name, config in family.PRESETS.items()}
-    pooled = [name for name, config in found.items() if getattr(config, "pool", None) == "map"]
-    return found | {name: dataclasses.replace(found[name], pool="none") for name in pooled}
+_TOWERS = (
+    vision.clip,
+    vision.siglip,
+    vision.siglip2,
+    vision.plain_vit,
+    vision.dinov2,
+    vision.blip2_vit,
+    vision.eva,
+    vision.nfnet,
+)
+
+
+def _tower(config: VisionConfig) -> Any:
+    """The section of a released tower, without a pooling head or a classifier, which a language model does not read."""
+    fields = {"classes": 0} if getattr(config, "classes", 0) else {}
+    fields |= {"pool": "none"} if getattr(config, "pool", None) in ("map", "tanh") else {}
+    return to_config(dataclasses.replace(config, **fields))
 
 
 NAMED: dict[str, Named] = {
     "model.connector": {kind: lambda kind=kind: _connector(kind) for kind in CONNECTORS},
-    "model.vision": {name: lambda config=config: to_config(config) for name, config in _towers().items()},
+    "model.vision": {
+        name: lambda config=config: _tower(config) for family in _TOWERS for name, config in family.PRESETS.items()
+    },
     "model.llm": {name: lambda config=config: to_config(config) for name, config in llm.PRESETS.items()},
     "model.fusion": {"none": lambda: None, "cross_attention": lambda: to_config(CrossAttentionConfig())},
 }

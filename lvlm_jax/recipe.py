@@ -355,7 +355,7 @@ def resolve(config: Any) -> Recipe:
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED`: sections that a name stands for."""
+    """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED`: what a name stands for."""
     return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED))
 
 

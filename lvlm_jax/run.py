@@ -36,7 +36,7 @@ from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
+from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe
 from lvlm_jax.report import training
 from lvlm_jax.train.log import read_rows
 from lvlm_jax.train.loop import fit, stops_cleanly

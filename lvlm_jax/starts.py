@@ -82,6 +82,6 @@ def _check_width(described: Described, names: set[str], width: int, source: str)
     if (made := theirs(described.config)) != width:
         raise ConfigError(
             f"{source}: its connector gives tokens of {made} values, the width of the language model that it was "
-            f"trained before (its config.json), but config.model.llm.width is {width}; a connector serves one width: train it "
-            "before this language model"
+            f"trained before (its config.json), but config.model.llm.width is {width}; a connector serves one "
+            "width: train it before this language model"
         )

@@ -123,9 +123,7 @@ def _segment(value: Any) -> Segment:
     )
 
 
-def _before_last_question(
-    turns: tuple[Turn, ...], pictures: tuple[Image | Video | Features, ...]
-) -> tuple[Turn, ...]:
+def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image | Video | Features, ...]) -> tuple[Turn, ...]:
     asked = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if not asked:
         raise ValueError("prompt: there is no user turn to put the pictures in")

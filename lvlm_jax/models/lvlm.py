@@ -20,7 +20,6 @@ from lvlm_jax.processing.senses import SenseSpec
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 from lvlm_jax.vision import VisionConfig
 
-
 _TAKEN = ("image", "video")
 
 

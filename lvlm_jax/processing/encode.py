@@ -229,7 +229,7 @@ def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float
     """
     view: list[tuple[str, float, bool]] = []
     at = 0
-    for first, stop, name in sorted(_marks(encoded)) + [(len(encoded.tokens),) * 2 + ("",)]:
+    for first, stop, name in [*sorted(_marks(encoded)), (len(encoded.tokens), len(encoded.tokens), "")]:
         run = encoded.tokens[at:first].tolist()
         weights = encoded.weights[at:first].tolist()
         view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]

@@ -226,7 +226,7 @@ def test_the_loader_brings_them(tokenizer, tmp_path, workers):
     np.testing.assert_array_equal(again.senses["audio"], np.ones(8, int))
     budget = Budget(pictures=0, senses={"audio": 3})
     cost = budget.cost(measured.pictures, measured.senses)
-    plan = PackingPlan(measured.lengths, cost, seed=0, rows=4, length=64, groups=2, vision_rows=budget.total)
+    plan = PackingPlan(measured.lengths, cost, seed=0, rows=4, length=128, groups=2, vision_rows=budget.total)
     loader = Loader(
         source, encode_one, None, plan=plan, visual_tokens=16, pad_id=0, senses=SPECS, budget=budget, workers=workers,
         pictures=measured.pictures,
