@@ -248,9 +248,9 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
         raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
     if args.mask_codec and not args.draw:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
+    shown = {"images": args.image, "videos": args.video, "features": _features(args.features)}
     model = _load(args)
-    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")}
-    settings |= {"images": args.image, "videos": args.video, "features": _features(args.features)}
+    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")} | shown
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
         said = [pieces] if args.no_stream else []

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import io
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lvlm_jax.connectors import MlpConfig
+from lvlm_jax.infer.chat import repl
+from lvlm_jax.infer.prompt import as_example
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.processing.schema import Features, Image
@@ -67,9 +70,23 @@ def test_what_is_kept_of_a_chat(tmp_path, monkeypatch):
     np.testing.assert_array_equal(chat.turns[0].segments[0].source, A)
 
 
-def test_a_prompt_as_text():
-    from lvlm_jax.infer.prompt import as_example
+def test_the_terminal(tmp_path, monkeypatch):
+    few_shapes(monkeypatch)
+    np.save(tmp_path / "a.npy", A)
+    lines, out = iter(["/features touch=x.npy", f"/features audio={tmp_path}/a.npy", "what?", "/quit"]), io.StringIO()
+    asked = []
 
+    def read(prompt):
+        asked.append(prompt)
+        return next(lines)
+
+    repl(system(), read=read, out=out, thumbnails=False, max_new_tokens=3)
+    assert "/features touch=x.npy: give SENSE=PATH; its senses are audio" in out.getvalue()
+    assert "a.npy: for sense audio; now ask about it" in out.getvalue()
+    assert asked == ["you> ", "you> ", "you [1 other]> ", "you> "]
+
+
+def test_a_prompt_as_text():
     assert "<audio>" in system().prompt_text(as_example("what?", features={"audio": A}))
 
 
