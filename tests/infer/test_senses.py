@@ -83,7 +83,7 @@ def test_the_terminal(tmp_path, monkeypatch):
     repl(system(), read=read, out=out, thumbnails=False, max_new_tokens=3)
     assert "/features touch=x.npy: give SENSE=PATH; its senses are audio" in out.getvalue()
     assert "a.npy: for sense audio; now ask about it" in out.getvalue()
-    assert asked == ["you> ", "you> ", "you [1 other]> ", "you> "]
+    assert asked == ["you> ", "you> ", "you [1 other(s)]> ", "you> "]
 
 
 def test_a_prompt_as_text():
