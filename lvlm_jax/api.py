@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from lvlm_jax import llm, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
-from lvlm_jax.hub import beside, download, peft
+from lvlm_jax.hub import beside, download, peft, senses
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.infer.system import System
@@ -41,6 +42,7 @@ def load(
     vision: str | Path | None = None,
     adapter: str | Path | None = None,
     model_base: str | Path | None = None,
+    sense: Sequence[str | Path] = (),
     token: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
@@ -68,6 +70,7 @@ def load(
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
         their adapters, alone.
+      sense: pairs of encoder and connector that were exported alone (``lvlm convert export --part``), to be added.
       rows: the most prompts of one batch.
 
     Raises:
@@ -85,18 +88,21 @@ def load(
     hub = {"token": token, "cache": cache, "offline": offline}
     folder = _folder(name_or_folder, revision, hub)
     loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
-    params = loaded.params
+    config, params = loaded.config, loaded.params
+    for pair in sense:
+        with download.named("sense= (--sense)"):
+            config, params = senses.add(config, params, pair, mesh=mesh, dtype=kept, **hub)
     if adapter is not None:
         with download.named("adapter= (--adapter)"):
             adapter = download.resolve(adapter, **hub)
-        params = peft.apply(params, loaded.config, adapter)
+        params = peft.apply(params, config, adapter)
     if not isinstance(tokenizer, Tokenizer):
         with download.named("tokenizer=") if tokenizer else contextlib.nullcontext():
             tokenizer = beside.tokenizer(tokenizer or model_base or folder)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(
-        model=LVLM(loaded.config, dtype=dtype),
+        model=LVLM(config, dtype=dtype),
         params=params,
         tokenizer=tokenizer,
         spec=_image_spec(folder, loaded),

@@ -20,6 +20,7 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.senses import Budget
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.fusion import visual_expert
 from lvlm_jax.hub import beside, download, formats
@@ -120,7 +121,7 @@ def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
     if stage.loss != "language":
         return None
     data, mask = stage.data, stage.stage("x").mask(params)
-    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures}
+    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures, "senses": data.senses}
     return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
 
 
@@ -147,6 +148,7 @@ def template_of(model: Model, name: str | None = None) -> Template:
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
     """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
     others = tuple(template_of(model, name) for name in data.member_templates)
+    heard = {"senses": model.lvlm.specs} if model.senses and not text else {}
     return functools.partial(
         encode_each,
         template=template_of(model, data.template or data.own_template or None),
@@ -158,6 +160,7 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         embedding_size=(text or model.lvlm).vocab,
         spec=None if text else model.image,
         video=model.video,
+        **heard,
     )
 
 
@@ -176,14 +179,17 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         print(_left_out(measured), file=sys.stderr, flush=True)
     if text:
         _one_picture_each(source, measured)
+    room = {name: count // data.groups for name, count in data.senses.items()}
+    budget = Budget(pictures=data.pictures // data.groups, senses=room)
+    budget.check(measured.pictures, measured.senses, source.origin)
     plan = PackingPlan(
         measured.lengths,
-        measured.pictures,
+        budget.cost(measured.pictures, measured.senses),
         seed=recipe.seed,
         rows=data.rows,
         length=data.length,
         groups=data.groups,
-        vision_rows=data.pictures // data.groups,
+        vision_rows=budget.total,
         pack=data.pack,
         shares=getattr(source, "shares", None),
     )
@@ -203,6 +209,9 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         threads=data.threads,
         augment=change,
         weigh_by=data.weigh_by,
+        senses=None if text else model.lvlm.specs,
+        budget=budget,
+        pictures=measured.pictures,
     )
 
 
@@ -234,7 +243,7 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             where = f"stages.{name}.start.{part}"
             if start.workdir:
                 try:
-                    _check_size(recipe, stage, finished.last_stage(start.workdir))
+                    _check_size(recipe, stage, finished.last_stage(start.workdir), part)
                 except ConfigError as error:
                     out.append(f"{where}.workdir: {error}")
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
@@ -247,10 +256,11 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     return [", ".join(places) + fault for fault, places in found.items()]
 
 
-def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path) -> None:
-    """ConfigError where a stage's leaves have other shapes in what it shall begin with."""
+def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path, part: str) -> None:
+    """ConfigError where a stage's leaves have other shapes in what a part of it, or "all", shall begin with."""
     saved = checkpoint.saved_shapes(folder / "params")
     here = trees.flatten(trees.unstack_layers(abstract(*stage_model(recipe, stage))[0]))
+    here = {path: leaf for path, leaf in here.items() if part == "all" or path.startswith(f"{part}/")}
     both = {path: (saved[path].shape, leaf.shape) for path, leaf in here.items() if path in saved}
     other = [f"{path} is {there}, not {wanted}" for path, (there, wanted) in both.items() if there != wanted]
     if other:
@@ -332,24 +342,26 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them;
-    a visual expert that it lacks is a copy of its own layers. An error of what cannot be found names `field`.
+    a visual expert that it lacks is a copy of its own layers. A pair that was exported alone starts the one sense of
+    `like`. An error of what cannot be found names `field`.
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
-    whole = describe(formats.public_config(path), path).kind == "lvlm"
+    whole, parts = describe(formats.public_config(path), path).kind == "lvlm", trees.parts(like)
     kind = "vision" if [*like] == ["vision"] and not whole else None
     loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))
-    if not whole and len(like) > 1:
+    sensed = any(part.startswith("senses/") for part in parts)
+    if not whole and (len(parts) > 1 or sensed != (loaded.kind == "sense")):
         raise ConfigError(
-            f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(like)}; name one part"
+            f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(parts)}; name one part"
         )
-    found = loaded.params if whole else dict.fromkeys(like, loaded.params)
-    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    found = trees.parts(loaded.params) if whole else dict.fromkeys(parts, loaded.params)
+    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in parts if part in found})
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
-        raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
+        raise ConfigError(f"{start.hub} does not hold the recipe's {list(parts)}: {different[:5]} are on one side only")
     return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
 
 

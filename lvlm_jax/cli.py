@@ -176,6 +176,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
     command.add_argument("--adapter", help="a LoRA adapter of the peft package for this model: folder or hub name")
     command.add_argument("--model-base", help="the language model under the LLaVA authors' projector or adapters")
+    command.add_argument("--sense", action="append", default=[], help="a pair that was exported alone (repeatable)")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
 
 
@@ -206,7 +207,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> Any:
     from lvlm_jax import api
 
-    names = ("dtype", "revision", "template", "vision", "adapter", "model_base")
+    names = ("dtype", "revision", "template", "vision", "adapter", "model_base", "sense")
     model = api.load(args.model, **{name: getattr(args, name) for name in names})
     if (frames := getattr(args, "frames", None)) is None:
         return model
@@ -216,6 +217,13 @@ def _load(args: argparse.Namespace) -> Any:
 def _shown_arguments(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--image", action="append", default=[], help=f"a picture{what} (repeatable)")
     command.add_argument("--video", action="append", default=[], help=f"a video{what} (repeatable)")
+    command.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="SENSE=FILE",
+        help=f"a .npy or .npz file (or a picture) for a named sense{what} (repeatable)",
+    )
     command.add_argument("--frames", type=int, metavar="N", help="the most frames of a video; default the model's")
 
 
@@ -241,9 +249,9 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
         raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
     if args.mask_codec and not args.draw:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
+    shown = {"images": args.image, "videos": args.video, "features": _features(args.features)}
     model = _load(args)
-    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")}
-    settings |= {"images": args.image, "videos": args.video}
+    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")} | shown
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
         said = [pieces] if args.no_stream else []
@@ -263,6 +271,17 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _features(words: Sequence[str]) -> dict[str, list[str]]:
+    """The files for each named sense."""
+    out: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--features {word}: write SENSE=FILE, such as audio=clip.npy")
+        out.setdefault(name, []).append(path)
+    return out
+
+
 def _add_chat(add: Any) -> None:
     command = add("chat", _chat, "talk with a model: many turns, many pictures")
     _model_arguments(command)
@@ -273,7 +292,9 @@ def _add_chat(add: Any) -> None:
 def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.infer.chat import repl
 
-    repl(_load(args), images=args.image, videos=args.video, instruction=args.system, **_sampling(args))
+    _features(args.features)  # a mistake in these is found before the model is read
+    shown = {"images": args.image, "videos": args.video, "features": args.features}
+    repl(_load(args), **shown, instruction=args.system, **_sampling(args))
     return 0
 
 
@@ -301,6 +322,7 @@ def _add_convert(add: Any) -> None:
     exported.add_argument("out", help="folder to write")
     exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
     exported.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default as they are")
+    exported.add_argument("--part", metavar="PART", help="that part alone: senses/NAME, an encoder with its connector")
     exported.add_argument("--adapter", action="store_true", help="a workdir's adapters alone, as the peft package's")
     exported.add_argument("--overwrite", action="store_true")
 
@@ -325,14 +347,14 @@ def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax import api, assemble, finished, workdir
-    from lvlm_jax.hub import peft, rewrite
+    from lvlm_jax.hub import peft, rewrite, senses
     from lvlm_jax.hub.export import export_folder
 
     if args.adapter:
         config, params, base = finished.adapter(args.source)
         print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
         return 0
-    if rewrite.is_alone(args.source):
+    if not args.part and rewrite.is_alone(args.source):
         print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
         return 0
     if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
@@ -344,6 +366,8 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
         parts = model.config, model.params, model.tokenizer, model.spec, model.template
         video = model.video
     options = {"layout": args.layout, "video": video, "dtype": args.dtype, "overwrite": args.overwrite}
+    if args.part:
+        parts, options["video"] = senses.part_of(*parts[:2], args.part), None
     out = export_folder(args.out, *parts, **options)
     print(out)
     return 0

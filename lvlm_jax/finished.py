@@ -28,7 +28,8 @@ def last_stage(workdir: str | Path) -> Path:
 def saved_parts(folder: Path, like: dict) -> dict:
     """Parts of what a stage (or an import) left, in the layout of `like`; adapters are merged into their kernels."""
     tree, saved = checkpoint.load_params(folder, like=like, partial=True), checkpoint.saved_shapes(folder)
-    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.split("/")[0] in like}
+    here = tuple(f"{part}/" for part in trees.parts(like))
+    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.startswith(here)}
     if not low:
         return tree
     return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))

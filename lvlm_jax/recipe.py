@@ -20,13 +20,13 @@ from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.parts import NAMED, SenseSection, TextTower, connector_of, section_of
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig
-from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo.spec import Spec
 
 
@@ -35,7 +35,8 @@ class Model:
     """The model and what it eats. `connector` carries a ``kind``, a key of `connectors.CONNECTORS`.
 
     tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
-    system turn; None keeps the template's own. video: which frames of a video are shown; each is a picture.
+    system turn; None keeps the template's own. video: which frames of a video are shown; each is a picture. senses:
+    further pairs of encoder and connector, by name.
     """
 
     vision: VisionConfig
@@ -52,6 +53,7 @@ class Model:
     video: VideoSpec = DEFAULT
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    senses: dict[str, SenseSection] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -74,22 +76,10 @@ class Model:
     @property
     def lvlm(self) -> LVLMConfig:
         """The whole model's sizes."""
-        fields = dict(self.connector)
-        kind = fields.pop("kind", None)
-        if kind not in CONNECTORS:
-            raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
-        connector = build(CONNECTORS[kind], fields, "config.model.connector")
+        connector = connector_of(self.connector)
         same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
-        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTower:
-    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
-
-    text: TextTowerConfig
-    projection: int | None = None
-    bias: bool = False
+        senses = tuple((name, section.sense(name)) for name, section in self.senses.items())
+        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, senses=senses, **same)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +109,9 @@ class Data(Choice):
     source: a name of `data.registry.SOURCES`; that source's own fields (path, images, ...) stand beside it. rows,
     length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
     data shard; pictures: vision rows of a whole batch (one a picture, tile or frame of a video), divided among the
-    groups. pack: several examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise",
-    or "skip" and count. weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
+    groups; senses: the same of each named sense. pack: several examples a row. workers: processes that build batches, 0
+    for threads alone. on_bad: "raise", or "skip" and count. weigh_by: how much an example counts in the loss, a name of
+    `processing.weighting.WEIGHTINGS`.
     """
 
     template: str | None = None
@@ -134,6 +125,7 @@ class Data(Choice):
     augment: Augment = Augment()
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
+    senses: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +133,9 @@ class Data(Choice):
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
         if self.rows % self.groups or self.pictures % self.groups:
             raise ConfigError(f"rows={self.rows}, pictures={self.pictures}: must be multiples of groups={self.groups}")
+        for name, rows in self.senses.items():
+            if rows < 0 or rows % self.groups:
+                raise ConfigError(f"senses.{name}={rows}: must be a multiple of groups={self.groups}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,6 +281,9 @@ class Recipe:
                 f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
                 f"rows={stage.data.rows}"
             )
+        if unknown := sorted(stage.data.senses.keys() - self.model.senses.keys()):
+            known = list(self.model.senses)
+            raise ConfigError(f"stages.{name}.data.senses names {unknown}; the senses of config.model are {known}")
         if stage.loss == "language" and stage.data.length > self.model.llm.context:
             raise ConfigError(
                 f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "
@@ -357,8 +355,8 @@ def resolve(config: Any) -> Recipe:
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """A recipe by name or path with ``--config.a.b=value`` overrides."""
-    return resolve(configs.load(name, overrides, schema=Recipe))
+    """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED`: what a name stands for."""
+    return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED))
 
 
 def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
@@ -366,6 +364,8 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     names = {type_: name for name, type_ in CONNECTORS.items()}
     out = configs.to_config(spec.config)
     out.connector.kind = names[type(spec.config.connector)]
+    del out.senses
+    out.senses = {name: configs.to_config(section_of(sense)) for name, sense in spec.config.senses}
     out.image = configs.to_config(spec.image)
     out.video = configs.to_config(DEFAULT)
     out.tokenizer = tokenizer or spec.source

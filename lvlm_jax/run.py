@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lvlm_jax import assemble, checkpoint, compilation, finished, hosts
+from lvlm_jax import assemble, checkpoint, compilation, hosts, starts
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
@@ -36,7 +36,7 @@ from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
+from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe
 from lvlm_jax.report import training
 from lvlm_jax.train.log import read_rows
 from lvlm_jax.train.loop import fit, stops_cleanly
@@ -231,8 +231,8 @@ class Run:
     def start(self, name: str, stage: StageRecipe, model: Any, batch: Any) -> dict:
         """The parameters a stage begins with: random, then each part from where the recipe says."""
         shapes, axes = abstract(model, batch)
-        where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
-        key = self.key(name)
+        where = None if self.mesh is None else trees.parts(meshes.shardings(self.mesh, axes, shapes))
+        shapes, key = trees.parts(shapes), self.key(name)
         whole = set(shapes) if "all" in stage.start else set()
         given = {part: start for part, start in stage.start.items() if part != "all"}
         if unknown := sorted(set(given) - set(shapes)):
@@ -240,29 +240,19 @@ class Run:
         wanted = {part: {part} for part in given} | ({"all": whole - set(given)} if whole - set(given) else {})
         parts: dict = {}
         for part, names in wanted.items():
-            parts |= self.parts(f"stages.{name}.start.{part}", stage.start[part], names, shapes, where)
+            field = f"stages.{name}.start.{part}"
+            parts |= starts.parts(self.recipe, self.folder, field, stage.start[part], names, shapes, where, self.mesh)
         if missing := set(shapes) - set(parts):
-            fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
+            fresh = lambda key: _some(trees.parts(init(model, key, batch)), missing)  # noqa: E731
             cut = None if where is None else {part: where[part] for part in missing}
             with meshes.use(self.mesh):
                 parts |= jax.jit(fresh, out_shardings=cut)(key)
-        return {part: parts[part] for part in shapes}
+        return trees.joined({part: parts[part] for part in shapes})
 
     def key(self, name: str, more: int | None = None) -> jax.Array:
         """The random key of a stage's fresh weights, or of what else is drawn for it."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
         return key if more is None else jax.random.fold_in(key, more)
-
-    def parts(self, field: str, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
-        """Parts of the model from an earlier stage, another run, or a public checkpoint."""
-        like = {part: shapes[part] for part in sorted(names)}
-        if where is not None:
-            lay = {part: where[part] for part in like}
-            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, lay)
-        if start.hub:
-            return assemble.public_parts(start, like, self.mesh, f"--config.{field}.hub")
-        folder = self.folder / start.stage if start.stage else finished.last_stage(start.workdir)
-        return finished.saved_parts(folder / "params", like)
 
     def loader(self, name: str) -> Loader:
         """The batches of a stage; its records are read and measured here, or were before."""
@@ -332,6 +322,10 @@ class Run:
         shown = ((kind, s[f"{kind}s"][0]) for s in self.samples for kind in ("image", "video") if s.get(f"{kind}s"))
         flag, picture = next(shown, ("image", "PICTURE"))
         print(f"model:  {out}\ntry:    lvlm chat {out} --{flag} {picture}")
+
+
+def _some(parts: dict, names: set[str]) -> dict:
+    return {name: part for name, part in parts.items() if name in names}
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,15 @@ import numpy as np
 from lvlm_jax.data.check import Encode, origin_of
 from lvlm_jax.data.lengths import Measured, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.senses import Budget, collate_senses
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
-from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Clip, Encoded, Image
+from lvlm_jax.processing.schema import NEWLINE, TEXT, Batch, Clip, Encoded, Image, SenseRows
+from lvlm_jax.processing.senses import SenseSpec
 from lvlm_jax.processing.video import read_rows
 from lvlm_jax.processing.weighting import weighted
+from lvlm_jax.shapes import Int
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -47,6 +50,8 @@ def collate(
     spec: ImageSpec | None = None,
     picture: Picture | None = None,
     share: bool = False,
+    senses: Mapping[str, SenseSpec] | None = None,
+    sense_rows: Mapping[str, int] | None = None,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -56,6 +61,7 @@ def collate(
       spec: how a picture becomes patches; None for a batch without vision (then P and C are 0).
       picture: decodes one picture; default `read_rows`.
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
+      senses, sense_rows: how the segments of named senses are read, and the vision rows of a group for each.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -73,6 +79,7 @@ def collate(
         patches=np.zeros((groups, vision_rows, count, size), np.float32),
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+        senses=collate_senses(rows, length=length, groups=groups, specs=senses or {}, room=sense_rows or {}),
     )
     picture = picture or (lambda image, row, j: read_rows(image, spec))
     slots: dict[Any, list[int]] = {}
@@ -177,6 +184,9 @@ class Loader:
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
+      senses: how the segments of named senses are read, as bound in `encode`.
+      budget: the room of a group, by which the plan was made; default the plan's vision rows for pictures alone.
+      pictures: vision rows of each example; default those of the plan, which with named senses counts in other units.
     """
 
     def __init__(
@@ -195,6 +205,9 @@ class Loader:
         augment: Augment | None = None,
         keep_bytes: int = 128 * 2**20,
         weigh_by: str = "token",
+        senses: Mapping[str, SenseSpec] | None = None,
+        budget: Budget | None = None,
+        pictures: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -205,6 +218,8 @@ class Loader:
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
+        self.senses, self.budget = senses or {}, budget or Budget(pictures=plan.vision_rows)
+        self.pictures = plan.pictures if pictures is None else np.asarray(pictures)
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
 
@@ -220,11 +235,13 @@ class Loader:
             [[self._encode(index) for index in row] for row in rows],
             length=self.plan.length,
             groups=self.plan.groups // self.hosts,
-            vision_rows=self.plan.vision_rows,
+            vision_rows=self.budget.pictures,
             visual_tokens=self.visual_tokens,
             pad_id=self.pad_id,
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
+            senses=self.senses,
+            sense_rows=self.budget.senses,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
@@ -261,7 +278,7 @@ class Loader:
         What workers send lives in shared memory that ends with grain's wrapper, while the CPU backend may go on reading
         the array in place: so it is copied once, and no wrapper outlives this call.
         """
-        return Batch(**{name: np.array(a) for name, a in arrays.items()} if self.workers else arrays)
+        return _batch_of({name: np.array(a) for name, a in arrays.items()} if self.workers else arrays)
 
     def _encode(self, index: int) -> Encoded:
         try:
@@ -269,7 +286,7 @@ class Loader:
         except Exception as error:
             raise self._with_origin(error, index) from error
         planned = int(self.plan.lengths[index]), int(self.plan.pictures[index])
-        if planned != (len(encoded.tokens), encoded.vision_rows):
+        if planned != (len(encoded.tokens), int(self.budget.cost(encoded.vision_rows, encoded.sense_rows))):
             raise DataError(
                 f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {encoded.vision_rows} pictures "
                 f"(tiles and frames counted), but the plan was made for {planned[0]} and {planned[1]}; data or "
@@ -312,7 +329,7 @@ class Loader:
     def _owner(self, k: int, row: int, j: int) -> int:
         """The example that vision row `j` of a text row belongs to."""
         examples = self.plan.batch(k)[row]
-        ends = np.cumsum(self.plan.pictures[list(examples)])
+        ends = np.cumsum(self.pictures[list(examples)])
         return examples[int(np.searchsorted(ends, j, side="right"))]
 
 
@@ -337,11 +354,26 @@ class _Batches:
         return _FOREVER
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch = self.loader.build(self.start + int(index))
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return _arrays_of(self.loader.build(self.start + int(index)))
 
     def __repr__(self) -> str:
         return f"{self.loader!r} from {self.start}"
+
+
+def _arrays_of(batch: Batch) -> dict[str, np.ndarray]:
+    """A batch as arrays by name, those of a named sense as ``NAME/field``."""
+    flat = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "senses"}
+    for name, rows in (batch.senses or {}).items():
+        flat |= {f"{name}/{field.name}": getattr(rows, field.name) for field in dataclasses.fields(rows)}
+    return flat
+
+
+def _batch_of(arrays: Mapping[str, np.ndarray]) -> Batch:
+    """The batch that `_arrays_of` took apart."""
+    names = dict.fromkeys(path.split("/")[0] for path in arrays if "/" in path)
+    fields = [field.name for field in dataclasses.fields(SenseRows)]
+    senses = {name: SenseRows(**{field: arrays[f"{name}/{field}"] for field in fields}) for name in names}
+    return Batch(**{path: a for path, a in arrays.items() if "/" not in path}, senses=senses or None)
 
 
 def _close_at_exit(batches: Generator) -> None:

@@ -52,6 +52,10 @@ def _embed(model: Model, params: Params, patches: Array, positions: Array, segme
     return model.apply({"params": params}, patches, positions, segments, method="embed_images")
 
 
+_NOTHING = Encoded(*(np.zeros(0, kind) for kind in (np.int32, np.float32, np.int32)))
+"""A row that only fills a batch up."""
+
+
 def _no_text(tokens: Sequence[int]) -> str:
     return ""
 
@@ -205,6 +209,10 @@ class Generator:
         # Rows about one picture share it, but not where what stands for it in a row depends on the row.
         share, shared = count // self.groups, self.model.config.shares_pictures
         pictures = max(_vision_rows(filled[i : i + share], shared) for i in range(0, count, share))
+        room = {}
+        for name in sorted({name for prompt in prompts for name in prompt.sense_rows}):
+            needs = [p.sense_rows.get(name, 0) for row in filled for p in (row or [_NOTHING])]
+            room[name] = power(max(sum(needs[i : i + share]) for i in range(0, count, share)))
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -214,6 +222,8 @@ class Generator:
             pad_id=self.pad_id,
             spec=self.spec,
             share=shared,
+            senses=getattr(self.model.config, "specs", None),
+            sense_rows=room,
         )
         return left_padded(batch)
 

@@ -1,5 +1,6 @@
 """Prompts as rows of a few shapes, so that few programs are compiled."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -26,4 +27,8 @@ def left_padded(batch: Batch) -> Batch:
     order = (np.arange(length) - shift) % length
     fields = ("tokens", "weights", "positions", "segments", "image_index")
     moved: dict[str, Callable | np.ndarray] = {f: np.take_along_axis(getattr(batch, f), order, 1) for f in fields}
-    return batch.replace(**moved)
+    senses = batch.senses and {
+        name: dataclasses.replace(one, index=np.take_along_axis(one.index, order, 1))
+        for name, one in batch.senses.items()
+    }
+    return batch.replace(**moved, senses=senses)

@@ -13,10 +13,14 @@ from lvlm_jax.fusion.cross_attention import CrossAttention, CrossAttentionConfig
 from lvlm_jax.fusion.words import Words
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.mesh import constrain
+from lvlm_jax.models.senses import Sense, Senses, check_width, dummy_rows
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import Batch
+from lvlm_jax.processing.senses import SenseSpec
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 from lvlm_jax.vision import VisionConfig
+
+_TAKEN = ("image", "video")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class LVLMConfig:
     with a learned vector (CogVLM's visual expert, `fusion.visual_expert`).
     fusion: gated cross-attention between the decoder's layers, instead of soft tokens in the text.
     words: so many words beyond the decoder's vocabulary, in matrices of their own beside its (Idefics).
+    senses: further pairs of encoder and connector by name (`models.senses`); vision and connector are the first.
     """
 
     vision: VisionConfig
@@ -38,8 +43,10 @@ class LVLMConfig:
     expert: bool = False
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    senses: tuple[tuple[str, Sense], ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_senses()
         if self.expert:
             visual_expert.check(self.llm)
             if self.newline or self.attention != "causal":
@@ -66,6 +73,25 @@ class LVLMConfig:
                 f"newline=True with {self.visual_tokens} visual tokens of a picture, which is no square: tiles make "
                 "one grid only where each is one (set class_feature=False, or choose another connector)"
             )
+
+    def _check_senses(self) -> None:
+        names = [name for name, _ in self.senses]
+        for name in names:
+            if not name.isidentifier() or name in _TAKEN or names.count(name) > 1:
+                raise ValueError(
+                    f"senses: {name!r}: a name is letters, digits and _, there once, and not {' or '.join(_TAKEN)}, "
+                    "which records mark pictures and videos with"
+                )
+        if self.fusion is None:
+            check_width(self.connector, self.vision.width, self.llm.width, "connector", "vision")
+        for name, sense in self.senses:
+            at = f"senses.{name}"
+            check_width(sense.connector, sense.encoder.width, self.llm.width, f"{at}.connector", f"{at}.encoder")
+
+    @property
+    def specs(self) -> dict[str, SenseSpec]:
+        """How the segments of each named sense are read."""
+        return {name: sense.spec for name, sense in self.senses}
 
     @property
     def visual_tokens(self) -> int:
@@ -106,7 +132,8 @@ class LVLM(nn.Module):
       >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
       ((1024, 4096), ('embed', 'mlp'))
 
-    Parameters: ``vision``, ``connector``, ``llm``; ``newline``, ``ends``, ``fusion``, ``words`` where there are some.
+    Parameters: ``vision``, ``connector``, ``llm``; ``newline``, ``ends``, ``fusion``, ``words``, ``senses/NAME`` where
+    there are some.
     """
 
     config: LVLMConfig
@@ -129,6 +156,8 @@ class LVLM(nn.Module):
             self.fusion = CrossAttention(c.fusion, c.llm.width, c.llm.depth, self.dtype, self.scan, self.remat)
         if c.words:
             self.words = Words(c.words, c.llm.width, c.llm.tied, self.dtype)
+        if c.senses:
+            self.senses = Senses(c.senses, c.llm.width, self.dtype, self.scan, self.remat)
 
     def __call__(self, batch: Batch, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
         """A whole batch -> (hidden states after the final norm, cache filled from position 0 where one is given)."""
@@ -173,7 +202,7 @@ class LVLM(nn.Module):
 
     def _fused(self, batch: Batch, cache: Any, index: Any) -> tuple[Float[Array, "B T D"], Any]:
         """`__call__` with gated cross-attention."""
-        x, ranges, media = self.embed_tokens(batch.tokens), self.ranges(batch), self.media(batch)
+        x, ranges, media = self.embed(batch), self.ranges(batch), self.media(batch)
         if self.is_initializing():
             self.fusion(x, media)
             return self.llm(x, batch.positions, ranges)
@@ -203,6 +232,8 @@ class LVLM(nn.Module):
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Token embeddings with the pictures filled in, where they stand in the text."""
         text = self.embed_tokens(batch.tokens)
+        if batch.senses:
+            text = self._sensed(text, batch)
         if self.config.fusion is not None:
             return text
         if batch.patches.shape[1] == 0 and not self.is_initializing():
@@ -211,6 +242,15 @@ class LVLM(nn.Module):
         if self.config.newline:
             visual = soft_tokens.append(visual, self.newline())
         return soft_tokens.fill(text, visual, batch.image_index)
+
+    def _sensed(self, text: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B T D"]:
+        """The embeddings with what the named senses give in its places."""
+        if not self.config.senses:
+            names = sorted(batch.senses)
+            raise ValueError(f"batch.senses names {names}; this model has no named senses (config.senses)")
+        for name, tokens in self.senses(batch.senses).items():
+            text = soft_tokens.fill(text, tokens, batch.senses[name].index)
+        return text
 
     def embed_images(
         self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
@@ -274,4 +314,5 @@ def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) 
         patches=jnp.zeros((1, n, p, c), jnp.float32),
         patch_positions=jnp.zeros((1, n, p, 2), jnp.int32),
         patch_segments=jnp.ones((1, n, p), jnp.int32),
+        senses={name: dummy_rows(sense, rows, length) for name, sense in getattr(config, "senses", ())} or None,
     )

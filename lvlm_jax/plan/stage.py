@@ -147,7 +147,7 @@ def plan_stage(
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
-    batch = batch_of(recipe.model.lvlm, data.rows, data.length, data.pictures, data.groups, program.batch)
+    batch = batch_of(recipe.model.lvlm, data.rows, data.length, data.pictures, data.groups, program.batch, data.senses)
     held = Memory(
         trained=share(program.state.trained),
         frozen=share(frozen),
@@ -235,17 +235,26 @@ def kernel_flops(work: hlo.Work, attention: str) -> float:
     return total
 
 
-def batch_of(config: LVLMConfig, rows: int, length: int, pictures: int, groups: int, where: Any) -> Any:
-    """The shapes of a batch, every leaf lying as `where` says."""
+def batch_of(
+    config: LVLMConfig,
+    rows: int,
+    length: int,
+    pictures: int,
+    groups: int,
+    where: Any,
+    senses: Mapping[str, int] | None = None,
+) -> Any:
+    """The shapes of a batch, every leaf lying as `where` says; `senses`: vision rows of each named sense."""
     whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures))
 
-    def grouped(leaf: Any) -> jax.ShapeDtypeStruct:
+    def grouped(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = leaf.shape
+        count = (senses or {}).get(path[1].key, 0) if path[0].name == "senses" else pictures
         if len(shape) > 2:  # what travels in groups: [1, N, ...]
-            shape = (groups, pictures // groups, *shape[2:])
+            shape = (groups, count // groups, *shape[2:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
 
-    return jax.tree.map(grouped, whole)
+    return jax.tree_util.tree_map_with_path(grouped, whole)
 
 
 def share(tree: Any) -> float:

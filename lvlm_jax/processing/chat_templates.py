@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from lvlm_jax.processing import chat_jinja
-from lvlm_jax.processing.schema import Image, Text, Turn
+from lvlm_jax.processing.schema import Image, Shown, Text, Turn
 
 BOS = "bos"
 """Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
@@ -31,7 +31,7 @@ class Piece:
     alone: bool = False
 
 
-Rendered = list[Piece | Image]
+Rendered = list[Piece | Shown]
 """What a template makes of a conversation."""
 
 
@@ -40,7 +40,7 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     turns = list(turns)
     system = None
     if turns and turns[0].role == "system":
-        if any(isinstance(s, Image) for s in turns[0].segments):
+        if any(isinstance(s, Shown) for s in turns[0].segments):
             raise ValueError("turn 0 (system): a picture in the system turn; move it to the first user turn")
         system = _plain_text(turns.pop(0))
     offset = 0 if system is None else 1
@@ -128,7 +128,7 @@ def _segments(turn: Turn, weight: float = 0.0) -> Rendered:
             continue
         out.append(segment)
         following = turn.segments[index + 1] if index + 1 < len(turn.segments) else None
-        if isinstance(following, Image) or (isinstance(following, Text) and not following.text.startswith("\n")):
+        if isinstance(following, Shown) or (isinstance(following, Text) and not following.text.startswith("\n")):
             out.append(Piece("\n", weight))
     return out
 
@@ -141,9 +141,9 @@ def _plain(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
             "another chat template"
         )
     out: Rendered = [Piece(BOS, special=True)]
-    out += [s for s in turns[0].segments if isinstance(s, Image)]
+    out += [s for s in turns[0].segments if isinstance(s, Shown)]
     if not generate:
-        out += [s if isinstance(s, Image) else Piece(s.text, 1.0) for s in turns[1].segments]
+        out += [s if isinstance(s, Shown) else Piece(s.text, 1.0) for s in turns[1].segments]
         out.append(Piece("\n", 1.0))
     return out
 
@@ -253,10 +253,10 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
         )
     if system:
         raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
-    out: Rendered = [s for s in turns[0].segments if isinstance(s, Image)]
+    out: Rendered = [s for s in turns[0].segments if isinstance(s, Shown)]
     out += [Piece("<bos>", special=True), Piece(_plain_text(turns[0])), Piece("\n", alone=True)]
     if not generate:
-        if any(isinstance(s, Image) for s in turns[1].segments):
+        if any(isinstance(s, Shown) for s in turns[1].segments):
             raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
         out += [Piece(_plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
     return out

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from lvlm_jax.processing.chat_templates import BOS, EOS, Piece, Template
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
-from lvlm_jax.processing.schema import TEXT, Clip, Encoded, Example, Image
+from lvlm_jax.processing.schema import TEXT, Clip, Encoded, Example, Features, Image, Placed, Shown
+from lvlm_jax.processing.senses import SenseSpec, place
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
@@ -31,20 +33,22 @@ def encode(
     embedding_size: int | None = None,
     spec: ImageSpec | None = None,
     video: VideoSpec = DEFAULT,
+    senses: Mapping[str, SenseSpec] | None = None,
 ) -> Encoded:
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
     Every picture takes `visual_tokens` positions that hold `image_token_id` at weight 0 (none when 0), or with a `spec`
     that cuts tiles as many as its width and height ask for (its header is read, nothing is decoded). Of a video the
     frames that `video` chooses are pictures, by its header too, and its sentence follows them. `generate` gives the
-    prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole
+    prompt up to where the assistant begins, all weights 0. `senses` says how the segments of named senses are read,
+    which take positions of their own. `max_length` drops trailing text only, after a whole
     answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
     `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
         pieces = template.render(shown.turns, generate)
-        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video)
+        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video, senses or {})
     except ValueError as error:
         raise DataError(f"{_where(example)}: {error}") from error
     # Nothing stands before the first token: packed, it would be predicted from the example to the left.
@@ -85,18 +89,28 @@ def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens:
     return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
 
 
+def _sensed(piece: Shown, senses: Mapping[str, SenseSpec], start: int) -> Placed:
+    """A segment of a named sense, from a position on."""
+    if piece.sense not in senses:
+        known = f"its senses are {', '.join(senses)}" if senses else "it has none"
+        raise ValueError(f"sense {piece.sense!r}: the model has no such sense, {known} (config.model.senses)")
+    return place(piece, piece.sense, senses[piece.sense], start)
+
+
 def _assemble(
-    pieces: list[Piece | Image],
+    pieces: list[Piece | Shown],
     tokenizer: Tokenizer,
     visual_tokens: int,
     image_token_id: int,
     spec: ImageSpec | None,
     video: VideoSpec,
+    senses: Mapping[str, SenseSpec],
 ) -> Encoded:
-    """Tokenize runs of adjacent text, and put special tokens and pictures between them."""
+    """Tokenize runs of adjacent text, and put special tokens, pictures and features between them."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     images: list[Image] = []
     spans: list[Span] = []
+    placed: list[Placed] = []
     run: list[Piece] = []
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
     first = True
@@ -107,7 +121,11 @@ def _assemble(
         if run:
             parts.append(_tokenize(run, tokenizer, first))
             run, first = [], False
-        if isinstance(piece, Image):
+        if isinstance(piece, Features) or (isinstance(piece, Image) and piece.sense):
+            one = _sensed(piece, senses, sum(len(part[0]) for part in parts))
+            parts.append((np.full(one.size, image_token_id), np.zeros(one.size), np.full(one.size, TEXT)))
+            placed.append(one)
+        elif isinstance(piece, Image):
             here = _span(piece, spec, video, visual_tokens)
             before = visual_tokens * sum(one.rows for one in spans)
             index = np.where(here.index < 0, here.index, here.index + before)
@@ -133,6 +151,7 @@ def _assemble(
         images=tuple(images),
         rows=tuple(one.rows for one in spans),
         sizes=tuple(len(one.index) for one in spans),
+        placed=tuple(placed),
     )
 
 
@@ -173,7 +192,13 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
     says = f"{_where(example)}: {total} tokens do not fit max_length {max_length}"
     if generate:
         raise DataError(f"{says}: a prompt cannot be cut without losing the question; shorten it or raise max_length")
-    needed = max((stop for _, stop in encoded.spans), default=0)
+    needed = max([stop for _, stop in encoded.spans] + [one.stop for one in encoded.placed], default=0)
+    for one in encoded.placed:
+        if one.stop > max_length:
+            raise DataError(
+                f"{says}: what sense {one.sense!r} reads fills positions {one.start} to {one.stop - 1}; raise "
+                f"max_length above {needed}, split the conversation or shorten it"
+            )
     if needed > max_length:
         picture, (first, stop) = next((j, one) for j, one in enumerate(encoded.spans) if one[1] > max_length)
         verb = "would cut a picture in half" if first < max_length else "would lose a picture"
@@ -205,17 +230,23 @@ def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float
     """
     view: list[tuple[str, float, bool]] = []
     at = 0
-    for number, (first, stop) in enumerate([*encoded.spans, (len(encoded.tokens),) * 2]):
-        if stop == 0 and number < len(encoded.spans):  # a picture that takes no position
-            continue
+    for first, stop, name in [*sorted(_marks(encoded)), (len(encoded.tokens), len(encoded.tokens), "")]:
         run = encoded.tokens[at:first].tolist()
         weights = encoded.weights[at:first].tolist()
         view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
-        if stop > first:
-            kind = "video" if isinstance(encoded.images[number].source, Clip) else "image"
-            view.append((f"[{kind} {number}: {stop - first} tokens]", 0.0, True))
+        if name:
+            view.append((f"[{name}: {stop - first} tokens]", 0.0, name.startswith(("image ", "video "))))
         at = stop
     return view
+
+
+def _marks(encoded: Encoded) -> list[tuple[int, int, str]]:
+    """(first position, one past the last, what to call it) of each picture that takes some, and of named senses."""
+    found = []
+    for number, (first, stop) in enumerate(encoded.spans):
+        kind = "video" if isinstance(encoded.images[number].source, Clip) else "image"
+        found += [(first, stop, f"{kind} {number}")] if stop > first else []
+    return found + [(one.start, one.stop, f"sense {one.sense}") for one in encoded.placed]
 
 
 def _token_texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:

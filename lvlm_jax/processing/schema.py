@@ -29,23 +29,40 @@ class Text:
 class Image:
     """A picture: a path, encoded bytes, a PIL image, uint8[H, W, 3], or a `Clip`, a picture of several frames.
 
-    under: of a path that a record names, the folder that such paths start from; for messages.
+    under: of a path that a record names, the folder that such paths start from; for messages. sense: which of a model's
+    named senses sees it; "" is the model's own eye.
     """
 
     source: Any
     under: str = dataclasses.field(default="", compare=False, repr=False)
+    sense: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
     """A clip: a path, encoded bytes, or its frames uint8[N, H, W, 3], of which `fps` are shown a second.
 
-    under: as for `Image`.
+    under, sense: as for `Image`.
     """
 
     source: Any
     under: str = dataclasses.field(default="", compare=False, repr=False)
     fps: float | None = None
+    sense: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features computed elsewhere, float[n, C]: an array, or the path of a .npy or .npz file.
+
+    sense: which of a model's named senses reads them. key: which array of an .npz file; one that holds a single array
+    needs none. under: as for `Image`.
+    """
+
+    source: Any
+    sense: str
+    key: str = ""
+    under: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +80,9 @@ class Clip:
     duration: float
 
 
-Segment = Text | Image | Video
+Segment = Text | Image | Video | Features
+Shown = Image | Features
+"""What a template leaves among the pieces of text: videos have become the `Image` of a `Clip` by then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +117,29 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Placed:
+    """A segment of a named sense in an encoded text.
+
+    start, size: the positions that it fills, in the order of the sense's tokens; rows: vision rows that it takes.
+    """
+
+    segment: Image | Features
+    start: int
+    size: int
+    rows: int = 1
+
+    @property
+    def sense(self) -> str:
+        """The name of its sense."""
+        return self.segment.sense
+
+    @property
+    def stop(self) -> int:
+        """One past its last position."""
+        return self.start + self.size
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """An `Example` as ids: what the packer packs.
 
@@ -105,7 +147,7 @@ class Encoded:
     example's own visual tokens fills this position (vision row r holds r*Q ... r*Q+Q-1), `TEXT` or `NEWLINE`.
     images: the pictures in reading order, a video (its `Clip`) counting as one; rows: vision rows of each (default
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
-    another, and so do its positions.
+    another, and so do its positions. placed: what named senses read; `visual` says `TEXT` there.
     """
 
     tokens: np.ndarray
@@ -114,6 +156,7 @@ class Encoded:
     images: tuple[Image, ...] = ()
     rows: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    placed: tuple[Placed, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -129,11 +172,36 @@ class Encoded:
         return sum(self.rows)
 
     @property
+    def sense_rows(self) -> dict[str, int]:
+        """Vision rows of each named sense that has some."""
+        names = dict.fromkeys(one.sense for one in self.placed)
+        return {name: sum(one.rows for one in self.placed if one.sense == name) for name in names}
+
+    @property
     def spans(self) -> list[tuple[int, int]]:
         """(first position, one past the last) of each picture; (0, 0) for one that takes none."""
         places = np.flatnonzero(self.visual != TEXT)
         ends = np.cumsum([0, *self.sizes])
         return [(int(places[a]), int(places[b - 1]) + 1) if b > a else (0, 0) for a, b in itertools.pairwise(ends)]
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class SenseRows:
+    """What one named sense of a `Batch` is fed, and where its tokens go.
+
+    | field           | shape            | meaning                                                                |
+    | --------------- | ---------------- | ---------------------------------------------------------------------- |
+    | index           | int32[B, T]      | the sense's token of the group that fills the position, -1 for none    |
+    | patches         | float32[G,N,P,C] | patches of pictures, or the vectors of a sequence of features          |
+    | patch_positions | int32[G,N,P,2]   | (row, column) of a patch; (0, place) of a feature                      |
+    | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a row                     |
+    """
+
+    index: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
+    patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
+    patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
 
 
 @pytree
@@ -154,6 +222,7 @@ class Batch:
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
+    | senses          | name: SenseRows  | of a model with named senses: what each is fed; None for none          |
     """
 
     tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]
@@ -164,6 +233,7 @@ class Batch:
     patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
     patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+    senses: dict[str, SenseRows] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

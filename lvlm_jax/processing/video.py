@@ -51,7 +51,7 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
                 segments.append(segment)
                 continue
             clip = choose(segment, spec, max_pixels)
-            segments.append(Image(clip))
+            segments.append(Image(clip, sense=segment.sense))
             if sentence := SENTENCES[spec.sentence](clip.times, clip.duration):
                 goes_on = number + 1 < len(turn.segments) and isinstance(turn.segments[number + 1], Text)
                 segments.append(Text(sentence + "\n" * goes_on))
@@ -67,7 +67,8 @@ def held(example: Example) -> Example:
         if not isinstance(clip, Clip):
             return segment
         shown = Video(np.stack([np.asarray(frame) for frame in frames(clip)]), fps=clip.rate)
-        return Image(dataclasses.replace(clip, video=shown, indices=tuple(range(len(clip.indices)))))
+        clip = dataclasses.replace(clip, video=shown, indices=tuple(range(len(clip.indices))))
+        return dataclasses.replace(segment, source=clip)
 
     turns = tuple(dataclasses.replace(t, segments=tuple(map(hold, t.segments))) for t in example.turns)
     return dataclasses.replace(example, turns=turns)

@@ -200,6 +200,12 @@ STATUS: tuple[Status, ...] = (
         status="parity, import and export",
         tested=("tests/parity/test_chameleon.py", "tests/hub"),
     ),
+    Status(
+        part="system",
+        what="Named senses: further encoders with their connectors, and features computed elsewhere",
+        status="trains alone, ships alone; no public counterpart",
+        tested=("tests/models/test_senses.py", "tests/e2e/test_senses.py"),
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from lvlm_jax.train.stages import trained_share
 
 ARGUMENTS = {
     "quickstart": ("tiny",),
+    "quickstart_senses": ("tiny",),
     "llava15_align": ("13b", "perceiver"),
     "llava15_instruct": ("13b", "perceiver", "full"),
     "llavanext_instruct": ("13b",),

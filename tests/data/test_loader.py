@@ -39,7 +39,8 @@ def take(loader, start, count):
 
 
 def fields(batch):
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return {name: value for name, value in found.items() if value is not None}  # no named senses here
 
 
 def same(a, b):
