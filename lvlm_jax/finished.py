@@ -9,7 +9,7 @@ from lvlm_jax import workdir as workdirs
 from lvlm_jax.config import ConfigError
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn import lora
-from lvlm_jax.recipe import Model
+from lvlm_jax.recipe import Recipe
 
 
 def last_stage(workdir: str | Path) -> Path:
@@ -34,11 +34,11 @@ def saved_parts(folder: Path, like: dict) -> dict:
     return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))
 
 
-def weights(workdir: str | Path) -> tuple[Model, dict]:
-    """(model section of the recipe, weights with adapters merged) of a finished run. ConfigError: it has not."""
+def weights(workdir: str | Path) -> tuple[Recipe, dict]:
+    """(recipe, weights with adapters merged) of a finished run. ConfigError: it has not."""
     folder = last_stage(workdir)
     params = checkpoint.load_params(folder / "params")
-    return recipes.resolve(workdirs.recipe_of(workdir)).model, lora.merge(params)
+    return recipes.resolve(workdirs.recipe_of(workdir)), lora.merge(params)
 
 
 def adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:

@@ -1,19 +1,24 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
-from lvlm_jax.config import ConfigError, build
+from lvlm_jax.config import ConfigError, build, near
 from lvlm_jax.connectors import CONNECTORS
+from lvlm_jax.data.augment import Augment
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
-from lvlm_jax.hub.configs import describe, public_config, read_json
+from lvlm_jax.hub.configs import describe, read_json
+from lvlm_jax.kinds import KINDS, SECTIONS
+from lvlm_jax.kinds.contrastive import TextTower
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
 from lvlm_jax.models.contrastive import DualEncoderConfig
@@ -26,7 +31,6 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig
-from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo.spec import Spec
 
 
@@ -82,34 +86,14 @@ class Model:
         same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
         return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTower:
-    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
-
-    text: TextTowerConfig
-    projection: int | None = None
-    bias: bool = False
+    @property
+    def width(self) -> tuple[str, int]:
+        """What a mesh cuts: its field, and how wide it is."""
+        return "llm.width", self.llm.width
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random changes of a training picture (`processing.image.augment`)."""
-
-    flip: bool = False
-    shift: int = 0
-    zoom: float = 0.0
-    rotate: float = 0.0
-    colour: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (("zoom", 1), ("colour", 1), ("rotate", 180.0001)):
-            if not 0 <= getattr(self, name) < most:
-                raise ConfigError(f"augment.{name}={getattr(self, name)}: from 0 (off) to below {most:g}")
-
-    def __bool__(self) -> bool:
-        """Whether anything changes."""
-        return self != Augment()
+AnyModel = functools.reduce(operator.or_, SECTIONS, Model)
+"""What ``config.model`` may be: a vision-language model, or what a kind of stages brings (`kinds`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,14 +161,16 @@ class StageRecipe:
     average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
     layers multiply, see `nn.quant.trained_in`.
     start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
-    random. evaluate: when the evaluation runs, any of "before", "after".
+    random. evaluate: when the evaluation runs, any of "before", "after". loss: the kind of stage, a name of
+    `kinds.KINDS`; settings: numbers of that loss, fields of the kind's own.
     """
 
     trains: tuple[str, ...]
     steps: int
     optimizer: OptimizerConfig
     data: Data
-    loss: Literal["language", "contrastive"] = "language"
+    loss: str = "language"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: dict[str, Start] = dataclasses.field(default_factory=dict)
     lora: Lora | None = None
     average: Average | None = None
@@ -229,13 +215,13 @@ class Evaluation:
 class Recipe:
     """A whole run.
 
-    run: the stages' names in order. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
+    run: the stages' names in order. beside: workdir of another run whose losses the report draws beside this one's. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
     scan: "auto" chooses by device. remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
     hang: seconds without a finished training step after which a process says where it stands and ends; 0: never.
     """
 
     name: str
-    model: Model
+    model: AnyModel
     stages: dict[str, StageRecipe]
     run: tuple[str, ...]
     contrastive: TextTower | None = None
@@ -251,6 +237,7 @@ class Recipe:
     export: bool = True
     report: bool = True
     hang: float = 1800.0
+    beside: str = ""
 
     def __post_init__(self) -> None:
         if self.mesh not in PRESETS:
@@ -271,31 +258,31 @@ class Recipe:
             self._check_export()
 
     def _check_export(self) -> None:
-        """What the export at the end would find: no public family holds a part."""
-        try:
-            public_config(self.model.lvlm, self.model.image_token_id, self.model.image)
-        except ValueError as error:
-            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
+        """What the export at the end would find: no public family holds a part, or a whole model of this kind."""
+        for name in self.run[-1:]:
+            kind = KINDS[self.stages[name].loss]
+            try:
+                if kind.exported is None:
+                    raise ValueError(f"stages.{name} of kind {self.stages[name].loss!r} trains no whole model")
+                kind.public(self)
+            except ValueError as error:
+                raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def _check(self, name: str, stage: StageRecipe) -> None:
-        if stage.loss == "contrastive" and self.contrastive is None:
-            raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
-        if stage.loss == "contrastive" and (stage.data.pack or stage.data.pictures != stage.data.rows):
+        if stage.loss not in KINDS:
             raise ConfigError(
-                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it "
-                f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
-                f"rows={stage.data.rows}"
+                f"stages.{name}.loss={stage.loss!r}{near(stage.loss, KINDS)}: choose one of {list(KINDS)}"
             )
-        if stage.loss == "language" and stage.data.length > self.model.llm.context:
+        wanted = KINDS[stage.loss].section or Model
+        if not isinstance(self.model, wanted):
             raise ConfigError(
-                f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "
-                "the positions that the language model knows"
+                f"stages.{name}.loss={stage.loss!r} trains what {wanted.__name__} describes, but config.model has the "
+                f"fields of {type(self.model).__name__}"
             )
         field = "evaluate" if stage.evaluate else "eval_every"
         if getattr(stage, field) and self.evaluation is None:
             raise ConfigError(f"stages.{name}.{field}={getattr(stage, field)} needs config.evaluation: on what")
-        if getattr(stage, field) and stage.loss == "contrastive":
-            raise ConfigError(f"stages.{name}.{field}: a contrastive stage trains no language model that could answer")
+        KINDS[stage.loss].checked(self, name, stage)
         before = self.run[: self.run.index(name)] if name in self.run else tuple(self.stages)
         for part, start in stage.start.items():
             if start.stage and start.stage not in before:
@@ -320,10 +307,10 @@ class Recipe:
             mesh = make_mesh(self.mesh, devices, self.tensor, self.fsdp)
         except ValueError as error:
             raise ConfigError(f"config.mesh={self.mesh}: {error}") from error
-        width, ways = self.model.llm.width, mesh.shape["fsdp"]
+        (field, width), ways = self.model.width, mesh.shape["fsdp"]
         if width % ways:
             raise ConfigError(
-                f"config.mesh={self.mesh}: model.llm.width={width:,} does not divide over {ways:,} devices, so each "
+                f"config.mesh={self.mesh}: model.{field}={width:,} does not divide over {ways:,} devices, so each "
                 f"would hold the weights whole; {self._fewer(width, ways, mesh.size // ways)}"
             )
         return mesh

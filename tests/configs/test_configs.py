@@ -19,6 +19,9 @@ ARGUMENTS = {
     "paligemma_finetune": ("448", "896", "v2"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
+    "unified_emoji": ("plain", "tiny"),
+    "blip2_stage1": ("pformer", "tiny"),
+    "pformer_pretrain": ("tiny",),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
 # (weights of the whole model, share in percent) of each stage that trains a vision-language model.
@@ -72,7 +75,7 @@ def test_a_recipe(word):
         rows = trained_share(shapes, mask)
         assert 0 < rows[-1].trained <= rows[-1].total
         assert set(stage.start) <= {*shapes, "all"}
-        assert dataclasses.is_dataclass(found.model.lvlm)
+        assert dataclasses.is_dataclass(found.model)
         assert set(axes) == set(shapes)
         if name in FULL.get(word, {}):
             total, share = FULL[word][name]
