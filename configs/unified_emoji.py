@@ -13,8 +13,8 @@ Run, in the folder of the checkout (npm comes with Node.js, 102 MB of packages):
 
 Hardware: planned for two CPU cores, 4 GiB of memory          Measured: not yet
 
-1. vq:      a small VQGAN learns to write drawings of 32 x 32 pixels as 64 codes out of 256 and to read them back, on the
-            drawings of three vendors.
+1. vq:      a small VQGAN learns to write drawings of 32 x 32 pixels as 64 codes out of 256 and to read them back, on
+            the drawings of three vendors.
 2. unified: a decoder learns words and codes in one sequence and one loss: picture then name (three vendors), name then
             picture (one vendor, so that a name has one drawing).
 
@@ -34,8 +34,8 @@ from lvlm_jax.data.emoji import SPECIALS, VENDORS
 DATA = "data/emoji"
 UNSEEN, DRAWN = "fluent", "twemoji"
 """The vendor that no stage sees, and the one whose drawings are to be drawn."""
-SIZE, CODES, WORDS = 32, 256, 2048
-"""Rows for words: more than the names of all concepts have."""
+SIZE, CODES, WORDS = 32, 256, 1472
+"""Of the names of all concepts there are 1,467 words, special tokens among them; the other rows stay unused."""
 
 STABLE = {"qk_norm": "head_layer", "z_loss": 1e-5, "warmup": 0.05, "spike": 3.0}
 """Chameleon's kit (arXiv 2405.09818, section 2.3: query-key norm, z-loss of 1e-5), warm-up, and skipped spikes."""

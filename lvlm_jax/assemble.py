@@ -309,6 +309,11 @@ def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
 def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
     """(model, tokenizer) of a recipe, or with another tokenizer."""
     model = recipes.load(config).model
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"--config={config}: data are looked at as a vision-language model sees them, and this recipe has none; "
+            "give another, such as --config=llava15_align"
+        )
     if tokenizer:
         model = dataclasses.replace(model, tokenizer=tokenizer)
         return model, tokenizer_of(model, "--tokenizer")

@@ -231,7 +231,9 @@ def _add_generate(add: Any) -> None:
         metavar="FILE",
         help="write the picture there with the boxes that the answer says; or the pictures that the model writes",
     )
-    command.add_argument("--picture", action="store_true", help="the answer begins with a picture that the model writes")
+    command.add_argument(
+        "--picture", action="store_true", help="the answer begins with a picture that the model writes"
+    )
     command.add_argument(
         "--mask-codec", metavar="NPZ", help="with --draw: PaliGemma's vae-oid.npz, to draw masks of <seg...> too"
     )

@@ -9,7 +9,7 @@ from lvlm_jax import workdir as workdirs
 from lvlm_jax.config import ConfigError
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn import lora
-from lvlm_jax.recipe import Recipe
+from lvlm_jax.recipe import Model, Recipe
 
 
 def last_stage(workdir: str | Path) -> Path:
@@ -54,6 +54,8 @@ def adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
     stage = found.stages[folder.name]
     if stage.lora is None:
         raise ConfigError(f"{workdir}: its last stage, {folder.name}, trained no adapters (stages.{folder.name}.lora)")
+    if not isinstance(found.model, Model):
+        raise ConfigError(f"{workdir}: the peft package holds adapters of vision-language models; this is another kind")
     saved = checkpoint.saved_shapes(folder / "params")
     moved = trees.flatten(stage.stage(folder.name).mask(trees.unflatten(saved)))
     like = {path: leaf for path, leaf in saved.items() if moved[path] or lora.is_adapter(path)}

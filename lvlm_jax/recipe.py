@@ -12,7 +12,7 @@ from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
 from lvlm_jax.config import ConfigError, build, near
 from lvlm_jax.connectors import CONNECTORS
-from lvlm_jax.data.augment import Augment
+from lvlm_jax.data.augment import NO_CHANGE, Augment
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
@@ -115,7 +115,7 @@ class Data(Choice):
     pack: bool = True
     workers: int = 0
     threads: int = 2
-    augment: Augment = Augment()
+    augment: Augment = NO_CHANGE
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
 
@@ -215,8 +215,9 @@ class Evaluation:
 class Recipe:
     """A whole run.
 
-    run: the stages' names in order. beside: workdir of another run whose losses the report draws beside this one's. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
-    scan: "auto" chooses by device. remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
+    run: the stages' names in order. beside: workdir of another run whose losses the report draws beside this one's.
+    tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and scan: "auto" chooses by device.
+    remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
     hang: seconds without a finished training step after which a process says where it stands and ends; 0: never.
     """
 

@@ -20,7 +20,6 @@ from etils import epath
 
 from lvlm_jax import assemble, checkpoint, compilation, finished, hosts
 from lvlm_jax import mesh as meshes
-from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
 from lvlm_jax import workdir as workdirs
 from lvlm_jax.api import EXPORT, export_line
@@ -31,8 +30,8 @@ from lvlm_jax.evaluate import drawings
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.convert import export_folder
 from lvlm_jax.infer.beam import Beams
-from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.interleaved import InterleavedSystem
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.system import System
 from lvlm_jax.kinds import KINDS, Asking, Kind
 from lvlm_jax.nn import lora
@@ -253,7 +252,9 @@ class Run:
         params, begin = {part: parts[part] for part in shapes}, KINDS[stage.loss].begin
         if begin is None:
             return params
-        return begin(self.recipe, stage, model, params, lambda: self.loader(name, whole=True).build(0), self.key(name, 2))
+        return begin(
+            self.recipe, stage, model, params, lambda: self.loader(name, whole=True).build(0), self.key(name, 2)
+        )
 
     def key(self, name: str, more: int | None = None) -> jax.Array:
         """The random key of a stage's fresh weights, or of what else is drawn for it."""

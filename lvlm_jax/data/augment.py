@@ -23,3 +23,7 @@ class Augment:
     def __bool__(self) -> bool:
         """Whether anything changes."""
         return self != Augment()
+
+
+NO_CHANGE = Augment()
+"""Pictures as they are."""

@@ -96,9 +96,7 @@ class Emoji(Numbered):
     def _example(self, index: int) -> Example:
         concept = self.concepts[index % len(self.concepts)]
         rounds = KINDS[self.kind](concept, Image(self.origin(index)))
-        turns = [
-            Turn(role=role, segments=said) for pair in rounds for role, said in zip(("user", "assistant"), pair)
-        ]
+        turns = [Turn(role=role, segments=said) for pair in rounds for role, said in zip(("user", "assistant"), pair)]
         return Example(turns=tuple(turns), id=f"{self.vendors[index // len(self.concepts)]}/{concept.code}")
 
 

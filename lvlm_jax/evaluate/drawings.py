@@ -16,6 +16,7 @@ import numpy as np
 
 from lvlm_jax.evaluate.run import PACKAGES, Result, write
 from lvlm_jax.evaluate.vqa import EXACT_VARIANT, exact_match
+from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.interleaved import InterleavedSystem, Written
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.processing.image import load_image, preprocess
@@ -71,7 +72,7 @@ def evaluate(
     scores: Sequence[str] = ("exact",),
     batch_rows: int = 64,
     max_new_tokens: int = 16,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Beams | None = None,
     progress: bool = True,
     out: str | os.PathLike | None = None,
     data: str = "",
@@ -87,8 +88,10 @@ def evaluate(
       out: folder for the samples, the summary and the drawings.
 
     Raises:
-      ValueError: no samples with a picture, or another score.
+      ValueError: no samples with a picture, another score, or beams.
     """
+    if isinstance(sampling, Beams):
+        raise ValueError("beams: not for answers of text and pictures, whose tokens a grammar chooses; use Sampling")
     if tuple(scores) != ("exact",):
         raise ValueError(f"scores={tuple(scores)}: a model that writes text and pictures is scored by ('exact',) alone")
     pairs = [(example, references) for example, references in samples if example.images]
@@ -164,9 +167,7 @@ def _named(
     return rows
 
 
-def _drawn(
-    system: InterleavedSystem, gallery: Gallery, sampling: Sampling
-) -> tuple[list[dict], Float[np.ndarray, "N C"]]:
+def _drawn(system: InterleavedSystem, gallery: Gallery, sampling: Sampling) -> tuple[list[dict], np.ndarray]:
     """A picture of each name."""
     need = system.config.visual_tokens + 1
     answers = system.generate_batch(list(gallery.names), picture=True, max_new_tokens=need, sampling=sampling)

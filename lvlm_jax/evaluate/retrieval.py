@@ -140,9 +140,7 @@ def _embed_text(model: ImageText, params: Params, tokens: Any, segments: Any) ->
 
 
 @functools.partial(jax.jit, static_argnames=("model", "way"))
-def _match(
-    model: ImageText, params: Params, features: Any, tokens: Any, segments: Any, found: Any, way: str
-) -> Any:
+def _match(model: ImageText, params: Params, features: Any, tokens: Any, segments: Any, found: Any, way: str) -> Any:
     """The matching logit of each query with its candidates."""
     own = jnp.broadcast_to(jnp.arange(len(found))[:, None], found.shape)
     images, texts = (own, found) if way == "to_text" else (found, own)

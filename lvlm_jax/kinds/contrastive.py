@@ -43,6 +43,7 @@ def _loss(model: Any, settings: NoSettings, head_trained: bool, shards: int) -> 
 
 
 KIND = Kind(
+    int8=True,
     model=lambda recipe, options: DualEncoder(recipe.dual_encoder, **options),
     loss=_loss,
     sizes=lambda recipe: recipe.model.lvlm,

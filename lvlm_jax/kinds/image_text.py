@@ -79,7 +79,9 @@ class ImageTextModel:
                 "P-Former's prompts are as wide as its language model; give both, or neither"
             )
         if self.pformer is not None and self.pformer.prompt != self.qformer.queries:
-            raise ConfigError(f"pformer.prompt={self.pformer.prompt}, qformer.queries={self.qformer.queries}: must agree")
+            raise ConfigError(
+                f"pformer.prompt={self.pformer.prompt}, qformer.queries={self.qformer.queries}: must agree"
+            )
 
     @property
     def config(self) -> ImageTextConfig:
@@ -125,7 +127,9 @@ def written(example: Example, tokenizer: Tokenizer, max_length: int, vocab: int)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error
     if tokens.max() >= vocab:
-        raise DataError(f"{where}: token id {tokens.max()} is outside the vocabulary of {vocab}; is it BERT's tokenizer?")
+        raise DataError(
+            f"{where}: token id {tokens.max()} is outside the vocabulary of {vocab}; is it BERT's tokenizer?"
+        )
     ones = np.ones(len(tokens), np.float32)
     return Encoded(tokens, ones, np.full(len(tokens), TEXT, np.int32), example.images)
 

@@ -53,11 +53,12 @@ class Kind:
         third argument.
       section: dataclass of ``config.model``; None for a vision-language model (`recipe.Model`).
       settings: dataclass of the numbers of its loss; a recipe gives some of them as ``stages.X.settings``.
-      sizes: recipe -> what `models.lvlm.dummy_batch` takes as a config; None: batches hold no pictures. length: recipe ->
-        positions of the smallest batch.
+      sizes: recipe -> what `models.lvlm.dummy_batch` takes as a config; None: batches hold no pictures.
+      length: recipe -> positions of the smallest batch.
       draws: the loss takes a random key, which follows from the seed and the step alone.
       couples: the loss compares the rows of a batch with one another: microbatches would change it.
       pairs: each row is one example with one picture.
+      int8: whether dense layers may multiply in int8 (``stages.X.matmul``).
       check: (recipe, name, stage) raises ConfigError for what this kind cannot run.
       text: recipe -> the text tower that reads a row's words instead of a language model.
       encoder: (recipe, stage, tokenizer) -> encode(example); None for conversations by their chat template.
@@ -82,6 +83,7 @@ class Kind:
     draws: bool = False
     couples: bool = False
     pairs: bool = False
+    int8: bool = False
     check: Callable[[Any, str, Any], None] = _nothing
     text: Callable[[Any], Any] = _nothing
     encoder: Callable[[Any, Any, Any], Callable[[Example], Encoded]] | None = None
@@ -118,6 +120,8 @@ class Kind:
                 f"{at}.data: a stage of kind {stage.loss!r} takes one picture and one text a row, so it needs "
                 f"pack=False and pictures=rows; here pack={data.pack}, pictures={data.pictures}, rows={data.rows}"
             )
+        if stage.matmul != "float" and not self.int8:
+            raise ConfigError(f"{at}.matmul={stage.matmul!r}: a stage of kind {stage.loss!r} multiplies in float alone")
         field = "evaluate" if stage.evaluate else "eval_every"
         if getattr(stage, field) and self.evaluate is None:
             raise ConfigError(f"{at}.{field}: a stage of kind {stage.loss!r} trains no model that could answer")

@@ -116,6 +116,7 @@ def _exported(recipe: Any) -> dict[str, Any]:
 
 
 KIND = Kind(
+    int8=True,
     model=lambda recipe, options: LVLM(recipe.model.lvlm, **options),
     loss=_loss,
     sizes=lambda recipe: recipe.model.lvlm,

@@ -91,7 +91,13 @@ def _check(recipe: Any, name: str, stage: Any) -> None:
 
 
 def written(
-    example: Example, reader: Tokenizer, writer: Tokenizer, reads: int, max_length: int, ends: str, sizes: tuple[int, int]
+    example: Example,
+    reader: Tokenizer,
+    writer: Tokenizer,
+    reads: int,
+    max_length: int,
+    ends: str,
+    sizes: tuple[int, int],
 ) -> Encoded:
     """A sentence twice: in BERT's words, filled up to `reads` positions, then in the language model's.
 
@@ -111,7 +117,9 @@ def written(
     wrote = np.asarray([*begin, *writer.encode_text(text + ends)[0].tolist()], np.int32)[: max_length - reads]
     for name, ids, size in (("BERT", read, sizes[0]), ("the language model", wrote, sizes[1])):
         if ids.max() >= size:
-            raise DataError(f"{where}: token id {ids.max()} is outside the {size} words of {name}; is it its tokenizer?")
+            raise DataError(
+                f"{where}: token id {ids.max()} is outside the {size} words of {name}; is it its tokenizer?"
+            )
     tokens = np.concatenate([np.pad(read, (0, reads - len(read)), constant_values=reader.pad_id), wrote])
     return Encoded(tokens.astype(np.int32), np.ones(len(tokens), np.float32), np.full(len(tokens), TEXT, np.int32))
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lvlm_jax.config import ConfigError
 from lvlm_jax.kinds.kind import Kind
 from lvlm_jax.kinds.unified import UnifiedModel
 from lvlm_jax.processing.encode import DataError
@@ -56,24 +55,18 @@ def picture_alone(example: Example) -> Encoded:
     return Encoded(np.zeros(1, np.int32), np.ones(1, np.float32), np.full(1, TEXT, np.int32), example.images)
 
 
-def _check(recipe: Any, name: str, stage: Any) -> None:
-    if stage.matmul != "float":
-        raise ConfigError(f"stages.{name}.matmul={stage.matmul!r}: convolutions multiply in float; leave it out")
-
-
 def _loss(model: Any, settings: Settings, head_trained: bool, shards: int) -> Callable:
     weights = {"distance": settings.distance, "commitment": settings.commitment, "codebook": settings.codebook}
     alone = unified.tokenizer_loss(VQ(model.config), **weights)
     return lambda params, batch: alone(params["vision"], batch)
 
 
-def _begin(
-    recipe: Any, stage: Any, model: Any, params: dict, batch: Callable[[], Batch], key: jax.Array
-) -> dict:
+def _begin(recipe: Any, stage: Any, model: Any, params: dict, batch: Callable[[], Batch], key: jax.Array) -> dict:
     if KIND.settings_of("", stage).codebook_from == "random":
         return params
     old = params["vision"]["codebook"]
-    new = unified.started_codebook(VQ(model.config), params["vision"], batch(), key)["codebook"]
+    first = jax.tree.map(jnp.asarray, batch())
+    new = unified.started_codebook(VQ(model.config), params["vision"], first, key)["codebook"]
     return {**params, "vision": {**params["vision"], "codebook": jax.device_put(new, old.sharding)}}
 
 
@@ -85,7 +78,6 @@ KIND = Kind(
     sizes=lambda recipe: recipe.model.config,
     length=lambda recipe: 1,
     pairs=True,
-    check=_check,
     encoder=lambda recipe, stage, tokenizer: picture_alone,
     begin=_begin,
 )

@@ -1,12 +1,12 @@
 """Captions as BLIP-2 and its kin read them: cleaned, and in BERT's words."""
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from lvlm_jax.processing.schema import Example, Text
 from lvlm_jax.processing.tokenizer import Tokenizer
+from lvlm_jax.shapes import Int
 
 
 def cleaned(text: str, words: int = 50) -> str:
@@ -35,7 +35,7 @@ def _text(part: object) -> bool:
     return isinstance(part, Text)
 
 
-def bert_ids(text: str, tokenizer: Tokenizer, most: int) -> Sequence[int]:
+def bert_ids(text: str, tokenizer: Tokenizer, most: int) -> Int[np.ndarray, "T"]:
     """[CLS], the words of a text, [SEP]: at most `most` ids, words cut off first.
 
     Raises:

@@ -28,10 +28,10 @@ class Log:
     Columns: step, loss, lr, grad_norm, accuracy (where the loss counts it), each part that a loss names, tokens_per_s,
     images_per_s, data_wait (share of the time in which the device had nothing to do but wait for a batch), mfu, goodput
     (share of all the time since this process took up the stage that went into steps), trained (share of the weights),
-    labelled (share of the tokens), skipped. Speeds are averages since the last row; compilation, evaluation and saving do not count. Several
-    processes: data_wait is that of the one that waits most, `waits` says which, and `spread` is how much longer the
-    steps of the slowest took, as a share. On resume, rows of steps that will run again are dropped: each step stands
-    there once.
+    labelled (share of the tokens), skipped. Speeds are averages since the last row; compilation, evaluation and saving
+    do not count. Several processes: data_wait is that of the one that waits most, `waits` says which, and `spread` is
+    how much longer the steps of the slowest took, as a share. On resume, rows of steps that will run again are dropped:
+    each step stands there once.
     """
 
     def __init__(

@@ -14,7 +14,15 @@ from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.train.log import read_rows
 from tests.tokenizers_tiny import bert_tiny, llama_tiny
 
-CAPTIONS = ("a black cat", "two yellow birds", "the brown fox", "a red circle", "a lazy dog", "the river", "a blue triangle")
+CAPTIONS = (
+    "a black cat",
+    "two yellow birds",
+    "the brown fox",
+    "a red circle",
+    "a lazy dog",
+    "the river",
+    "a blue triangle",
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,16 @@ def test_steps_and_a_resumed_run_with_the_same_bits(album, tmp_path, name):
 def test_the_alignment_with_a_pformer_that_was_trained_before(album, tmp_path):
     """BLIText's two stages, one behind the other: the P-Former stays as it was, and the queries come nearer."""
     first = pformer(album, tmp_path / "pformer")
-    sizes = {"prompt": 4, "contrast": 8, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32, "vocab": 512, "context": 16}
+    sizes = {
+        "prompt": 4,
+        "contrast": 8,
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "mlp_dim": 32,
+        "vocab": 512,
+        "context": 16,
+    }
     file = tmp_path / "aligned.py"
     file.write_text(
         "from lvlm_jax.config import find, load\n"
@@ -93,7 +110,10 @@ def test_the_alignment_with_a_pformer_that_was_trained_before(album, tmp_path):
         f"    stage.start = {{'pformer': {{'workdir': {str(first)!r}}}}}\n"
         "    return c\n"
     )
-    data = [f"--config.stages.qformer.data.path={album / 'captions.jsonl'}", "--config.stages.qformer.data.source=llava_json"]
+    data = [
+        f"--config.stages.qformer.data.path={album / 'captions.jsonl'}",
+        "--config.stages.qformer.data.source=llava_json",
+    ]
     words = ["train", "--config", str(file), "--workdir", str(tmp_path / "run"), *data]
     assert cli.main([*words, f"--config.model.tokenizer={album / 'bert'}"]) == 0
     rows = read_rows(tmp_path / "run" / "qformer" / "metrics.jsonl")
@@ -117,12 +137,15 @@ def test_retrieval_is_scored_by_contrast_and_by_matching(album, tmp_path):
         "    c.evaluation = {'data': data, 'rows': 4}\n"
         "    return c\n"
     )
-    data = [f"--config.stages.qformer.data.path={album / 'captions.jsonl'}", "--config.stages.qformer.data.source=llava_json"]
+    data = [
+        f"--config.stages.qformer.data.path={album / 'captions.jsonl'}",
+        "--config.stages.qformer.data.source=llava_json",
+    ]
     words = ["train", "--config", str(file), "--workdir", str(tmp_path / "run"), *data]
     assert cli.main([*words, f"--config.model.tokenizer={album / 'bert'}"]) == 0
     found = json.loads((tmp_path / "run" / "evaluation" / "after_qformer" / "summary.json").read_text())
     assert found["pictures"] == found["samples"] == len(CAPTIONS)
-    assert {f"recall_{way}{how}@{k}" for way in ("to_text", "to_image") for how in ("", "_matched") for k in (1, 5, 10)} == (
-        set(found["scores"])
-    )
+    assert {
+        f"recall_{way}{how}@{k}" for way in ("to_text", "to_image") for how in ("", "_matched") for k in (1, 5, 10)
+    } == (set(found["scores"]))
     assert all(found["scores"][name] == 1.0 for name in found["scores"] if name.endswith("@10"))

@@ -58,7 +58,9 @@ def run(root, tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_scores_names_and_drawings(run):
     summary = json.loads((run / "evaluation" / "after_unified" / "summary.json").read_text())
-    assert {"exact_match", "exact_match[twemoji]", "exact_match[fluent]", "drawn@1", "drawn@10"} <= set(summary["scores"])
+    assert {"exact_match", "exact_match[twemoji]", "exact_match[fluent]", "drawn@1", "drawn@10"} <= set(
+        summary["scores"]
+    )
     assert summary["scores"]["drawn@10"] == 1.0  # of three concepts each is among the nearest ten
     samples = [json.loads(line) for line in (run / "evaluation" / "after_unified" / "samples.jsonl").open()]
     drawn = [one for one in samples if one["question"].startswith("Draw: ")]
