@@ -34,7 +34,7 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.encode import DataError, encode_each
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
+from lvlm_jax.recipe import AnyModel, Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.vision.text_tower import TextTowerConfig
 
 
@@ -110,7 +110,7 @@ BUILT: dict[str, Callable[[str], Any]] = {"easy_vqa": _easy_vqa_words, "emoji": 
 """Tokenizers that are built from a data set's words: "easy_vqa", "emoji:FOLDER" with the folder of its packages."""
 
 
-def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Tokenizer:
+def tokenizer_of(model: AnyModel, field: str = "--config.model.tokenizer") -> Tokenizer:
     """The recipe's tokenizer; an error names `field`."""
     built, _, folder = model.tokenizer.partition(":")
     if built in BUILT:
@@ -118,7 +118,7 @@ def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Token
     with download.named(field):
         words = beside.tokenizer(model.tokenizer)
     # A language model's own tokenizer has no word for a picture: it gets one as its next id.
-    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == model.image_token_id:
+    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == getattr(model, "image_token_id", None):
         words.add_special([IMAGE_TOKEN])
     return words
 

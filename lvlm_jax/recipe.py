@@ -192,7 +192,7 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all.
+    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all. temperature: 0 is greedy.
 
     Questions are asked in the model's own chat template, whatever the source's records say.
     """
@@ -202,8 +202,11 @@ class Evaluation:
     max_new_tokens: int = 16
     rows: int = 64
     limit: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"evaluation.temperature={self.temperature}: 0 (greedy) or above")
         templates = [self.data.template, self.data.own_template, *self.data.member_templates]
         if name := next(filter(None, templates), None):
             raise ConfigError(

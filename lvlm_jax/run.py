@@ -364,6 +364,8 @@ def evaluate_folder(
         raise ConfigError("what to score it on? Give --llava, --messages, --source KIND with --path, or --easy-vqa")
     ask = Evaluation(data=data) if data is not None else ask
     ask = dataclasses.replace(ask, rows=rows or ask.rows, limit=limit or ask.limit, scores=scores or ask.scores)
+    if ask.temperature and sampling in (None, Sampling()):
+        sampling = Sampling(temperature=ask.temperature)
     result = SCORED.get(type(system), evaluations.evaluate)(
         system,
         assemble.asked(ask),

@@ -84,7 +84,8 @@ def evaluate(
         sample without a picture is no sample.
       scores: ("exact",): a name is right or wrong, and drawings have their own score (`DRAWN_VARIANT`).
       batch_rows: prompts a batch. max_new_tokens: of a name.
-      sampling: default greedy; answers to no prompt are always sampled, at temperature 1 where it is greedy.
+      sampling: of drawings, default greedy, which names always are; answers to no prompt are always sampled, at
+        temperature 1 where it is greedy.
       out: folder for the samples, the summary and the drawings.
 
     Raises:
@@ -102,7 +103,7 @@ def evaluate(
     gallery = gallery_of(system, pairs)
     free = min(FREE, len(gallery.names))
     with progress_bar(len(pairs) + len(gallery.names) + free, "evaluate", unit="answer", show=progress) as bar:
-        said = _named(system, pairs, max_new_tokens, sampling)
+        said = _named(system, pairs, max_new_tokens)
         bar.update(len(pairs))
         drawn, drawings = _drawn(system, gallery, sampling)
         bar.update(len(gallery.names))
@@ -144,12 +145,10 @@ def gallery_of(system: InterleavedSystem, pairs: Sequence[tuple[Example, Any]]) 
     return Gallery(names=known, pixels=flat, concept=np.asarray([places[name] for name in names]))
 
 
-def _named(
-    system: InterleavedSystem, pairs: Sequence[tuple[Example, Any]], max_new_tokens: int, sampling: Sampling
-) -> list[dict]:
+def _named(system: InterleavedSystem, pairs: Sequence[tuple[Example, Any]], max_new_tokens: int) -> list[dict]:
     """What the model says of each picture."""
     prompts = [_prompt(example) for example, _ in pairs]
-    answers = system.generate_batch(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+    answers = system.generate_batch(prompts, max_new_tokens=max_new_tokens)
     rows = []
     for (example, references), answer in zip(pairs, answers):
         text = text_of(answer)

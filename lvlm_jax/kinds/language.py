@@ -8,6 +8,7 @@ from lvlm_jax import mesh as meshes
 from lvlm_jax.config import ConfigError
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.configs import public_config
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.system import System
 from lvlm_jax.kinds.kind import Asking, Kind
 from lvlm_jax.models.lvlm import LVLM
@@ -98,6 +99,7 @@ def _evaluate(recipe: Any, params: dict, asking: Asking) -> evaluations.Result:
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=ask.max_new_tokens,
+        sampling=Sampling(temperature=ask.temperature, seed=recipe.seed),
         progress=asking.out is not None,
         out=asking.out,
         data=ask.data.label,

@@ -10,6 +10,7 @@ from lvlm_jax.evaluate import drawings
 from lvlm_jax.evaluate.run import Result
 from lvlm_jax.hub.configs import public_config
 from lvlm_jax.infer.interleaved import InterleavedSystem
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.kinds.kind import Asking, Kind
 from lvlm_jax.kinds.language import within_context
 from lvlm_jax.llm.decoder import DecoderConfig
@@ -139,6 +140,7 @@ def _evaluate(recipe: Any, params: dict, asking: Asking) -> Result:
         scores=ask.scores,
         batch_rows=ask.rows,
         max_new_tokens=ask.max_new_tokens,
+        sampling=Sampling(temperature=ask.temperature, seed=recipe.seed),
         progress=asking.out is not None,
         out=asking.out,
         data=ask.data.label,

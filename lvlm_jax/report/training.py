@@ -12,8 +12,8 @@ from lvlm_jax.report import page
 
 SHOWN = 48  # sample cards on a page; failures come first, so these are what a reader wants
 # Scores that are fractions begin with one of these.
-PERCENT = ("exact", "vqa", "accuracy", "bleu", "rouge", "mean_iou", "without_box", "f1", "precision", "recall", "drawn")
-PERCENT += ("written_and_drawn",)
+PERCENT = ("exact", "vqa", "accuracy", "bleu", "rouge", "mean_iou", "without_box", "f1", "precision", "recall")
+PERCENT += ("drawn", "written_and_drawn")
 
 
 def _is_fraction(name: str) -> bool:
