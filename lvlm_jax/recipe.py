@@ -12,7 +12,6 @@ from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
 from lvlm_jax.config import ConfigError, build, near
 from lvlm_jax.connectors import CONNECTORS
-from lvlm_jax.data.augment import NO_CHANGE, Augment
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
@@ -25,6 +24,7 @@ from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.processing.augment import Augment
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
@@ -115,7 +115,7 @@ class Data(Choice):
     pack: bool = True
     workers: int = 0
     threads: int = 2
-    augment: Augment = NO_CHANGE
+    augment: Augment = dataclasses.field(default_factory=Augment)
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
 

@@ -1,4 +1,4 @@
-"""Random changes of a training picture, as values of a recipe; `processing.image.augment` makes them."""
+"""Random changes of training pictures, as a recipe names them."""
 
 import dataclasses
 
@@ -23,7 +23,3 @@ class Augment:
     def __bool__(self) -> bool:
         """Whether anything changes."""
         return self != Augment()
-
-
-NO_CHANGE = Augment()
-"""Pictures as they are."""
