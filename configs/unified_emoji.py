@@ -96,14 +96,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "start": {"vision": {"stage": "vq"}},
         "evaluate": ("after",),
     }
-    c.evaluation = ConfigDict(
-        {
-            "data": {"source": "emoji", "path": DATA, "vendors": (DRAWN, UNSEEN), "of": "captions"},
-            "scores": ("exact",),
-            "max_new_tokens": 12,
-            "rows": 64,
-        }
-    )
+    data = {"source": "emoji", "path": DATA, "vendors": (DRAWN, UNSEEN), "of": "captions"}
+    c.evaluation = ConfigDict({"data": data, "scores": ("exact",), "max_new_tokens": 12, "rows": 64})
     for stage in c.stages.values():
         stage.log_every, stage.save_every = 20, 200
     return _tiny(c) if arg == "tiny" else c

@@ -145,9 +145,9 @@ def loader_of(
 ) -> Loader:
     """The batches of a stage: this host's share, or on every host the whole of them."""
     data, model, kind = stage.data, recipe.model, KINDS[stage.loss]
-    source = data.open(cache, data.on_bad)
+    source, text = data.open(cache, data.on_bad), kind.text(recipe)
     if kind.encoder is None:
-        encoder = encoder_of(model, tokenizer, data, kind.text(recipe))
+        encoder = encoder_of(model, tokenizer, data, text)
     else:
         encoder = kind.encoder(recipe, stage, tokenizer)
     spec = model.image if data.pictures else None

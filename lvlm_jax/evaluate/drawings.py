@@ -111,22 +111,23 @@ def evaluate(
         bar.update(free)
     rows = [row for group in _in_turn(drawn, said, both) for row in group]
     values = _means(said, drawn, both) | _by_kind(said)
-    summary = {
-        "data": data,
-        "scores": values,
-        "variants": {"exact": EXACT_VARIANT, "drawn": DRAWN_VARIANT},
-        "samples": len(rows),
-        "model": system.name,
-        "decoding": dataclasses.asdict(sampling) | {"max_new_tokens": max_new_tokens},
-        "dtype": np.dtype(system.model.dtype).name,
-        "versions": versions(PACKAGES),
-        "batch_rows": batch_rows,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+    decoding = dataclasses.asdict(sampling) | {"max_new_tokens": max_new_tokens}
+    summary = {"data": data, "scores": values, "samples": len(rows), "decoding": decoding, "batch_rows": batch_rows}
+    summary |= _about(system) | {"seconds": round(time.perf_counter() - began, 3)}
     if out is not None:
         _keep(Path(out), [*zip(drawn, drawings), *zip(both, pictures)])
         write(Path(out), rows, summary)
     return Result(scores=values, samples=rows, summary=summary)
+
+
+def _about(system: InterleavedSystem) -> dict[str, Any]:
+    """What of the summary is the same for all data."""
+    return {
+        "variants": {"exact": EXACT_VARIANT, "drawn": DRAWN_VARIANT},
+        "model": system.name,
+        "dtype": np.dtype(system.model.dtype).name,
+        "versions": versions(PACKAGES),
+    }
 
 
 def _in_turn(*groups: list[dict]) -> Iterable[list[dict]]:
