@@ -1,12 +1,10 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
@@ -92,7 +90,7 @@ class Model:
         return "llm.width", self.llm.width
 
 
-AnyModel = functools.reduce(operator.or_, SECTIONS, Model)
+AnyModel = Union[(Model, *SECTIONS)]
 """What ``config.model`` may be: a vision-language model, or what a kind of stages brings (`kinds`)."""
 
 
@@ -184,6 +182,16 @@ class StageRecipe:
     profile: tuple[int, ...] = ()
     matmul: Literal["float", "int8"] = "float"
 
+    def __post_init__(self) -> None:
+        if self.loss in KINDS:  # what is left out and what is given as the default are the same recipe
+            object.__setattr__(self, "settings", KINDS[self.loss].unusual(self.settings))
+
+    @staticmethod
+    def fill(config: Any) -> None:
+        """Adds the kind's settings that a ConfigDict leaves out, so that each can be overridden."""
+        for name, value in KINDS[config.loss].defaults.items() if config.loss in KINDS else ():
+            config.settings[name] = config.settings.get(name, value)
+
     def stage(self, name: str) -> Stage:
         """The trainer's view of it."""
         same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Stage) if f.name != "name"}
@@ -192,7 +200,7 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all. temperature: 0 is greedy.
+    """Free generation over a data set, scored. limit: so many answers, 0 for all. temperature: 0 is greedy.
 
     Questions are asked in the model's own chat template, whatever the source's records say.
     """
@@ -206,7 +214,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ConfigError(f"evaluation.temperature={self.temperature}: 0 (greedy) or above")
+            raise ConfigError(f"temperature={self.temperature}: 0 (greedy) or above")
         templates = [self.data.template, self.data.own_template, *self.data.member_templates]
         if name := next(filter(None, templates), None):
             raise ConfigError(
@@ -264,10 +272,10 @@ class Recipe:
     def _check_export(self) -> None:
         """What the export at the end would find: no public family holds a part, or a whole model of this kind."""
         for name in self.run[-1:]:
-            kind = KINDS[self.stages[name].loss]
+            kind, loss = KINDS[self.stages[name].loss], self.stages[name].loss
             try:
                 if kind.exported is None:
-                    raise ValueError(f"stages.{name} of kind {self.stages[name].loss!r} trains no whole model")
+                    raise ValueError(f"stages.{name} of kind {loss!r} trains no whole model")
                 kind.public(self)
             except ValueError as error:
                 raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error

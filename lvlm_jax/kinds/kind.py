@@ -102,6 +102,16 @@ class Kind:
         pictures = int(self.sizes is not None) if pictures is None else pictures
         return dummy_batch(config, rows, length or self.length(recipe), pictures)
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings of its loss where a recipe says nothing."""
+        return {field.name: field.default for field in dataclasses.fields(self.settings)}
+
+    def unusual(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of a stage's settings those that are not the default, or not known at all."""
+        known = self.defaults
+        return {name: value for name, value in settings.items() if name not in known or value != known[name]}
+
     def settings_of(self, name: str, stage: Any) -> Any:
         """The numbers of a stage's loss, checked. Raises ConfigError naming the field and the choices."""
         return build(self.settings, stage.settings, f"config.stages.{name}.settings")

@@ -144,6 +144,8 @@ OVERRIDES = {
     "--config.stages.align.optimizer.clip=0.5": lambda r: r.stages["align"].optimizer.clip == 0.5,
     "--config.stages.align.optimizer.b1=0.8": lambda r: r.stages["align"].optimizer.b1 == 0.8,
     "--config.stages.align.spike.factor=3.0": lambda r: r.stages["align"].spike.factor == 3.0,
+    "--config.stages.align.settings.z_loss=0.001": lambda r: r.stages["align"].settings == {"z_loss": 0.001},
+    "--config.stages.align.settings.z_loss=0.0": lambda r: r.stages["align"].settings == {},
     "--config.stages.align.data.threads=3": lambda r: r.stages["align"].data.threads == 3,
     "--config.model.llm.depth=2": lambda r: r.model.llm.depth == 2,
     "--config.model.system=Be brief.": lambda r: r.model.system == "Be brief.",
