@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm, zoo
+from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
 from lvlm_jax.hub import beside, download, formats, peft
@@ -87,10 +88,12 @@ def load(
     hub = {"token": token, "cache": cache, "offline": offline}
     folder = _folder(name_or_folder, revision, hub)
     kind = _kind(folder)
+    kept = kept if kind == "lvlm" else None  # a tokenizer of rounded weights would read other codes
     loaded = import_folder(folder, kind=kind, mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
     if kind == "unified":
         _refuse(folder, template=template, adapter=adapter)
-        return _interleaved(loaded, folder, tokenizer, dtype, rows=rows, mesh=mesh, name=str(name_or_folder))
+        options = {"rows": rows, "mesh": mesh, "name": str(name_or_folder)}
+        return _interleaved(loaded, folder, tokenizer, dtype, stored, **options)
     params = loaded.params
     if adapter is not None:
         with download.named("adapter= (--adapter)"):
@@ -126,15 +129,20 @@ def _refuse(folder: Path, **given: Any) -> None:
 
 
 def _interleaved(
-    loaded: Loaded, folder: Path, tokenizer: str | Path | Tokenizer | None, dtype: DTypeLike, **options: Any
+    loaded: Loaded,
+    folder: Path,
+    tokenizer: str | Path | Tokenizer | None,
+    dtype: DTypeLike,
+    stored: bool,
+    **options: Any,
 ) -> InterleavedSystem:
-    """A model of text and picture tokens as something to ask."""
+    """A model of text and picture tokens as something to ask; only its decoder's weights are cast."""
     found = beside.image_spec(folder, loaded.config.vision.patch_size)
     if found is None and loaded.config.vision != chameleon.PRESETS["chameleon_7b"].vision:
         raise CheckpointError(f"{folder}: no preprocessor_config.json, so how its pictures were prepared is not known")
     return InterleavedSystem(
         model=Unified(loaded.config, dtype=dtype),
-        params=loaded.params,
+        params=loaded.params if stored else {**loaded.params, "llm": trees.cast(loaded.params["llm"], dtype)},
         tokenizer=_tokenizer(tokenizer, folder),
         spec=found or chameleon.IMAGE,
         **options,

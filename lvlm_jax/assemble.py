@@ -43,6 +43,11 @@ def dtype_of(recipe: Recipe) -> Any:
     return jnp.dtype(meshes.compute_dtype()[0] if recipe.dtype == "auto" else recipe.dtype)
 
 
+def frozen_dtype(recipe: Recipe, stage: StageRecipe) -> Any:
+    """The dtype of the leaves that a stage leaves as they are."""
+    return jnp.dtype(KINDS[stage.loss].frozen or dtype_of(recipe))
+
+
 def dtype_line(recipe: Recipe) -> str:
     """What is computed in, and why: a line for the log."""
     why = "as the recipe says" if recipe.dtype != "auto" else meshes.compute_dtype()[1]

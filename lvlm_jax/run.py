@@ -219,7 +219,7 @@ class Run:
             axes=axes,
             evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p, kind)) if stage.eval_every else None,
             resume=resume,
-            frozen_dtype=assemble.dtype_of(recipe),
+            frozen_dtype=assemble.frozen_dtype(recipe, stage),
             earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
             flops=work,
             writers=recipe.log_to,

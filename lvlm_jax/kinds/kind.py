@@ -58,6 +58,7 @@ class Kind:
       draws: the loss takes a random key, which follows from the seed and the step alone.
       couples: the loss compares the rows of a batch with one another: microbatches would change it.
       pairs: each row is one example with one picture.
+      frozen: dtype of the leaves that stay as they are; None for the one that the recipe computes in.
       int8: whether dense layers may multiply in int8 (``stages.X.matmul``).
       check: (recipe, name, stage) raises ConfigError for what this kind cannot run.
       text: recipe -> the text tower that reads a row's words instead of a language model.
@@ -83,6 +84,7 @@ class Kind:
     draws: bool = False
     couples: bool = False
     pairs: bool = False
+    frozen: Any = None
     int8: bool = False
     check: Callable[[Any, str, Any], None] = _nothing
     text: Callable[[Any], Any] = _nothing

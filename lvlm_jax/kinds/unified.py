@@ -153,6 +153,7 @@ KIND = Kind(
     model=lambda recipe, options: Unified(recipe.model.config, **options),
     loss=_loss,
     sizes=lambda recipe: recipe.model.config,
+    frozen="float32",  # a tokenizer of rounded weights would read other codes than it was trained to write
     check=within_context,
     encoder=_encoder,
     visual_tokens=lambda recipe: recipe.model.vision.patches,

@@ -78,6 +78,7 @@ KIND = Kind(
     sizes=lambda recipe: recipe.model.config,
     length=lambda recipe: 1,
     pairs=True,
+    frozen="float32",
     encoder=lambda recipe, stage, tokenizer: picture_alone,
     begin=_begin,
 )

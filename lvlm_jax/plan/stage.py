@@ -206,7 +206,7 @@ def stage_program(recipe: Recipe, name: str, stage: StageRecipe, mesh: Any) -> t
     what = stage.stage(name)
     mask = what.mask(shapes)
     flops = assemble.flops_of(recipe, stage, shapes) or 0.0
-    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.dtype_of(recipe)), shapes)
+    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.frozen_dtype(recipe, stage)), shapes)
     trained, frozen = trees.split(running, mask)
     if stage.lora and stage.lora.base:
         low = lora.split(trained)[1]
