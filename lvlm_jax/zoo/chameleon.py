@@ -166,9 +166,9 @@ _OWN = ("code_ids", "begin_id", "end_id", "image_id", "text_only")
 
 def _own_from_hf(config: Mapping[str, Any]) -> UnifiedConfig:
     """What `to_hf` wrote of a model that the torch library has no class for."""
-    if missing := [name for name in ("vq_config", "text_config", *_OWN) if name not in config]:
+    if missing := [name for name in ("vq_config", "decoder", *_OWN) if name not in config]:
         raise ValueError(f"config.json: {', '.join(missing)} missing; was it written by lvlm_jax?")
-    parts = {"vision": config["vq_config"], "llm": config["text_config"]}
+    parts = {"vision": config["vq_config"], "llm": config["decoder"]}
     return build(UnifiedConfig, parts | {name: config[name] for name in _OWN}, "config.json")
 
 
@@ -180,7 +180,7 @@ def to_hf(config: UnifiedConfig) -> dict[str, Any]:
     weights the same keys.
     """
     if not fits(config):
-        parts = {"vq_config": dataclasses.asdict(config.vision), "text_config": dataclasses.asdict(config.llm)}
+        parts = {"vq_config": dataclasses.asdict(config.vision), "decoder": dataclasses.asdict(config.llm)}
         own = {name: getattr(config, name) for name in _OWN}
         return {"model_type": OWN_TYPE, **parts, **own, "code_ids": list(config.code_ids)}
     words = {code_name(code): token for code, token in enumerate(config.code_ids)}

@@ -117,8 +117,8 @@ def test_what_the_public_class_cannot_hold_is_written_in_our_own_words(tmp_path)
     public = json.loads(json.dumps(chameleon.to_hf(writer)))
     assert public["model_type"] == chameleon.OWN_TYPE
     assert chameleon.from_hf(public) == writer
-    with pytest.raises(ValueError, match=r"config\.json: text_config, end_id missing; was it written by lvlm_jax"):
-        chameleon.from_hf({key: value for key, value in public.items() if key not in ("text_config", "end_id")})
+    with pytest.raises(ValueError, match=r"config\.json: decoder, end_id missing; was it written by lvlm_jax"):
+        chameleon.from_hf({key: value for key, value in public.items() if key not in ("decoder", "end_id")})
     with pytest.raises(ValueError, match=r"config\.json\.vision\.codez: no such field \(did you mean 'codes'"):
         chameleon.from_hf(public | {"vq_config": public["vq_config"] | {"codez": 3}})
     params = weights(writer)
