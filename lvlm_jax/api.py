@@ -11,19 +11,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm, zoo
+from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
-from lvlm_jax.hub import beside, download, peft, senses
-from lvlm_jax.hub.configs import read_json
+from lvlm_jax.hub import beside, download, formats, peft, senses
+from lvlm_jax.hub.configs import READERS, read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
+from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.infer.system import System
 from lvlm_jax.mesh import PRESETS, compute_dtype, make_mesh
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
+from lvlm_jax.models.unified import Unified
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
-from lvlm_jax.zoo import SYSTEMS
+from lvlm_jax.zoo import SYSTEMS, chameleon
 
 EXPORT = "export"
 """Folder of a training run's workdir that holds the trained model for other software."""
@@ -47,8 +50,8 @@ def load(
     cache: str | Path | None = None,
     offline: bool | None = None,
     rows: int = 16,
-) -> System:
-    """A vision-language model with all that it takes to ask it.
+) -> System | InterleavedSystem:
+    """A vision-language model with all that it takes to ask it; an `InterleavedSystem` of one that writes pictures too.
 
     Example:
       >>> import lvlm_jax
@@ -87,7 +90,13 @@ def load(
     kept = None if stored else dtype
     hub = {"token": token, "cache": cache, "offline": offline}
     folder = _folder(name_or_folder, revision, hub)
-    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
+    kind = _kind(folder)
+    kept = kept if kind == "lvlm" else None  # a tokenizer of rounded weights would read other codes
+    loaded = import_folder(folder, kind=kind, mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
+    if kind == "unified":
+        _refuse(folder, template=template, adapter=adapter, sense=sense or None)
+        options = {"rows": rows, "mesh": mesh, "name": str(name_or_folder)}
+        return _interleaved(loaded, folder, tokenizer, dtype, stored, **options)
     config, params = loaded.config, loaded.params
     for pair in sense:
         with download.named("sense= (--sense)"):
@@ -96,15 +105,12 @@ def load(
         with download.named("adapter= (--adapter)"):
             adapter = download.resolve(adapter, **hub)
         params = peft.apply(params, config, adapter)
-    if not isinstance(tokenizer, Tokenizer):
-        with download.named("tokenizer=") if tokenizer else contextlib.nullcontext():
-            tokenizer = beside.tokenizer(tokenizer or model_base or folder)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config)
     return System(
         model=LVLM(config, dtype=dtype),
         params=params,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(tokenizer, model_base or folder),
         spec=_image_spec(folder, loaded),
         template=template,
         image_token_id=loaded.image_token_id,
@@ -114,6 +120,47 @@ def load(
         name=str(name_or_folder),
         video=beside.video_spec(folder),
     )
+
+
+def _kind(folder: Path) -> str:
+    """Of what can be asked, the kind that config.json says: "unified", or "lvlm"."""
+    told = READERS.get(formats.public_config(folder).get("model_type"))
+    return "unified" if told is not None and told[0] == "unified" else "lvlm"
+
+
+def _refuse(folder: Path, **given: Any) -> None:
+    """ValueError for what a model of text and picture tokens has no use for."""
+    if useless := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{folder}: a model of text and picture tokens takes no {'=, '.join(useless)}=; leave it out")
+
+
+def _interleaved(
+    loaded: Loaded,
+    folder: Path,
+    tokenizer: str | Path | Tokenizer | None,
+    dtype: DTypeLike,
+    stored: bool,
+    **options: Any,
+) -> InterleavedSystem:
+    """A model of text and picture tokens as something to ask; only its decoder's weights are cast."""
+    found = beside.image_spec(folder, loaded.config.vision.patch_size)
+    if found is None and loaded.config.vision != chameleon.PRESETS["chameleon_7b"].vision:
+        raise CheckpointError(f"{folder}: no preprocessor_config.json, so how its pictures were prepared is not known")
+    return InterleavedSystem(
+        model=Unified(loaded.config, dtype=dtype),
+        params=loaded.params if stored else {**loaded.params, "llm": trees.cast(loaded.params["llm"], dtype)},
+        tokenizer=_tokenizer(tokenizer, folder),
+        spec=found or chameleon.IMAGE,
+        **options,
+    )
+
+
+def _tokenizer(given: str | Path | Tokenizer | None, folder: str | Path) -> Tokenizer:
+    """The tokenizer that was given, or the folder's."""
+    if isinstance(given, Tokenizer):
+        return given
+    with download.named("tokenizer=") if given else contextlib.nullcontext():
+        return beside.tokenizer(given or folder)
 
 
 def export_line(workdir: str | Path) -> str:

@@ -17,6 +17,7 @@ from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
 from lvlm_jax.config import ConfigError
+from lvlm_jax.data import easy_vqa, emoji
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
@@ -27,22 +28,25 @@ from lvlm_jax.hub import beside, download, formats
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import IMAGE_TOKEN
-from lvlm_jax.models.contrastive import DualEncoder
-from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.kinds import KINDS
+from lvlm_jax.kinds.language import template_of
 from lvlm_jax.nn import lora, quant
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
 from lvlm_jax.processing.image import augment
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
-from lvlm_jax.train import flops, losses
+from lvlm_jax.recipe import AnyModel, Data, Evaluation, Model, Recipe, StageRecipe, Start
 from lvlm_jax.vision.text_tower import TextTowerConfig
 
 
 def dtype_of(recipe: Recipe) -> Any:
     """Compute dtype; "auto" chooses by device (`mesh.compute_dtype`)."""
     return jnp.dtype(meshes.compute_dtype()[0] if recipe.dtype == "auto" else recipe.dtype)
+
+
+def frozen_dtype(recipe: Recipe, stage: StageRecipe) -> Any:
+    """The dtype of the leaves that a stage leaves as they are."""
+    return jnp.dtype(KINDS[stage.loss].frozen or dtype_of(recipe))
 
 
 def dtype_line(recipe: Recipe) -> str:
@@ -55,10 +59,8 @@ def stage_model(recipe: Recipe, stage: StageRecipe) -> tuple[Any, Any]:
     """(linen module, smallest batch) of a stage."""
     scan = jax.default_backend() != "cpu" if recipe.scan == "auto" else recipe.scan == "yes"
     options = {"dtype": dtype_of(recipe), "scan": scan, "remat": recipe.remat}
-    lvlm = recipe.model.lvlm
-    if stage.loss == "contrastive":
-        return DualEncoder(recipe.dual_encoder, **options), dummy_batch(lvlm, length=recipe.contrastive.text.context)
-    return LVLM(lvlm, **options), dummy_batch(lvlm)
+    kind = KINDS[stage.loss]
+    return kind.model(recipe, options), kind.batch(recipe)
 
 
 def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
@@ -71,78 +73,60 @@ def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
     return (shapes, axes) if stage.lora is None else lora.add_shapes(shapes, axes, stage.lora)
 
 
-def trains_head(recipe: Recipe, mask: dict) -> bool:
+def trains_head(mask: dict) -> bool:
     """Whether the output head's weights move, by a stage's mask; those of words beside the decoder's are part of it."""
-    paths = ("llm/embed/table", "words/table") if recipe.model.llm.tied else ("llm/head/kernel", "words/kernel")
     flat = trees.flatten(mask)
+    untied = "llm/head/kernel" in flat
+    paths = ("llm/head/kernel", "words/kernel") if untied else ("llm/embed/table", "words/table")
     return any(flat.get(path, False) for path in paths)
 
 
 def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: meshes.AnyMesh | None = None) -> Callable:
-    """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage.
-
-    On accelerators and of scanned models every chunk of positions is computed, so that all steps take equally long;
-    else only those that hold a label.
-    """
+    """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage; (params, batch, key) where it `draws`."""
     shards = 1 if mesh is None else mesh.size // mesh.shape["tensor"]
-    model = quant.trained_in(model, stage.matmul)
-
-    def language(params: dict, batch: Any) -> tuple:
-        hidden, _ = model.apply({"params": params}, batch)
-        kernel = model.apply({"params": params}, method="head_kernel")
-        loss, weight, correct = losses.language_loss(
-            hidden,
-            kernel,
-            batch.tokens,
-            batch.weights,
-            chunk=256 if model.scan else 64,
-            head_trained=head_trained,
-            skip_unlabelled=not model.scan and meshes.platform() == "cpu",
-            shards=shards,
-            softcap=model.config.llm.final_softcap,
-        )
-        return loss, weight, {"correct": correct}
-
-    def contrastive(params: dict, batch: Any) -> tuple:
-        image, text, scale, bias = model.apply({"params": params}, batch)
-        same = (batch.tokens[:, None] == batch.tokens[None]).all(-1)
-        real = batch.segments.max(1) > 0  # an epoch's last group may have rows that only fill it up
-        if model.config.bias:
-            loss, weight, correct = losses.sigmoid_loss(image, text, scale, bias, same, real)
-        else:
-            loss, weight, correct = losses.contrastive_loss(image, text, jnp.minimum(scale, 100.0), same, real)
-        return loss, weight, {"correct": correct}
-
-    return {"language": language, "contrastive": contrastive}[stage.loss]
+    kind = KINDS[stage.loss]
+    return kind.loss(quant.trained_in(model, stage.matmul), kind.settings_of("X", stage), head_trained, shards)
 
 
 def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
-    """Model FLOPs of one step; None for a contrastive stage, whose text tower is not counted here."""
-    if stage.loss != "language":
-        return None
-    data, mask = stage.data, stage.stage("x").mask(params)
-    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures, "senses": data.senses}
-    return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
+    """Model FLOPs of one step; None where a kind of stages does not count them."""
+    return KINDS[stage.loss].flops(recipe, stage, params)
 
 
-def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Tokenizer:
+def exported(recipe: Recipe) -> dict[str, Any]:
+    """What `hub.export.export_folder` takes of a run's last stage beside folder, weights and tokenizer.
+
+    Raises:
+      ConfigError: no folder is known to hold such a model.
+    """
+    name = recipe.run[-1]
+    kind = KINDS[recipe.stages[name].loss]
+    if kind.exported is None:
+        raise ConfigError(f"stages.{name} of kind {recipe.stages[name].loss!r} trains no whole model to export")
+    return kind.exported(recipe)
+
+
+def _easy_vqa_words(folder: str) -> Any:
+    if folder:
+        raise ConfigError(f"model.tokenizer='easy_vqa:{folder}': its words are in a pip package; leave the folder out")
+    return easy_vqa.word_tokenizer()
+
+
+BUILT: dict[str, Callable[[str], Any]] = {"easy_vqa": _easy_vqa_words, "emoji": emoji.word_tokenizer}
+"""Tokenizers that are built from a data set's words: "easy_vqa", "emoji:FOLDER" with the folder of its packages."""
+
+
+def tokenizer_of(model: AnyModel, field: str = "--config.model.tokenizer") -> Tokenizer:
     """The recipe's tokenizer; an error names `field`."""
-    if model.tokenizer == "easy_vqa":
-        from lvlm_jax.data.easy_vqa import word_tokenizer
-
-        return Tokenizer(word_tokenizer())
+    built, _, folder = model.tokenizer.partition(":")
+    if built in BUILT:
+        return Tokenizer(BUILT[built](folder))
     with download.named(field):
         words = beside.tokenizer(model.tokenizer)
     # A language model's own tokenizer has no word for a picture: it gets one as its next id.
-    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == model.image_token_id:
+    if not words.has_special(IMAGE_TOKEN) and words.vocab_size == getattr(model, "image_token_id", None):
         words.add_special([IMAGE_TOKEN])
     return words
-
-
-def template_of(model: Model, name: str | None = None) -> Template:
-    """The chat template with the recipe's system text."""
-    template = TEMPLATES[name or model.template]
-    return template if model.system is None else template.with_system(model.system)
 
 
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
@@ -164,21 +148,26 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
     )
 
 
-def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None) -> Loader:
-    """The batches of a stage: this host's share."""
-    data, model = stage.data, recipe.model
-    text = recipe.contrastive.text if stage.loss == "contrastive" else None
-    source, encoder = data.open(cache, data.on_bad), encoder_of(model, tokenizer, data, text)
+def loader_of(
+    recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None, whole: bool = False
+) -> Loader:
+    """The batches of a stage: this host's share, or on every host the whole of them."""
+    data, model, kind = stage.data, recipe.model, KINDS[stage.loss]
+    source, text = data.open(cache, data.on_bad), kind.text(recipe)
+    if kind.encoder is None:
+        encoder = encoder_of(model, tokenizer, data, text)
+    else:
+        encoder = kind.encoder(recipe, stage, tokenizer)
     spec = model.image if data.pictures else None
-    if spec and text:
+    if spec and kind.pairs:
         spec = dataclasses.replace(spec, tiles=None)  # towers are compared on whole pictures
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec, hosts=_hosts())
     for reason, count in getattr(source, "left_out", {}).items():
         print(f"{count:,} {reason} left out of {data.path}", file=sys.stderr, flush=True)
     if measured.bad:
         print(_left_out(measured), file=sys.stderr, flush=True)
-    if text:
-        _one_picture_each(source, measured)
+    if kind.pairs:
+        _one_picture_each(source, measured, stage.loss)
     room = {name: count // data.groups for name, count in data.senses.items()}
     budget = Budget(pictures=data.pictures // data.groups, senses=room)
     budget.check(measured.pictures, measured.senses, source.origin)
@@ -201,15 +190,15 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         encoder,
         spec,
         plan=plan,
-        visual_tokens=0 if text else model.lvlm.visual_tokens,
+        visual_tokens=kind.visual_tokens(recipe),
         pad_id=tokenizer.pad_id,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        host=0 if whole else jax.process_index(),
+        hosts=1 if whole else jax.process_count(),
         workers=data.workers,
         threads=data.threads,
         augment=change,
         weigh_by=data.weigh_by,
-        senses=None if text else model.lvlm.specs,
+        senses=kind.senses(recipe),
         budget=budget,
         pictures=measured.pictures,
     )
@@ -247,8 +236,11 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
                 except ConfigError as error:
                     out.append(f"{where}.workdir: {error}")
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
+        out += [f"stages.{name}.{line}" for line in KINDS[stage.loss].absent(recipe, stage)]
     out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
     out += _absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else []
+    if recipe.beside and not Path(recipe.beside).is_dir():
+        out.append(f"beside={recipe.beside!r} does not exist: give the workdir of the run to compare with, or ''")
     found: dict[str, list[str]] = {}
     for line in out:
         place, fault = re.fullmatch(r"([^=:]*)(.*)", line, re.DOTALL).groups()
@@ -283,12 +275,12 @@ def _absent_data(where: str, data: Data) -> list[str]:
     return [f"{where}.{line}" for line in data.absent()]
 
 
-def _one_picture_each(source: Any, measured: Measured) -> None:
-    """A contrastive loss pairs picture i with row i, which another number of pictures would shift in silence."""
+def _one_picture_each(source: Any, measured: Measured, kind: str) -> None:
+    """Picture i belongs to row i, which another number of pictures would shift in silence."""
     for index in np.flatnonzero((measured.lengths > 0) & (measured.pictures != 1))[:1]:
         raise DataError(
-            f"{source.origin(int(index))}: {measured.pictures[index]} pictures, but a contrastive stage compares one "
-            "picture with one caption; leave such records out"
+            f"{source.origin(int(index))}: {measured.pictures[index]} pictures, but a {kind} stage takes one picture "
+            "a row; leave such records out"
         )
 
 
@@ -332,6 +324,11 @@ def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
 def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
     """(model, tokenizer) of a recipe, or with another tokenizer."""
     model = recipes.load(config).model
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"--config={config}: data are looked at as a vision-language model sees them, and this recipe has none; "
+            "give another, such as --config=llava15_align"
+        )
     if tokenizer:
         model = dataclasses.replace(model, tokenizer=tokenizer)
         return model, tokenizer_of(model, "--tokenizer")

@@ -211,6 +211,8 @@ def _load(args: argparse.Namespace) -> Any:
     model = api.load(args.model, **{name: getattr(args, name) for name in names})
     if (frames := getattr(args, "frames", None)) is None:
         return model
+    if _writes_pictures(model):
+        raise ValueError("--frames: a model of text and picture tokens reads no videos; leave it out")
     return dataclasses.replace(model, video=dataclasses.replace(model.video, frames=frames))
 
 
@@ -233,7 +235,14 @@ def _add_generate(add: Any) -> None:
     command.add_argument("--prompt", required=True)
     _shown_arguments(command, "")
     command.add_argument("--no-stream", action="store_true", help="print the answer when it is whole")
-    command.add_argument("--draw", metavar="FILE", help="write the picture there with the boxes that the answer says")
+    command.add_argument(
+        "--draw",
+        metavar="FILE",
+        help="write the picture there with the boxes that the answer says; or the pictures that the model writes",
+    )
+    command.add_argument(
+        "--picture", action="store_true", help="the answer begins with a picture that the model writes"
+    )
     command.add_argument(
         "--mask-codec", metavar="NPZ", help="with --draw: PaliGemma's vae-oid.npz, to draw masks of <seg...> too"
     )
@@ -245,12 +254,16 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.processing.container import VideoError
     from lvlm_jax.processing.picture import ImageError
 
-    if args.draw and len(args.image) != 1:
-        raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
     if args.mask_codec and not args.draw:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
     shown = {"images": args.image, "videos": args.video, "features": _features(args.features)}
     model = _load(args)
+    if _writes_pictures(model):
+        return _write(args, model)
+    if args.picture:
+        raise ValueError(f"--picture: {args.model} writes text alone; leave it out")
+    if args.draw and len(args.image) != 1:
+        raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
     settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")} | shown
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
@@ -282,6 +295,26 @@ def _features(words: Sequence[str]) -> dict[str, list[str]]:
     return out
 
 
+def _writes_pictures(model: Any) -> bool:
+    from lvlm_jax.infer.interleaved import InterleavedSystem
+
+    return isinstance(model, InterleavedSystem)
+
+
+def _write(args: argparse.Namespace, model: Any) -> int:
+    """One answer of texts and pictures."""
+    from lvlm_jax.infer.drawn import write_pictures
+
+    given = {"video": args.video, "mask-codec": args.mask_codec, "stop": args.stop, "system": args.system}
+    given |= {"beams": args.beams > 1, "features": args.features}
+    if useless := [f"--{name}" for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(useless)}: not of a model that reads and writes text and pictures; leave it out")
+    names = ("picture", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    written = model.generate([*map(Path, args.image), args.prompt], **{name: getattr(args, name) for name in names})
+    print(write_pictures(written, args.draw))
+    return 0
+
+
 def _add_chat(add: Any) -> None:
     command = add("chat", _chat, "talk with a model: many turns, many pictures")
     _model_arguments(command)
@@ -293,8 +326,10 @@ def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.infer.chat import repl
 
     _features(args.features)  # a mistake in these is found before the model is read
-    shown = {"images": args.image, "videos": args.video, "features": args.features}
-    repl(_load(args), **shown, instruction=args.system, **_sampling(args))
+    shown, model = {"images": args.image, "videos": args.video, "features": args.features}, _load(args)
+    if _writes_pictures(model):
+        raise ValueError(f"{args.model}: a model of text and picture tokens has no chat format; ask by lvlm generate")
+    repl(model, **shown, instruction=args.system, **_sampling(args))
     return 0
 
 
@@ -359,16 +394,15 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
         return 0
     if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
         found, params = finished.weights(args.source)
-        parts = found.lvlm, params, assemble.tokenizer_of(found), found.image, assemble.template_of(found)
-        video = found.video
+        what = {"params": params, "tokenizer": assemble.tokenizer_of(found.model), **assemble.exported(found)}
     else:
         model = api.load(args.source, dtype="stored")
-        parts = model.config, model.params, model.tokenizer, model.spec, model.template
-        video = model.video
-    options = {"layout": args.layout, "video": video, "dtype": args.dtype, "overwrite": args.overwrite}
+        what = {"config": model.config, "params": model.params, "tokenizer": model.tokenizer}
+        names = {"image_spec": "spec", "template": "template", "video": "video"}
+        what |= {name: getattr(model, own) for name, own in names.items() if hasattr(model, own)}
     if args.part:
-        parts, options["video"] = senses.part_of(*parts[:2], args.part), None
-    out = export_folder(args.out, *parts, **options)
+        what = dict(zip(("config", "params"), senses.part_of(what["config"], what["params"], args.part)))
+    out = export_folder(args.out, **what, layout=args.layout, dtype=args.dtype, overwrite=args.overwrite)
     print(out)
     return 0
 

@@ -140,7 +140,10 @@ def _message(error: Exception) -> str:
 
 
 def fill(hint: Any, config: Any) -> None:
-    """Adds every default of a dataclass (and of those inside it) that a ConfigDict leaves out."""
+    """Adds every default of a dataclass (and of those inside it) that a ConfigDict leaves out.
+
+    A dataclass whose further defaults depend on its values has a static method ``fill`` that adds those.
+    """
     if typing.get_origin(hint) is dict:
         for item in config.values():
             fill(typing.get_args(hint)[1], item)
@@ -158,6 +161,7 @@ def fill(hint: Any, config: Any) -> None:
             config[field.name] = _entry(field.default, hints[field.name])
         elif field.default_factory is not dataclasses.MISSING:
             config[field.name] = _entry(field.default_factory(), hints[field.name])
+    getattr(hint, "fill", lambda config: None)(config)
 
 
 def _chosen(options: Sequence[Any], values: Any) -> Any:

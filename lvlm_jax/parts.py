@@ -12,7 +12,6 @@ from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision import VisionConfig
-from lvlm_jax.vision.text_tower import TextTowerConfig
 
 Named = Mapping[str, Callable[[], Any]]
 """A part's name -> what makes the section of a recipe that describes it."""
@@ -29,15 +28,6 @@ def connector_of(fields: Mapping[str, Any], where: str = "config.model.connector
     if kind not in CONNECTORS:
         raise ConfigError(f"{where.removeprefix('config.model.')}.kind={kind!r}: choose one of {list(CONNECTORS)}")
     return build(CONNECTORS[kind], fields, where)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTower:
-    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
-
-    text: TextTowerConfig
-    projection: int | None = None
-    bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,26 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
-from lvlm_jax.config import ConfigError, build
+from lvlm_jax.config import ConfigError, build, near
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
-from lvlm_jax.hub.configs import describe, public_config, read_json
+from lvlm_jax.hub.configs import describe, read_json
+from lvlm_jax.kinds import KINDS, SECTIONS
+from lvlm_jax.kinds.contrastive import TextTower
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
-from lvlm_jax.parts import NAMED, SenseSection, TextTower, connector_of, section_of
+from lvlm_jax.parts import NAMED, SenseSection, connector_of, section_of
+from lvlm_jax.processing.augment import Augment
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
@@ -81,25 +84,14 @@ class Model:
         senses = tuple((name, section.sense(name)) for name, section in self.senses.items())
         return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, senses=senses, **same)
 
+    @property
+    def width(self) -> tuple[str, int]:
+        """What a mesh cuts: its field, and how wide it is."""
+        return "llm.width", self.llm.width
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Random changes of a training picture (`processing.image.augment`)."""
 
-    flip: bool = False
-    shift: int = 0
-    zoom: float = 0.0
-    rotate: float = 0.0
-    colour: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (("zoom", 1), ("colour", 1), ("rotate", 180.0001)):
-            if not 0 <= getattr(self, name) < most:
-                raise ConfigError(f"augment.{name}={getattr(self, name)}: from 0 (off) to below {most:g}")
-
-    def __bool__(self) -> bool:
-        """Whether anything changes."""
-        return self != Augment()
+AnyModel = Union[(Model, *SECTIONS)]
+"""What ``config.model`` may be: a vision-language model, or what a kind of stages brings (`kinds`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +114,7 @@ class Data(Choice):
     pack: bool = True
     workers: int = 0
     threads: int = 2
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
     senses: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -172,14 +164,16 @@ class StageRecipe:
     average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
     layers multiply, see `nn.quant.trained_in`.
     start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
-    random. evaluate: when the evaluation runs, any of "before", "after".
+    random. evaluate: when the evaluation runs, any of "before", "after". loss: the kind of stage, a name of
+    `kinds.KINDS`; settings: numbers of that loss, fields of the kind's own.
     """
 
     trains: tuple[str, ...]
     steps: int
     optimizer: OptimizerConfig
     data: Data
-    loss: Literal["language", "contrastive"] = "language"
+    loss: str = "language"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: dict[str, Start] = dataclasses.field(default_factory=dict)
     lora: Lora | None = None
     average: Average | None = None
@@ -193,6 +187,16 @@ class StageRecipe:
     profile: tuple[int, ...] = ()
     matmul: Literal["float", "int8"] = "float"
 
+    def __post_init__(self) -> None:
+        if self.loss in KINDS:  # what is left out and what is given as the default are the same recipe
+            object.__setattr__(self, "settings", KINDS[self.loss].unusual(self.settings))
+
+    @staticmethod
+    def fill(config: Any) -> None:
+        """Adds the kind's settings that a ConfigDict leaves out, so that each can be overridden."""
+        for name, value in KINDS[config.loss].defaults.items() if config.loss in KINDS else ():
+            config.settings[name] = config.settings.get(name, value)
+
     def stage(self, name: str) -> Stage:
         """The trainer's view of it."""
         same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Stage) if f.name != "name"}
@@ -201,7 +205,7 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all.
+    """Free generation over a data set, scored. limit: so many answers, 0 for all. temperature: 0 is greedy.
 
     Questions are asked in the model's own chat template, whatever the source's records say.
     """
@@ -211,8 +215,11 @@ class Evaluation:
     max_new_tokens: int = 16
     rows: int = 64
     limit: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature}: 0 (greedy) or above")
         templates = [self.data.template, self.data.own_template, *self.data.member_templates]
         if name := next(filter(None, templates), None):
             raise ConfigError(
@@ -224,13 +231,14 @@ class Evaluation:
 class Recipe:
     """A whole run.
 
-    run: the stages' names in order. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
-    scan: "auto" chooses by device. remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
+    run: the stages' names in order. beside: workdir of another run whose losses the report draws beside this one's.
+    tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and scan: "auto" chooses by device.
+    remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
     hang: seconds without a finished training step after which a process says where it stands and ends; 0: never.
     """
 
     name: str
-    model: Model
+    model: AnyModel
     stages: dict[str, StageRecipe]
     run: tuple[str, ...]
     contrastive: TextTower | None = None
@@ -246,6 +254,7 @@ class Recipe:
     export: bool = True
     report: bool = True
     hang: float = 1800.0
+    beside: str = ""
 
     def __post_init__(self) -> None:
         if self.mesh not in PRESETS:
@@ -266,34 +275,34 @@ class Recipe:
             self._check_export()
 
     def _check_export(self) -> None:
-        """What the export at the end would find: no public family holds a part."""
-        try:
-            public_config(self.model.lvlm, self.model.image_token_id, self.model.image)
-        except ValueError as error:
-            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
+        """What the export at the end would find: no public family holds a part, or a whole model of this kind."""
+        for name in self.run[-1:]:
+            kind, loss = KINDS[self.stages[name].loss], self.stages[name].loss
+            try:
+                if kind.exported is None:
+                    raise ValueError(f"stages.{name} of kind {loss!r} trains no whole model")
+                kind.public(self)
+            except ValueError as error:
+                raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def _check(self, name: str, stage: StageRecipe) -> None:
-        if stage.loss == "contrastive" and self.contrastive is None:
-            raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
-        if stage.loss == "contrastive" and (stage.data.pack or stage.data.pictures != stage.data.rows):
+        if stage.loss not in KINDS:
             raise ConfigError(
-                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it "
-                f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
-                f"rows={stage.data.rows}"
+                f"stages.{name}.loss={stage.loss!r}{near(stage.loss, KINDS)}: choose one of {list(KINDS)}"
             )
-        if unknown := sorted(stage.data.senses.keys() - self.model.senses.keys()):
-            known = list(self.model.senses)
+        wanted = KINDS[stage.loss].section or Model
+        if not isinstance(self.model, wanted):
+            raise ConfigError(
+                f"stages.{name}.loss={stage.loss!r} trains what {wanted.__name__} describes, but config.model has the "
+                f"fields of {type(self.model).__name__}"
+            )
+        known = list(getattr(self.model, "senses", ()))
+        if unknown := sorted(stage.data.senses.keys() - set(known)):
             raise ConfigError(f"stages.{name}.data.senses names {unknown}; the senses of config.model are {known}")
-        if stage.loss == "language" and stage.data.length > self.model.llm.context:
-            raise ConfigError(
-                f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "
-                "the positions that the language model knows"
-            )
         field = "evaluate" if stage.evaluate else "eval_every"
         if getattr(stage, field) and self.evaluation is None:
             raise ConfigError(f"stages.{name}.{field}={getattr(stage, field)} needs config.evaluation: on what")
-        if getattr(stage, field) and stage.loss == "contrastive":
-            raise ConfigError(f"stages.{name}.{field}: a contrastive stage trains no language model that could answer")
+        KINDS[stage.loss].checked(self, name, stage)
         before = self.run[: self.run.index(name)] if name in self.run else tuple(self.stages)
         for part, start in stage.start.items():
             if start.stage and start.stage not in before:
@@ -318,10 +327,10 @@ class Recipe:
             mesh = make_mesh(self.mesh, devices, self.tensor, self.fsdp)
         except ValueError as error:
             raise ConfigError(f"config.mesh={self.mesh}: {error}") from error
-        width, ways = self.model.llm.width, mesh.shape["fsdp"]
+        (field, width), ways = self.model.width, mesh.shape["fsdp"]
         if width % ways:
             raise ConfigError(
-                f"config.mesh={self.mesh}: model.llm.width={width:,} does not divide over {ways:,} devices, so each "
+                f"config.mesh={self.mesh}: model.{field}={width:,} does not divide over {ways:,} devices, so each "
                 f"would hold the weights whole; {self._fewer(width, ways, mesh.size // ways)}"
             )
         return mesh

@@ -53,7 +53,7 @@ def parts(
     like = trees.joined(like)
     if folder is not None:
         return trees.parts(finished.saved_parts(folder / "params", like))
-    _check_width(described, names, recipe.model.llm.width, start.hub)
+    _check_width(described, names, recipe, start.hub)
     return trees.parts(assemble.public_parts(start, like, mesh, f"--config.{field}.hub"))
 
 
@@ -74,12 +74,12 @@ def _lacking(described: Described | None, folder: Path | None, names: set[str]) 
     return {name for name in senses if not any(path.startswith(f"{name}/") for path in there)}
 
 
-def _check_width(described: Described, names: set[str], width: int, source: str) -> None:
+def _check_width(described: Described, names: set[str], recipe: Recipe, source: str) -> None:
     """ConfigError where a checkpoint's connector was made for a language model of another width than the recipe's."""
     theirs = {"lvlm": lambda c: c.llm.width, "sense": lambda c: c.width}.get(described.kind)
     if theirs is None or not any(name == "connector" or name.startswith("senses/") for name in names):
         return
-    if (made := theirs(described.config)) != width:
+    if (made := theirs(described.config)) != (width := recipe.model.llm.width):
         raise ConfigError(
             f"{source}: its connector gives tokens of {made} values, the width of the language model that it was "
             f"trained before (its config.json), but config.model.llm.width is {width}; a connector serves one "

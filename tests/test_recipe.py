@@ -46,7 +46,21 @@ BAD = [
     ),
     ({"contrastive": None}, r"stages\.vision\.loss='contrastive' needs config\.contrastive: the text tower"),
     ({"evaluation": None}, r"stages\.\w+\.evaluate=\(.*\) needs config\.evaluation: on what"),
-    ({"stages__vision__data__pictures": 8}, r"stages\.vision\.data: a contrastive loss .* pictures=rows; here pack="),
+    (
+        {"stages__vision__data__pictures": 8},
+        r"stages\.vision\.data: a stage of kind 'contrastive' .* pictures=rows; here pack=",
+    ),
+    ({"stages__align__loss": "languag"}, r"stages\.align\.loss='languag' \(did you mean 'language'\?\): choose one of"),
+    (
+        {"stages__align__loss": "unified"},
+        r"loss='unified' trains what UnifiedModel describes, but config\.model has .* Model",
+    ),
+    ({"stages__vision__accumulate": 2}, r"vision\.accumulate=2: a loss of kind 'contrastive' couples all rows"),
+    (
+        {"stages__vision__eval_every": 1},
+        r"vision\.eval_every: a stage of kind 'contrastive' trains no model that could",
+    ),
+    ({"stages__align__settings": {"z": 1.0}}, r"config\.stages\.align\.settings\.z: no such field.*Fields: z_loss"),
     ({"stages__align__data__rows": 9}, r"config\.stages\.align\.data: rows=9, pictures=\d+: .* multiples of groups="),
     (
         {"stages__align__data__source": "llava"},

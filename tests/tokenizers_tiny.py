@@ -140,3 +140,30 @@ def gemma_tiny(extra: tuple[str, ...] = ("<image>",), vocab_size: int = 480):
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
     )
+
+
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def bert_tiny():
+    """A BERT-shaped PreTrainedTokenizerFast: WordPiece in small letters, whole words of `CORPUS` and single letters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for line in CORPUS[:6] for word in line.lower().split() if word.isalpha()})
+    letters = [*string.ascii_lowercase, *string.digits]
+    names = [*BERT_SPECIAL, *dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *words])]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **special, mask_token="[MASK]", clean_up_tokenization_spaces=False
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from lvlm_jax.processing import words
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.picture import load_image
 from lvlm_jax.processing.schema import Example, Features, Image, Segment, Text, Turn
@@ -197,28 +198,9 @@ def word_tokenizer() -> "PreTrainedTokenizerFast":
     Ids: the specials, then the role words, then the words in alphabetical order. "?" is a word of its own; "<" and ">"
     are cut off, so that a typed ``<image>`` cannot become the special token. A sequence starts with ``<s>``.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     pictures, _ = _questions(_folder() / "train" / "questions.json")
     said = {text for rounds in pictures.values() for pair in rounds for text in pair}
-    words = sorted({word for text in said for word in text.replace("?", " ? ").split()})
-    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *ROLES, *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    cut = [pre_tokenizers.Split(mark, "isolated") for mark in "?<>"]
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*cut, pre_tokenizers.WhitespaceSplit()])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        clean_up_tokenization_spaces=False,
-    )
+    return words.tokenizer(said, SPECIALS, ROLES)
 
 
 def _folder() -> Path:

@@ -100,7 +100,7 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
     **{name: ("encoder_decoder", family.from_hf) for name, family in llm.ENCODER_DECODERS.items()},
     **{name: ("vq", vqgan.from_hf) for name in vqgan.TYPES},
-    chameleon.MODEL_TYPE: ("unified", chameleon.from_hf),
+    **dict.fromkeys((chameleon.MODEL_TYPE, chameleon.OWN_TYPE), ("unified", chameleon.from_hf)),
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
 

@@ -21,14 +21,13 @@ def part_of(config: LVLMConfig, params: Params, part: str) -> tuple[Config, Para
     Raises:
       ValueError: a part that the model does not have.
     """
-    if part == "vision":
-        return config.vision, params["vision"]
-    if part == "llm":
-        return config.llm, params["llm"]
-    for name, sense in config.senses:
+    alone, senses = [name for name in ("vision", "llm") if hasattr(config, name)], getattr(config, "senses", ())
+    if part in alone:
+        return getattr(config, part), params[part]
+    for name, sense in senses:
         if part == f"senses/{name}":
             return NamedSense(name=name, sense=sense, width=config.llm.width), params["senses"][name]
-    parts = ["vision", "llm", *(f"senses/{name}" for name, _ in config.senses)]
+    parts = [*alone, *(f"senses/{name}" for name, _ in senses)]
     raise ValueError(f"part {part!r}: this model's parts that stand alone are {', '.join(parts)}")
 
 

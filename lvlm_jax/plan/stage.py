@@ -15,7 +15,7 @@ from lvlm_jax import assemble
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError
-from lvlm_jax.models.lvlm import LVLMConfig, dummy_batch
+from lvlm_jax.kinds import KINDS
 from lvlm_jax.nn import lora
 from lvlm_jax.plan import hlo, nvidia
 from lvlm_jax.plan.topology import Topology, devices_or_absent
@@ -147,7 +147,8 @@ def plan_stage(
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
-    batch = batch_of(recipe.model.lvlm, data.rows, data.length, data.pictures, data.groups, program.batch, data.senses)
+    whole = lambda: KINDS[stage.loss].batch(recipe, data.rows, data.length, data.pictures)  # noqa: E731
+    batch = batch_of(whole, data.pictures, data.groups, program.batch, data.senses)
     held = Memory(
         trained=share(program.state.trained),
         frozen=share(frozen),
@@ -190,7 +191,7 @@ def planned(
         remat=recipe.remat,
         memory=memory,
         work=work,
-        kernel_flops=kernel_flops(work, recipe.model.attention) if work else 0.0,
+        kernel_flops=kernel_flops(work, getattr(recipe.model, "attention", "causal")) if work else 0.0,
         compiled=not absent,
         seconds=time.perf_counter() - began,
         versions=versions(("jax", "flax", "optax", *(("libtpu",) if topology.chip.tpu else nvidia.PACKAGES))),
@@ -205,13 +206,14 @@ def stage_program(recipe: Recipe, name: str, stage: StageRecipe, mesh: Any) -> t
     what = stage.stage(name)
     mask = what.mask(shapes)
     flops = assemble.flops_of(recipe, stage, shapes) or 0.0
-    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.dtype_of(recipe)), shapes)
+    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.frozen_dtype(recipe, stage)), shapes)
     trained, frozen = trees.split(running, mask)
     if stage.lora and stage.lora.base:
         low = lora.split(trained)[1]
         frozen = jax.eval_shape(lambda p: lora.quantized(p, low, stage.lora.base), frozen)
-    loss_fn = assemble.loss_of(stage, model, assemble.trains_head(recipe, mask), mesh)
-    program = Program(what, loss_fn, trained, frozen, mesh, axes)
+    loss_fn = assemble.loss_of(stage, model, assemble.trains_head(mask), mesh)
+    key = jax.random.key(recipe.seed) if KINDS[stage.loss].draws else None
+    program = Program(what, loss_fn, trained, frozen, mesh, axes, key)
     at = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)  # noqa: E731
     return program, jax.tree.map(at, frozen, program.frozen), flops
 
@@ -236,16 +238,13 @@ def kernel_flops(work: hlo.Work, attention: str) -> float:
 
 
 def batch_of(
-    config: LVLMConfig,
-    rows: int,
-    length: int,
-    pictures: int,
-    groups: int,
-    where: Any,
-    senses: Mapping[str, int] | None = None,
+    make: Callable[[], Any], pictures: int, groups: int, where: Any, senses: Mapping[str, int] | None = None
 ) -> Any:
-    """The shapes of a batch, every leaf lying as `where` says; `senses`: vision rows of each named sense."""
-    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures))
+    """The shapes of the batch that `make` gives, its pictures in so many groups, every leaf lying as `where` says.
+
+    senses: vision rows of each named sense.
+    """
+    whole = jax.eval_shape(make)
 
     def grouped(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = leaf.shape

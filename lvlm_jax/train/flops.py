@@ -10,6 +10,7 @@ Recomputation (remat) does not count.
 from collections.abc import Mapping
 
 from lvlm_jax import params as trees
+from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.nn import lora
@@ -79,9 +80,26 @@ def step_flops(
     for name, sense in config.senses:
         own = {path: (leaf, chosen[path]) for path, leaf in products.items() if path.startswith(f"{SENSES}{name}/")}
         total += _sense_flops(sense, own, f"{SENSES}{name}/") * (senses or {}).get(name, 0)
-    seen = sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
-    total += factor["llm"] / 2 * 4 * tokens["llm"] * seen * llm.heads * llm.head_width
-    return total
+    return total + factor["llm"] / 2 * _attention(llm, text, length, config.attention)
+
+
+def decoder_flops(llm: DecoderConfig, shapes: Params, mask: Mapping, *, rows: int, length: int) -> float:
+    """The same of a decoder alone, trained or not at all: what stands before it is counted by nobody.
+
+    Args:
+      shapes, mask: of the decoder's own tree.
+    """
+    flat, chosen = trees.flatten(shapes), trees.flatten(mask)
+    products = [leaf for path, leaf in flat.items() if path.endswith("/kernel")]
+    products += [flat["embed/table"]] if llm.tied else []
+    factor = 6 if any(chosen.values()) else 2
+    return factor * (rows * length * trees.size(products) + _attention(llm, rows * length, length, "causal") / 2)
+
+
+def _attention(llm: DecoderConfig, tokens: int, length: int, pattern: str) -> float:
+    """FLOPs of both products of attention, forward alone."""
+    seen = sum(_seen(length, llm.window if kind == "local" else None, pattern) for kind in llm.layer_kinds)
+    return 4 * tokens * seen * llm.heads * llm.head_width
 
 
 def _sense_flops(sense: Sense, products: Mapping[str, tuple], at: str) -> float:

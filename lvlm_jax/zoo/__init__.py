@@ -4,7 +4,7 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma, senses
+from lvlm_jax.zoo import chameleon, idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma, senses
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
@@ -22,7 +22,7 @@ FAMILIES: dict[str, ModuleType] = {
 | processor(config) | fields of processor_config.json |
 """
 
-OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, senses.MODEL_TYPE)
+OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, senses.MODEL_TYPE, chameleon.OWN_TYPE)
 """``model_type`` of models that the torch library has no class for."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}

@@ -20,6 +20,9 @@ ARGUMENTS = {
     "paligemma_finetune": ("448", "896", "v2"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
+    "unified_emoji": ("plain", "tiny"),
+    "blip2_stage1": ("pformer", "tiny"),
+    "pformer_pretrain": ("tiny",),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
 # (weights of the whole model, share in percent) of each stage that trains a vision-language model.
@@ -73,7 +76,7 @@ def test_a_recipe(word):
         rows = trained_share(shapes, mask)
         assert 0 < rows[-1].trained <= rows[-1].total
         assert set(stage.start) <= {*shapes, "all"}
-        assert dataclasses.is_dataclass(found.model.lvlm)
+        assert dataclasses.is_dataclass(found.model)
         assert set(axes) == set(shapes)
         if name in FULL.get(word, {}):
             total, share = FULL[word][name]
@@ -142,6 +145,8 @@ OVERRIDES = {
     "--config.stages.align.optimizer.clip=0.5": lambda r: r.stages["align"].optimizer.clip == 0.5,
     "--config.stages.align.optimizer.b1=0.8": lambda r: r.stages["align"].optimizer.b1 == 0.8,
     "--config.stages.align.spike.factor=3.0": lambda r: r.stages["align"].spike.factor == 3.0,
+    "--config.stages.align.settings.z_loss=0.001": lambda r: r.stages["align"].settings == {"z_loss": 0.001},
+    "--config.stages.align.settings.z_loss=0.0": lambda r: r.stages["align"].settings == {},
     "--config.stages.align.data.threads=3": lambda r: r.stages["align"].data.threads == 3,
     "--config.model.llm.depth=2": lambda r: r.model.llm.depth == 2,
     "--config.model.system=Be brief.": lambda r: r.model.system == "Be brief.",
