@@ -131,6 +131,8 @@ def agree(got, name, atol):
         pytest.param("qformer", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("minigpt4", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("minigpt_v2", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("eva", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("nfnet", "FSDP_TP", marks=pytest.mark.nightly),

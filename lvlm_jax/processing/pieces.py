@@ -1,0 +1,33 @@
+"""What a prompt template is made of: text with a loss weight each, and pictures between."""
+
+import dataclasses
+
+from lvlm_jax.processing.schema import Image, Text, Turn
+
+BOS = "bos"
+"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
+EOS = "eos"
+"""Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Text with one loss weight.
+
+    special: the text is the exact name of one special token (or `BOS`, `EOS`). alone: it is tokenized by itself, never
+    merged with the text beside it.
+    """
+
+    text: str
+    weight: float = 0.0
+    special: bool = False
+    alone: bool = False
+
+
+Rendered = list[Piece | Image]
+"""What a template makes of a conversation."""
+
+
+def plain_text(turn: Turn) -> str:
+    """The text of a turn, pictures left out."""
+    return "".join(s.text for s in turn.segments if isinstance(s, Text))
