@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lvlm_jax import llm, zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
-from lvlm_jax.hub import beside, download, peft
+from lvlm_jax.hub import beside, download, minigpt4, peft
 from lvlm_jax.hub.configs import read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.infer.system import System
@@ -64,10 +64,11 @@ def load(
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder.
-      vision: the vision tower's folder or hub name, for the LLaVA authors' files.
+      vision: the vision tower's folder or hub name, for the LLaVA authors' files; for MiniGPT-4's, BLIP-2's tower and
+        Q-Former (`hub.minigpt4`).
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
-        their adapters, alone.
+        their adapters, alone, or MiniGPT-4's dense layer.
       rows: the most prompts of one batch.
 
     Raises:
@@ -84,7 +85,10 @@ def load(
     kept = None if stored else dtype
     hub = {"token": token, "cache": cache, "offline": offline}
     folder = _folder(name_or_folder, revision, hub)
-    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
+    if minigpt4.is_projection(folder):
+        loaded = _projection(folder, vision, model_base, mesh, kept, hub)
+    else:
+        loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
     params = loaded.params
     if adapter is not None:
         with download.named("adapter= (--adapter)"):
@@ -108,6 +112,28 @@ def load(
         name=str(name_or_folder),
         video=beside.video_spec(folder),
     )
+
+
+def _projection(
+    folder: Path,
+    vision: str | Path | None,
+    base: str | Path | None,
+    mesh: Mesh | None,
+    dtype: DTypeLike | None,
+    hub: dict[str, Any],
+) -> Loaded:
+    """MiniGPT-4's dense layer between the front and the language model that the caller names."""
+    given = {"vision=": vision, "model_base=": base}
+    if absent := [name for name, value in given.items() if value is None]:
+        raise CheckpointError(
+            f"{folder}: holds MiniGPT-4's dense layer alone; give {' and '.join(absent)}: BLIP-2's tower (with its "
+            "Q-Former for version 1) and the language model"
+        )
+    found = []
+    for name, value in given.items():
+        with download.named(name):
+            found.append(download.resolve(value, **hub))
+    return minigpt4.import_projection(folder, *found, mesh=mesh, dtype=dtype)
 
 
 def export_line(workdir: str | Path) -> str:
@@ -138,6 +164,8 @@ def _floating(dtype: DTypeLike) -> DTypeLike:
 def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
     """The checkpoint's folder: exported by a training run, or as `hub.download` finds it."""
     path = Path(name).expanduser()
+    if minigpt4.is_projection(path):
+        return path
     if path.is_dir() and not (path / "config.json").is_file() and revision is None:
         if (path / EXPORT / "config.json").is_file():
             return path / EXPORT
@@ -201,6 +229,11 @@ HOST_TEMPLATES = {
 def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
     host = llm.family_of(config.llm)
+    for spec in zoo.SYSTEMS.values():
+        if (spec.config.vision, spec.config.connector) == (config.vision, config.connector) and host == llm.family_of(
+            spec.config.llm
+        ):
+            return spec.template
     for spec in zoo.family_of(config).SYSTEMS.values():
         if llm.family_of(spec.config.llm) == host:
             return spec.template
@@ -223,7 +256,7 @@ def _template(folder: Path, config: LVLMConfig) -> Template:
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
-    if folder.is_file():
+    if folder.is_file() or not (folder / "config.json").is_file():
         return ()
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"

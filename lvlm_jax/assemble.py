@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.fusion import visual_expert
-from lvlm_jax.hub import beside, download, formats
+from lvlm_jax.hub import beside, download, formats, minigpt4
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import IMAGE_TOKEN
@@ -328,14 +328,22 @@ def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
     return model, tokenizer_of(model, f"the tokenizer of --config={config} (--tokenizer gives another)")
 
 
-def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
+def public_parts(
+    start: Start, like: dict, mesh: Any, field: str = "hub", known: Set[str] = frozenset(), config: Any = None
+) -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
+
+    Args:
+      known: paths of all leaves of the model, of which `like` may lack some that come from elsewhere.
+      config: of the whole model, for files that have none beside them (MiniGPT-4's, BLIP-2's, EVA's).
 
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them;
     a visual expert that it lacks is a copy of its own layers. An error of what cannot be found names `field`.
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
+    if config is not None and minigpt4.is_authors(path):
+        return _as_like(start.hub, like, minigpt4.read_parts(path, like, config, mesh))
     whole = describe(formats.public_config(path), path).kind == "lvlm"
     kind = "vision" if [*like] == ["vision"] and not whole else None
     loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))
@@ -344,13 +352,36 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
             f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(like)}; name one part"
         )
     found = loaded.params if whole else dict.fromkeys(like, loaded.params)
-    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    got = trees.flatten({part: found[part] for part in like if part in found})
+    elsewhere = known - trees.flatten(like).keys()
+    return _as_like(start.hub, like, {path: leaf for path, leaf in got.items() if path not in elsewhere})
+
+
+def begins(field: str, start: Mapping[str, Start], leaves: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
+    """The leaves that each entry of a stage's `start` gives: those below its path that no longer path names.
+
+    Raises:
+      ConfigError: a path with no leaf below it.
+    """
+    below = {part: [path for path in leaves if part == "all" or f"{path}/".startswith(f"{part}/")] for part in start}
+    if unknown := sorted(part for part, paths in below.items() if not paths):
+        parts = sorted({path.split("/")[0] for path in leaves})
+        raise ConfigError(f"{field} names {unknown}; the parts are {parts}, or 'all', or a path below one")
+    order = sorted(start, key=lambda part: 0 if part == "all" else len(part))
+    owner = {path: part for part in order for path in below[part]}
+    found = {part: [path for path in leaves if owner.get(path) == part] for part in start}
+    return {part: paths for part, paths in found.items() if paths}
+
+
+def _as_like(source: str, like: dict, got: dict) -> dict:
+    """Leaves by path in the layout of `like`, each in its place."""
+    wanted = trees.flatten(like)
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
-        raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
-    return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+        raise ConfigError(f"{source} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
+    return trees.unflatten({path: _fit(source, path, got[path], wanted[path]) for path in wanted})
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:

@@ -176,8 +176,8 @@ class StageRecipe:
     lora: low-rank adapters that train beside what `trains` takes (then `trains` may be empty). average: a moving
     average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
     layers multiply, see `nn.quant.trained_in`.
-    start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
-    random. evaluate: when the evaluation runs, any of "before", "after".
+    start: part of the model ("vision", "connector", "llm", "all", or a path below one) -> where it comes from; what is
+    not named starts at random. evaluate: when the evaluation runs, any of "before", "after".
     """
 
     trains: tuple[str, ...]

@@ -231,36 +231,30 @@ class Run:
     def start(self, name: str, stage: StageRecipe, model: Any, batch: Any) -> dict:
         """The parameters a stage begins with: random, then each part from where the recipe says."""
         shapes, axes = abstract(model, batch)
-        where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
-        key = self.key(name)
-        whole = set(shapes) if "all" in stage.start else set()
-        given = {part: start for part, start in stage.start.items() if part != "all"}
-        if unknown := sorted(set(given) - set(shapes)):
-            raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
-        wanted = {part: {part} for part in given} | ({"all": whole - set(given)} if whole - set(given) else {})
-        parts: dict = {}
-        for part, names in wanted.items():
-            parts |= self.parts(f"stages.{name}.start.{part}", stage.start[part], names, shapes, where)
-        if missing := set(shapes) - set(parts):
-            fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
-            cut = None if where is None else {part: where[part] for part in missing}
+        if self.mesh is not None:
+            where = meshes.shardings(self.mesh, axes, shapes)
+            shapes = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, where)
+        like, parts, field = trees.flatten(shapes), {}, f"stages.{name}.start"
+        for part, paths in assemble.begins(field, stage.start, like).items():
+            wanted = trees.unflatten({path: like[path] for path in paths})
+            parts |= trees.flatten(self.parts(f"{field}.{part}", stage.start[part], wanted, set(like)))
+        if missing := set(like) - set(parts):
+            fresh = lambda key: {p: leaf for p, leaf in trees.flatten(init(model, key, batch)).items() if p in missing}  # noqa: E731
+            cut = None if self.mesh is None else {path: like[path].sharding for path in missing}
             with meshes.use(self.mesh):
-                parts |= jax.jit(fresh, out_shardings=cut)(key)
-        return {part: parts[part] for part in shapes}
+                parts |= jax.jit(fresh, out_shardings=cut)(self.key(name))
+        return trees.unflatten({path: parts[path] for path in like})
 
     def key(self, name: str, more: int | None = None) -> jax.Array:
         """The random key of a stage's fresh weights, or of what else is drawn for it."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
         return key if more is None else jax.random.fold_in(key, more)
 
-    def parts(self, field: str, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
-        """Parts of the model from an earlier stage, another run, or a public checkpoint."""
-        like = {part: shapes[part] for part in sorted(names)}
-        if where is not None:
-            lay = {part: where[part] for part in like}
-            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, lay)
+    def parts(self, field: str, start: Start, like: dict, known: set[str]) -> dict:
+        """Parts of the model from an earlier stage, another run, or a public checkpoint; `known`: its leaves' paths."""
         if start.hub:
-            return assemble.public_parts(start, like, self.mesh, f"--config.{field}.hub")
+            lvlm = self.recipe.model.lvlm
+            return assemble.public_parts(start, like, self.mesh, f"--config.{field}.hub", known, lvlm)
         folder = self.folder / start.stage if start.stage else finished.last_stage(start.workdir)
         return finished.saved_parts(folder / "params", like)
 
