@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from lvlm_jax.config import ConfigError, near
+from lvlm_jax.data.cc_sbu_align import CcSbuAlignFolder
 from lvlm_jax.data.coco import CocoFile, ReferFile
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
@@ -35,6 +36,7 @@ FILES: dict[str, type] = {
     "messages": MessagesFiles,
     "coco": CocoFile,
     "refcoco": ReferFile,
+    "cc_sbu_align": CcSbuAlignFolder,
     "parquet": ParquetFiles,
     "webdataset": TarFiles,
     "obelics": ObelicsFiles,
