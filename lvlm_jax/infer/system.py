@@ -141,6 +141,7 @@ class System:
         temperature: float | int = 0.0,
         top_k: int = 0,
         top_p: float | int = 1.0,
+        repetition_penalty: float | int = 1.0,
         seed: int = 0,
         beams: int = 1,
         length_penalty: float | int = 1.0,
@@ -156,7 +157,7 @@ class System:
             stays text: ``<image>`` or ``</s>`` in it are those characters.
           images: one picture or several (path, PIL image, uint8 array, bytes); any number.
           max_new_tokens: default 256, or what the context has left if that is less.
-          temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+          temperature: 0 is greedy. top_k, top_p, repetition_penalty, seed: see `Sampling`.
           beams: above 1 for a beam search, whose pieces come all at the end; length_penalty: see `Beams`.
           stop: strings that end the answer, beside the template's own.
           system: text of the system turn, instead of the template's.
@@ -166,7 +167,8 @@ class System:
           ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture or
             video.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling = Sampling(repetition_penalty=repetition_penalty, **drawn)
         encoded = self.encode(as_example(prompt, images, system, videos))
         settings = {
             "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,
