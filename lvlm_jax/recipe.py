@@ -52,11 +52,13 @@ class Model:
     video: VideoSpec = DEFAULT
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
+        self.video.check_reads(self.vision.frames, self.newline)
         if self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
-        if self.vision.values != self.image.values or self.vision.patches != self.image.patches:
+        if (self.vision.values, self.vision.patches) != (self.image.values, self.image.patches):
             raise ConfigError(
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
@@ -66,8 +68,6 @@ class Model:
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
                 "newline, and others have no use for it"
             )
-        if self.video.newline != "none" and not self.newline:
-            raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
         if not 0 <= self.image_token_id < self.lvlm.vocab:  # the connector is checked here, too
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.lvlm.vocab}")
 
@@ -79,8 +79,8 @@ class Model:
         if kind not in CONNECTORS:
             raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
         connector = build(CONNECTORS[kind], fields, "config.model.connector")
-        same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
-        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, **same)
+        same = ("vision", "llm", "attention", "newline", "expert", "fusion", "words", "compat_bos_bug")
+        return LVLMConfig(connector=connector, **{name: getattr(self, name) for name in same})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -367,7 +367,7 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     out = configs.to_config(spec.config)
     out.connector.kind = names[type(spec.config.connector)]
     out.image = configs.to_config(spec.image)
-    out.video = configs.to_config(DEFAULT)
+    out.video = configs.to_config(spec.video)
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id

@@ -24,7 +24,7 @@ from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.schema import Batch
-from lvlm_jax.vision import NFNetConfig
+from lvlm_jax.vision import ClipConfig, NFNetConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
 
@@ -60,6 +60,7 @@ EVA02 = dataclasses.replace(
 BLIP2 = dataclasses.replace(
     VIT, norm_eps=1e-6, pool="token_twice", classes=0, feature_layer=-1, feature_norm=True, class_feature=True
 )
+CLIPS = ClipConfig(**dataclasses.asdict(BLIP2), frames=2, global_blocks=2)
 NFNET = NFNetConfig(
     image_size=64, depths=(1, 1, 2, 1), widths=(16, 32, 32, 32), group_width=8, stem_width=16, final_width=24
 )
@@ -151,6 +152,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
         connector=PixelShuffleConfig(factor=1, across=4, bias=True),
         llm=LLAMA,
     ),
+    "videochat": LVLMConfig(vision=CLIPS, connector=dataclasses.replace(QFORMER, extra=4), llm=LLAMA),
     "visual_expert": LVLMConfig(
         vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
     ),

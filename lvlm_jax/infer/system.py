@@ -66,6 +66,7 @@ class System:
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
+        self.video.check_reads(vision.frames)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "

@@ -120,7 +120,11 @@ def authors_rows(
         out += layer_norm(f"{a}/norm1", f"{b}.norm1") + layer_norm(f"{a}/norm2", f"{b}.norm2")
         out += [
             Row(tuple(f"{a}/attn/{x}/kernel" for x in "qkv"), f"{b}.attn.qkv.weight", joined(3, TRANSPOSE)),
-            Row((f"{a}/attn/q/bias", f"{a}/attn/k/bias"), f"{b}.attn.q_bias", _NO_KEY_BIAS),
+            (
+                Row((f"{a}/attn/q/bias", f"{a}/attn/k/bias"), f"{b}.attn.q_bias", _NO_KEY_BIAS)
+                if config.key_bias
+                else Row(f"{a}/attn/q/bias", f"{b}.attn.q_bias")
+            ),
             Row(f"{a}/attn/v/bias", f"{b}.attn.v_bias"),
             *dense(f"{a}/attn/o", f"{b}.attn.proj", bias=True),
             *dense(f"{a}/mlp/up", f"{b}.mlp.fc1", bias=True),

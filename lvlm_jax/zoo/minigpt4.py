@@ -133,7 +133,7 @@ def fits_front(config: LVLMConfig) -> bool:
 def fits(config: LVLMConfig) -> bool:
     """Whether a model is of this kind."""
     between = config.connector
-    reads = isinstance(between, QFormerConfig) and between.vocab is None
+    reads = isinstance(between, QFormerConfig) and between.vocab is None and not between.extra
     joins = isinstance(between, PixelShuffleConfig) and between == dataclasses.replace(
         FOUR_OF_A_ROW, across=between.across, std=between.std
     )

@@ -34,8 +34,8 @@ FULL = {
     "llavanext_instruct": {"instruct": (7_063_431_168, 100)},
     # A tower of 985,952,256 and a Q-Former of 105,162,240 before one dense layer of 3,149,824.
     "minigpt4_align": {"align": (7_832_688_128, 0.0402)},
-    "minigpt4_align:13b": {"align": (14_110_922_752, 0.0279)},
-    "minigpt4_align:llama2": {"align": (7_747_455_488, 0.298)},
+    "minigpt4_align:13b": {"align": (14_110_926_336, 0.0279)},
+    "minigpt4_align:llama2": {"align": (7_747_448_832, 0.2978)},
     "nanovlm_222m": {"train": (222_118_464, 100)},
     "paligemma_finetune": {"transfer": (2_923_466_480, 100)},
     "paligemma_finetune:v2": {"transfer": (3_032_242_416, 100)},
