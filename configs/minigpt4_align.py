@@ -7,9 +7,9 @@ Settings as the authors ran them (Vision-CAIR/MiniGPT-4, train_configs/minigpt4_
 minigpt4_llama2_stage1_pretrain.yaml, on 4 A100): tower, Q-Former and language model frozen, the dense layer trained on
 captions of LAION and of CC and SBU, drawn 115 to 14; 4 x 64 pairs a step, 4 x 5,000 steps, learning rate 1e-4 to 8e-5
 by cosine after 5,000 steps of warm-up, weight decay 0.05, no clip, captions of at most 32 tokens, each behind its
-picture and ended by a line break (models/minigpt_base.py). Theirs warms up from 1e-6 where we begin at 0, and lower-cases
-captions and takes their punctuation away (processors/blip_processors.py), which ours leaves. Theirs pads each pair; here
-64 rows of 288 positions hold about four pairs each, so that a step still sees about 256.
+picture and ended by a line break (models/minigpt_base.py). Theirs warms up from 1e-6 where we begin at 0, and writes
+captions in small letters without punctuation (processors/blip_processors.py), where we leave them as they are. Theirs
+pads each pair; here 64 rows of 288 positions hold about four pairs each, so that a step still sees about 256.
 
 Data: img2dataset's tars of LAION and of CC and SBU (dataset/README_1_STAGE.md). The front are the authors' two files,
 converted to safetensors in one folder (`lvlm_jax/hub/minigpt4.py` says how); so is Vicuna, whose repository holds

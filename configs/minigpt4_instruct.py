@@ -8,8 +8,8 @@ minigpt4_llama2_stage2_finetune.yaml): 12 conversations a step, 5 x 200 steps (t
 says 400), learning rate 3e-5 to 1e-5 by cosine after 200 steps of warm-up, weight decay 0.05, answers of at most 160
 tokens. One of four paraphrases asks for each description (prompts/alignment.txt).
 
-Data: the authors' cc_sbu_align folder (dataset/README_2_STAGE.md); override stages.instruct.data.path. It starts from the
-end of a minigpt4_align run: override stages.instruct.start.all.workdir.
+Data: the authors' cc_sbu_align folder (dataset/README_2_STAGE.md); override stages.instruct.data.path. It starts from
+the end of a minigpt4_align run: override stages.instruct.start.all.workdir.
 """
 
 from ml_collections import ConfigDict

@@ -6,15 +6,15 @@ Hardware: planned for v5p-64 or 8 x 80 GB, FSDP          Measured: not yet
 Settings as the authors ran them (Vision-CAIR/MiniGPT-4, train_configs/minigptv2_finetune.yaml): the tower frozen at 448
 pixels, the dense layer trained, and adapters of rank 64 and strength 16 on the language model's queries and values;
 learning rate 1e-5 to 1e-6 by cosine after 1,000 steps of warm-up, weight decay 0.05, 50 x 1,000 steps, answers of at
-most 1,024 tokens. Their adapters have a dropout of 0.05, which ours have not. A step of theirs draws one data set by its
-sample_ratio and takes batch_size records of it on each device; so a record's weight here is the product of the two.
+most 1,024 tokens. Their adapters have a dropout of 0.05, which ours have not. A step of theirs draws one data set by
+its sample_ratio and takes batch_size records of it on each device; so a record's weight here is the product of the two.
 Theirs pads; here 16 rows of 1,536 positions hold about 36 records, as many as 8 devices of theirs see.
 
 Data: each data set as a LLaVA JSON whose questions begin with the task's tag and whose boxes are written in hundredths,
 as the authors' loaders make them (datasets/datasets/; `lvlm_jax.processing.boxes`, form "minigptv2"); override
 stages.instruct.data.members.NAME.path. The front is EVA's file and the checkpoint of stage 2 the authors', both
-converted to safetensors (`lvlm_jax/hub/minigpt4.py` says how); of the checkpoint a stage takes the dense layer alone. To
-begin with its adapters too, load it with `lvlm_jax.load`, export it, and start from that folder (start.all.hub).
+converted to safetensors (`lvlm_jax/hub/minigpt4.py` says how); of the checkpoint a stage takes the dense layer alone.
+To begin with its adapters too, load it with `lvlm_jax.load`, export it, and start from that folder (start.all.hub).
 """
 
 from ml_collections import ConfigDict

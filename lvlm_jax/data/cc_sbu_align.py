@@ -60,9 +60,7 @@ class CcSbuAlign(Numbered):
         return len(self._records)
 
     def __repr__(self) -> str:
-        return (
-            f"CcSbuAlign({str(self._path)!r}, images={str(self._root)!r}, records={len(self)}, crc={self._crc:08x})"
-        )
+        return f"CcSbuAlign({str(self._path)!r}, images={str(self._root)!r}, records={len(self)}, crc={self._crc:08x})"
 
     def origin(self, index: int) -> str:
         """``path: annotations[i]``."""

@@ -22,7 +22,7 @@ from lvlm_jax.data.emoji import EmojiDrawings
 from lvlm_jax.data.files import PATTERN, expand
 from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
-from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
+from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source, VideoChatFiles
 from lvlm_jax.data.tars import TarFiles
 from lvlm_jax.data.tfds import TfdsSplit
 from lvlm_jax.processing.chat_templates import TEMPLATES
@@ -34,6 +34,7 @@ FILES: dict[str, type] = {
     "llava_json": LlavaJsonFiles,
     "llava_yaml": LlavaYamlFile,
     "messages": MessagesFiles,
+    "videochat": VideoChatFiles,
     "coco": CocoFile,
     "refcoco": ReferFile,
     "cc_sbu_align": CcSbuAlignFolder,

@@ -15,15 +15,23 @@ MINIGPT4_SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
-def _tagged(segments: Sequence[Segment]) -> Rendered:
-    """Segments in place; a space between a picture's closing tag and the text behind it."""
+
+
+def _tag(picture: Image) -> str:
+    """VideoChat's, which tells videos from pictures."""
+    return "Video" if isinstance(picture.source, Clip) else "Image"
+
+
+def _tagged(segments: Sequence[Segment], own: str = "Img") -> Rendered:
+    """Segments in place; a space between a picture's closing tag (`own`, or VideoChat's) and the text behind it."""
     out: Rendered = []
     for index, segment in enumerate(segments):
         if isinstance(segment, Text):
             out.append(Piece(segment.text))
             continue
         behind = index + 1 < len(segments) and isinstance(segments[index + 1], Text)
-        out += [Piece("<Img>"), segment, Piece("</Img>" + " " * behind)]
+        tag = own or _tag(segment)
+        out += [Piece(f"<{tag}>"), segment, Piece(f"</{tag}>" + " " * behind)]
     return out
 
 
@@ -34,15 +42,16 @@ def _answer(turn: Turn, generate: bool, end: str = "") -> Piece:
     return Piece(plain_text(turn) + end, 1.0, alone=not generate)
 
 
-def human(system: str, turns: Sequence[Turn], generate: bool, *, gap: str) -> Rendered:
+def human(system: str, turns: Sequence[Turn], generate: bool, *, gap: str, tag: str = "Img") -> Rendered:
     """``{system}###Human: <Img></Img> {q}###Assistant: {a}###Human: ...``; the answer and its ``###`` are learnt.
 
-    gap: what stands between a question and ``###``: a space where MiniGPT-4 trains, nothing where it is asked.
+    gap: what stands between a question and ``###``: a space where MiniGPT-4 trains, nothing where it is asked. tag: of
+    a picture; "" are VideoChat's, for its first stage.
     """
     out: Rendered = [Piece(BOS, special=True), Piece(f"{system}###")]
     for turn in turns:
         if turn.role == "user":
-            out += [Piece("Human: "), *_tagged(turn.segments), Piece(f"{gap}###Assistant: ")]
+            out += [Piece("Human: "), *_tagged(turn.segments, tag), Piece(f"{gap}###Assistant: ")]
         else:
             out.append(_answer(turn, generate, "###"))
     return out
@@ -99,7 +108,7 @@ def _between_tags(segments: Sequence[Segment]) -> Rendered:
         if isinstance(segment, Text):
             out.append(Piece(f" {segment.text.strip()}"))
             continue
-        tag = "Video" if isinstance(segment, Image) and isinstance(segment.source, Clip) else "Image"
+        tag = _tag(segment)
         out += [Piece(f"<{tag}>"), segment, Piece(f"</{tag}>")]
     return out
 
@@ -124,14 +133,14 @@ _VIDEOCHAT = (
 )
 
 
-def human_jinja(system: str, gap: str) -> str:
-    """`human`; `system` is what finds the system text and the rounds behind it (`chat_jinja`)."""
+def human_jinja(system: str, gap: str, tag: str = "Img") -> str:
+    """`human`, of pictures; `system` is what finds the system text and the rounds behind it (`chat_jinja`)."""
     return (
         _TAGGED + system + "{{ system + '###' }}{% for message in rounds %}{% if message['role'] == 'user' %}"
         "{{ 'Human: ' + write(message['content']) + GAP + '###' }}{% else %}"
         "{{ 'Assistant: ' + write(message['content']) + '###' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-    ).replace("GAP", f"'{gap}'")
+    ).replace("GAP", f"'{gap}'").replace("Img>", f"{tag or 'Image'}>")
 
 
 def inst_jinja(system: str, gap: str) -> str:

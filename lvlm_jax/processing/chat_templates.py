@@ -12,6 +12,7 @@ from lvlm_jax.processing import chat_jinja, chat_tagged
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.schema import Image, Text, Turn
 
+
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
     """(system text or None, alternating user and assistant turns); the order is checked here once."""
     turns = list(turns)
@@ -308,9 +309,9 @@ def _inst_template(name: str, system: str, before: str, after: str, space: str, 
     return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
 
 
-def _human_template(name: str, system: str, gap: str) -> Template:
-    builder = functools.partial(chat_tagged.human, gap=gap)
-    source = chat_tagged.human_jinja(chat_jinja.SYSTEM, gap)
+def _human_template(name: str, system: str, gap: str, tag: str = "Img") -> Template:
+    builder = functools.partial(chat_tagged.human, gap=gap, tag=tag)
+    source = chat_tagged.human_jinja(chat_jinja.SYSTEM, gap, tag)
     return Template(name=name, system=system, builder=builder, stop=("###",), source=source)
 
 
@@ -349,6 +350,7 @@ TEMPLATES: dict[str, Template] = {
         _tagged_inst_template("minigpt4_llama2", chat_tagged.MINIGPT4_SYSTEM, " "),  # MiniGPT-4 on Llama-2-chat
         _tagged_inst_template("minigpt4_llama2_align", "", " "),
         _tagged_inst_template("minigpt_v2", "", ""),
+        _human_template("videochat_align", "", " ", ""),
         _videochat_template("videochat", "", "\n", ""),  # VideoChat, asked
         _videochat_template("videochat_instruct", "", " ", " "),  # and as it trains
         Template(

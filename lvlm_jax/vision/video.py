@@ -53,7 +53,9 @@ class ClipConfig(ViTConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a clip has at least one frame")
         if not 0 <= self.global_blocks <= self.depth:
-            raise ValueError(f"global_blocks={self.global_blocks}: at most one behind each of depth={self.depth} blocks")
+            raise ValueError(
+                f"global_blocks={self.global_blocks}: at most one behind each of depth={self.depth} blocks"
+            )
         if self.joint and (self.class_token or self.global_blocks):
             raise ValueError(
                 f"joint=True reads patches alone, here class_token={self.class_token} and global_blocks="
@@ -150,9 +152,7 @@ class GlobalBlocks(nn.Module):
         """The query and the blocks."""
         c = self.config
         self.token = self.param("token", named(nn.initializers.zeros, (None, "embed")), (1, c.width))
-        self.block = functools.partial(
-            GlobalBlock, grid=c.grid, heads=c.heads, mlp_dim=c.mlp_dim, dtype=self.dtype
-        )
+        self.block = functools.partial(GlobalBlock, grid=c.grid, heads=c.heads, mlp_dim=c.mlp_dim, dtype=self.dtype)
         self.layers = make_stack(self.block, c.global_blocks, self.scan, self.remat)
 
     def __call__(self, x: Float[Array, "N S D"]) -> Float[Array, "M 1 D"]:

@@ -255,7 +255,9 @@ class ViT(nn.Module):
         )
         stack = make_stack(block, self.depth, self.scan, self.remat, name="layers")
         shared = R.packed_full(segments), turns
-        return through(stack, block, x, shared) if through else run_stack(stack, self.depth, x, None, *shared, take=take)[0]
+        if through is not None:
+            return through(stack, block, x, shared)
+        return run_stack(stack, self.depth, x, None, *shared, take=take)[0]
 
     def _turns(self, positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]) -> tuple[Turned, Turned] | None:
         """How patches are rotated, behind a class token and registers that are not: those stand at an angle of zero."""

@@ -20,6 +20,8 @@ ARGUMENTS = {
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
+    "videochat_align": ("13b",),
+    "videochat_instruct": ("13b",),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
@@ -133,7 +135,9 @@ def test_what_minigpt4_trains():
         assert recipe.load(name) == recipe.load(f"{name}:7b")
     align, tune = (recipe.load(f"minigpt4_{name}").stages[name] for name in ("align", "instruct"))
     assert align.trains == tune.trains == ("connector/linear_1/**",)
-    rates = [(o.learning_rate, round(o.learning_rate * o.end_factor, 9), o.warmup) for o in (align.optimizer, tune.optimizer)]
+    rates = [
+        (o.learning_rate, round(o.learning_rate * o.end_factor, 9), o.warmup) for o in (align.optimizer, tune.optimizer)
+    ]
     assert rates == [(1e-4, 8e-5, 5000), (3e-5, 1e-5, 200)]
     wide = recipe.load("minigpt_v2_instruct")
     assert wide.model.lvlm.visual_tokens == 256

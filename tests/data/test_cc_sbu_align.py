@@ -47,3 +47,13 @@ def test_bad_files(tmp_path, content, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(DataError, match=r"filter_cap.json does not exist; give the folder"):
         Data(source="cc_sbu_align", path=str(tmp_path)).open()
+
+
+def test_videochats_file(tmp_path):
+    record = {"video": "a/b.mp4", "QA": [{"q": "What?", "a": "A cat."}, {"q": "Why?", "a": "It is."}]}
+    (tmp_path / "x.json").write_text(json.dumps([record, {"image": "c.jpg", "QA": record["QA"]}]))
+    found = Data(source="videochat", path=str(tmp_path / "x.json"), images=str(tmp_path)).open()
+    clip, picture = found[0], found[1]
+    assert clip.videos[0].source == f"{tmp_path}/a/b.mp4"
+    assert picture.images[0].source == f"{tmp_path}/c.jpg"
+    assert [turn.segments[-1].text for turn in clip.turns] == ["What?", "A cat.", "Why?", "It is."]

@@ -13,7 +13,7 @@ from tests.tokenizers_tiny import llama_tiny
 
 ONE = (say("user", PICTURE, "What is this?"), say("assistant", "a red circle"))
 TWO = (*ONE, say("user", "Sure?"), say("assistant", "yes"))
-NAMES = ("minigpt4", "minigpt4_align", "minigpt4_llama2", "minigpt4_llama2_align", "minigpt_v2", "videochat")
+NAMES = ("minigpt4", "minigpt4_align", "minigpt4_llama2", "minigpt4_llama2_align", "minigpt_v2", "videochat_align", "videochat")
 IMAGE_ID = 480
 
 
@@ -38,6 +38,8 @@ PROMPTS = {
     "minigpt4_llama2": f"{MINIGPT4_SYSTEM}<s>[INST] <Img><ImageHere></Img> What is this? [/INST] ",
     "minigpt4_llama2_align": "[INST] <Img><ImageHere></Img> What is this? [/INST] ",
     "minigpt_v2": "[INST] <Img><ImageHere></Img> What is this? [/INST]",
+    # config_7b_stage1.py, prompt_template with prompts/concise_image_description.txt
+    "videochat_align": "###Human: <Image><ImageHere></Image> What is this? ###Assistant: ",
     # conversation.py, `get_prompt` and `upload_img`
     "videochat": "###Human: <Image><ImageHere></Image>\n###Human: What is this?\n###Assistant:",
 }
@@ -53,6 +55,7 @@ def test_a_prompt(name):
 
 ANSWERS = {
     "minigpt4_align": ("a red circle###",),
+    "videochat_align": ("a red circle###",),
     "minigpt4_llama2_align": ("a red circle</s>",),
     "minigpt_v2": ("a red circle</s>", "<s>[INST] Sure? [/INST]", "yes</s>"),
 }
@@ -126,6 +129,6 @@ def test_a_picture_in_an_answer():
 
 def test_what_ends_an_answer():
     assert {name: TEMPLATES[name].stop for name in NAMES} == {
-        **dict.fromkeys(("minigpt4", "minigpt4_align", "videochat"), ("###",)),
+        **dict.fromkeys(("minigpt4", "minigpt4_align", "videochat_align", "videochat"), ("###",)),
         **dict.fromkeys(("minigpt4_llama2", "minigpt4_llama2_align", "minigpt_v2"), ("</s>",)),
     }
