@@ -4,14 +4,15 @@ Run:      lvlm train --config videochat_align --workdir runs/videochat_align
 Hardware: planned for v5p-64 or 32 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (OpenGVLab/Ask-Anything, video_chat/scripts/config_7b_stage1.py and run_7b_stage1.sh, 4
-x 8 GPUs): EVA's tower, Q-Former and language model frozen; trained are the blocks over time and the norm behind them, 64
-queries beside the Q-Former's own, and the dense layer. One epoch of about 25 M captions (WebVid-10M, CC3M and CC12M,
-SBU, COCO, Visual Genome: the paper, arXiv 2305.06355, section 4.1), 32 x 32 a step, 4 frames a video, learning rate 1e-4
-to 1e-6 by cosine after a fifth of the epoch, weight decay 0.02, no clip, captions of at most 32 tokens, in the prompts
-of prompts/concise_description.txt.
+x 8 GPUs): EVA's tower, Q-Former and language model frozen; trained are the blocks over time and the norm behind them,
+64 queries beside the Q-Former's own, and the dense layer. One epoch of about 25 M captions (WebVid-10M, CC3M and CC12M,
+SBU, COCO, Visual Genome: the paper, arXiv 2305.06355, section 4.1), 32 x 32 a step, 4 frames a video, learning rate
+1e-4 to 1e-6 by cosine after a fifth of the epoch, weight decay 0.02, no clip, captions of at most 32 tokens, in the
+prompts of prompts/concise_description.txt.
 
-Otherwise than theirs: frames are the evaluation's (theirs are drawn at random), there is no dropout of 0.5 in the blocks
-over time, and pictures stand still for 4 frames where theirs are clips of one; and rows of 2,048 positions are packed.
+Otherwise than theirs: frames are the evaluation's (theirs are drawn at random), there is no dropout of 0.5 in the
+blocks over time, and pictures stand still for 4 frames where theirs are clips of one; and rows of 2,048 positions are
+packed.
 
 Data: a LLaVA JSON (or JSONL) whose human turn is ``<image>`` or ``<video>`` and one of those prompts; override
 stages.align.data.path and .images. The front are the authors' two files (`lvlm_jax/hub/minigpt4.py`); Vicuna's pickles

@@ -4,11 +4,11 @@ Run:      lvlm train --config videochat_instruct --workdir runs/videochat_instru
 Hardware: planned for 32 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (OpenGVLab/Ask-Anything, video_chat/scripts/config_7b_stage2.py and run_7b_stage2.sh, 4
-x 8 GPUs, one conversation each): what stage 1 trains, on 11,000 conversations about WebVid, 2,000 + 2,000 of LLaVA's and
-3,000 of MiniGPT-4's, 3 epochs, 8 frames a video, learning rate 2e-5 to 5e-6 by cosine after 0.6 epochs, weight decay
-0.02, no clip, 512 tokens of text. Role tags are learnt with the answers, and the start token is a row of ones, since
-their code writes its id where its embedding belongs (models/videochat_it.py): set model.compat_bos_bug to None to look
-it up, as their demo does. They count the conversation's order anew each epoch, and draw frames at random.
+x 8 GPUs, one conversation each): what stage 1 trains, on 11,000 conversations about WebVid, 2,000 + 2,000 of LLaVA's
+and 3,000 of MiniGPT-4's, 3 epochs, 8 frames a video, learning rate 2e-5 to 5e-6 by cosine after 0.6 epochs, weight
+decay 0.02, no clip, 512 tokens of text. Role tags are learnt with the answers, and the start token is a row of ones,
+since their code writes its id where its embedding belongs (models/videochat_it.py): set model.compat_bos_bug to None to
+look it up, as their demo does. They count the conversation's order anew each epoch, and draw frames at random.
 
 Data: the authors' JSON files (video_chat/anno/), with WebVid, COCO and MiniGPT-4's pictures beside; override
 stages.instruct.data.members.*.path and .images. It starts from the end of a videochat_align run: override

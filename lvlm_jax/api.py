@@ -19,6 +19,7 @@ from lvlm_jax.infer.system import System
 from lvlm_jax.mesh import PRESETS, compute_dtype, make_mesh
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
@@ -110,7 +111,7 @@ def load(
         rows=rows,
         mesh=mesh,
         name=str(name_or_folder),
-        video=beside.video_spec(folder),
+        video=_video_spec(folder, loaded),
     )
 
 
@@ -213,6 +214,14 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
         f"{folder}: there is no preprocessor_config.json, so how pictures were prepared in training is not known; put "
         "it there (the vision tower's repository has one)"
     )
+
+
+def _video_spec(folder: Path, loaded: Loaded) -> VideoSpec:
+    """Which frames are shown: the folder's own word, or where a tower reads several as one, as VideoChat is shown."""
+    found, frames = beside.video_spec(folder), loaded.config.vision.frames
+    if frames > 1 and found == DEFAULT:
+        found = VideoSpec(sampler="videochat", frames=frames, sentence="videochat", stills=True)
+    return found
 
 
 HOST_TEMPLATES = {

@@ -1,11 +1,13 @@
-"""MiniGPT-4's checkpoints: one dense layer, laid over a front and a language model that other people released.
+"""MiniGPT-4's and VideoChat's checkpoints: what was trained, over a front and a language model of other people.
 
 The front is BLIP-2's: EVA's tower, and the Q-Former with the tower's last norm. It is read out of the authors' own two
 files (``eva_vit_g.pth``, ``blip2_pretrained_flant5xxl.pth``) or a folder of the torch library. Version 2 has no
-Q-Former, pictures of twice the side, and adapters in the language model, which are merged in. Where no Q-Former is
+Q-Former, pictures of twice the side, and adapters in the language model, which are merged in. VideoChat's file holds
+blocks over time, the norm behind them and more queries besides the dense layer. Where no Q-Former is
 read, the tower's last norm is a fresh one, as it was when the authors trained: nothing filled it, and it was frozen.
 Pickles are refused; convert a file with ``safetensors.torch.save_file(torch.load(file, weights_only=True)["model"],
-...)``, EVA's without the ``["model"]``. Source: Vision-CAIR/MiniGPT-4, models/ and runners/runner_base.py.
+...)``, EVA's without the ``["model"]``. Source: Vision-CAIR/MiniGPT-4, models/ and runners/runner_base.py;
+OpenGVLab/Ask-Anything, video_chat/models/videochat_it.py.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
+from lvlm_jax import zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.connectors import QFormerConfig, qformer
 from lvlm_jax.hub import configs, formats, place
@@ -33,14 +37,16 @@ from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import DTypeLike, Params
-from lvlm_jax.vision import blip2_vit
+from lvlm_jax.vision import ClipConfig, blip2_vit
 from lvlm_jax.vision.vit import ViTConfig
-from lvlm_jax.zoo import minigpt4
+from lvlm_jax.zoo import minigpt4, videochat
 
 PROJECTION = "llama_proj.weight"
+EXTRA = "extra_query_tokens"
+"""VideoChat's queries, by which its files are known."""
 ADAPTED = "llama_model.base_model.model."
 """What stands before the language model's names where it has adapters."""
-ALPHA = 16
+ALPHA = 16.0
 """Strength of version 2's adapters, as all of its configs have it (train_configs/minigptv2_finetune.yaml)."""
 HEADS = {"tower": 88, "qformer": 64}
 """Width of a head, which no shape tells."""
@@ -106,7 +112,11 @@ def import_projection(
     shapes, axes = (KINDS["lvlm"].shapes(config, flag)[part] for flag, part in ((False, 0), (scan, 1)))
     prefix = len("llama_model.")
     hosts = [dataclasses.replace(row, theirs=row.theirs[prefix:]) for row in minigpt4.host_rows(config)]
-    parts = [(given, minigpt4.projection_rows()), (seen.tensors, seen.rows(config)), (words, hosts)]
+    family = zoo.family_of(config)
+    own = [row for row in family.rows(config) if row.theirs in given]
+    trained = {path for row in own for path in row.leaves}
+    fronts = [row for row in seen.rows(config) if not trained & {*row.leaves}]
+    parts = [(given, own), (seen.tensors, fronts), (words, hosts)]
     _check(folder, parts, shapes, front, base)
     flat: dict[str, Any] = {}
     for tensors, rows in parts:
@@ -120,7 +130,7 @@ def import_projection(
         params=merged,
         axes=axes,
         image_token_id=0,  # no word of theirs stands for a picture; any will do, since the picture is laid over it
-        layout=next(iter(minigpt4.LAYOUTS)),
+        layout=next(iter(family.LAYOUTS)),
         folder=folder,
     )
 
@@ -139,6 +149,10 @@ def _config(folder: Path, given: Overlay, seen: "_Front", host: DecoderConfig) -
         )
     tower, between = seen.tower, seen.qformer
     if between is not None and reads == between.width and reads != 4 * tower.width:
+        if EXTRA in given:  # VideoChat
+            blocks = {found[1] for key in given if (found := re.match(r"visual_encoder\.gmhra\.(\d+)\.", key))}
+            tower = ClipConfig(**dataclasses.asdict(tower), global_blocks=len(blocks))
+            between = dataclasses.replace(between, extra=given.shape(EXTRA)[1])
         return LVLMConfig(vision=tower, connector=between, llm=host)
     if reads != 4 * tower.width:
         queries = "no Q-Former" if between is None else f"a Q-Former of width {between.width}"
@@ -160,7 +174,7 @@ def _check(folder: Path, parts: list[tuple[Any, list[Row]]], shapes: Params, fro
     known = [row.theirs for row in parts[0][1]]
     left = [key for key in parts[0][0] if key not in known and not key.startswith(ADAPTED)]
     if left := [key for key in left if not any(re.fullmatch(pattern, key) for pattern in _NOT_READ)]:
-        raise CheckpointError(f"{folder}: {', '.join(left[:5])} are no part of a MiniGPT-4's checkpoint")
+        raise CheckpointError(f"{folder}: {', '.join(left[:5])} are no part of a MiniGPT-4's or VideoChat's checkpoint")
     covered = {path for _, rows in parts for row in rows for path in row.leaves}
     if gaps := sorted({*P.flatten(shapes)} - covered - {*_NORM}):
         raise CheckpointError(f"{folder}: nothing of what is given fills {', '.join(gaps[:5])}")
@@ -219,7 +233,8 @@ class _Front:
         else:
             out = blip2_vit.rows(config.vision, theirs=self.prefix)
         if reads:
-            return out + qformer.rows(config.connector, "connector/qformer", layout=self.layout)
+            own = dataclasses.replace(config.connector, extra=0)
+            return out + qformer.rows(own, "connector/qformer", layout=self.layout)
         return [row for row in out if row.leaves[0] not in _NORM]
 
 
@@ -288,6 +303,16 @@ def _qformer(path: Path, tensors: Overlay) -> QFormerConfig | None:
 # Parts, for a recipe
 
 
+def _family(path: Path, config: LVLMConfig) -> ModuleType:
+    family = zoo.family_of(config)
+    if family not in (minigpt4, videochat):
+        raise CheckpointError(
+            f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 "
+            "nor a VideoChat"
+        )
+    return family
+
+
 def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None = None) -> dict[str, Any]:
     """Leaves of a model by path, out of a folder under the authors' names: those of `like`, all of them.
 
@@ -298,13 +323,17 @@ def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None =
       CheckpointError: a tensor that is not there, or has another shape.
     """
     tensors, scan, wanted = _tensors(path), P.is_stacked(like), {*P.flatten(P.unstack_layers(like))}
-    rows = [row for row in minigpt4.rows(config) if wanted & {*row.leaves}]
+    rows = [row for row in _family(path, config).rows(config) if wanted & {*row.leaves}]
+    pictures = {row.theirs: row for row in blip2_vit.authors_rows(config.vision)}
+    # VideoChat's patches are cut by a convolution over one frame; those of EVA's file know no frames.
+    flat = lambda key: key in pictures and key in tensors and len(tensors.shape(key)) == 4  # noqa: E731
+    rows = [pictures[row.theirs] if flat(row.theirs) else row for row in rows]
     if not isinstance(config.connector, QFormerConfig):
         rows = [row for row in rows if row.leaves[0] not in _NORM]
     if absent := sorted({row.theirs for row in rows} - {*tensors}):
         raise CheckpointError(f"{path}: {', '.join(absent[:5])} of {len(absent)} tensors are not there")
     shapes, axes = (KINDS["lvlm"].shapes(config, flag)[part] for flag, part in ((False, 0), (scan, 1)))
     place.check_shapes(tensors, rows, shapes)
-    flat = place.load(tensors, rows, shapes, axes, mesh, None, scan)
-    fresh = _fresh_norm(flat, axes, config.vision.width, next(iter(flat.values())).dtype, mesh)
-    return flat | {path: leaf for path, leaf in fresh.items() if path in wanted}
+    found = place.load(tensors, rows, shapes, axes, mesh, None, scan)
+    fresh = _fresh_norm(found, axes, config.vision.width, next(iter(found.values())).dtype, mesh)
+    return found | {path: leaf for path, leaf in fresh.items() if path in wanted}

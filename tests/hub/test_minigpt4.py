@@ -22,7 +22,8 @@ from lvlm_jax.llm import llama
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.recipe import Start
-from lvlm_jax.vision import blip2_vit
+from lvlm_jax.vision import ClipConfig, blip2_vit
+from lvlm_jax.zoo import family_of
 from lvlm_jax.zoo import minigpt4 as zoo
 from tests import tiny
 from tests.hub import tiny as theirs
@@ -35,6 +36,11 @@ QFORMER = QFormerConfig(queries=4, width=64, depth=2, heads=1, mlp_dim=48)
 HOST = llama.from_hf(theirs.llama().config.to_dict())
 V1 = LVLMConfig(vision=TOWER, connector=QFORMER, llm=HOST)
 NEAR = dataclasses.replace(V1, vision=dataclasses.replace(TOWER, class_feature=False), connector=zoo.FOUR_OF_A_ROW)
+VIDEO = dataclasses.replace(
+    V1,
+    vision=ClipConfig(**dataclasses.asdict(TOWER), global_blocks=2),
+    connector=dataclasses.replace(QFORMER, extra=4),
+)
 V2 = dataclasses.replace(NEAR, vision=dataclasses.replace(NEAR.vision, resize="cubic", max_patches=64))
 RANK = 4
 
@@ -54,8 +60,13 @@ def folders(tmp_path, config, lora=False):
     """(the dense layer, the front's two files, the language model) as people have them, and the whole by path."""
     base = theirs.saved(theirs.perturbed(theirs.llama()), tmp_path / "base")
     flat = model(config) | P.flatten({"llm": jax.tree.map(np.asarray, import_folder(base).params)})
-    saved = {row.theirs: np.ascontiguousarray(row.save({p: flat[p] for p in row.leaves})) for row in zoo.rows(config)}
-    own = {key: saved[key] for key in saved if key.startswith("llama_proj.")}
+    rows = family_of(config).rows(config)
+    saved = {row.theirs: np.ascontiguousarray(row.save({p: flat[p] for p in row.leaves})) for row in rows}
+    trained = ("llama_proj.",)
+    if config is VIDEO:
+        trained += ("visual_encoder.gmhra", "extra_query_tokens", "ln_vision.")
+        saved[f"visual_encoder.{minigpt4._PATCH}"] = saved[f"visual_encoder.{minigpt4._PATCH}"][:, :, 0].copy()
+    own = {key: saved.pop(key) for key in [*saved] if key.startswith(trained)}
     own["Qformer.bert.embeddings.position_ids"] = np.arange(8)[None]  # buffers are saved with what was trained
     tower = {k.removeprefix("visual_encoder."): v for k, v in saved.items() if k.startswith("visual_encoder.")}
     rest = {k: v for k, v in saved.items() if k.startswith(("Qformer.", "query_tokens"))}
@@ -90,11 +101,12 @@ def same(params, flat):
         np.testing.assert_array_equal(leaf, flat[path], err_msg=path)
 
 
-@pytest.mark.parametrize("config", [V1, pytest.param(NEAR, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", [V1, VIDEO, pytest.param(NEAR, marks=pytest.mark.slow)])
 def test_a_dense_layer_between_others(tmp_path, config):
     *given, flat = folders(tmp_path, config)
     loaded = minigpt4.import_projection(*given)
-    assert (loaded.config, loaded.kind, loaded.layout) == (config, "lvlm", "minigpt4")
+    assert (loaded.config, loaded.kind) == (config, "lvlm")
+    assert loaded.layout == ("videochat" if config is VIDEO else "minigpt4")
     same(loaded.params, flat)
 
 
@@ -126,7 +138,7 @@ def test_load_and_ask(tmp_path):
     llama_tiny().save_pretrained(base)
     spec = ImageSpec(size=28, patch=7, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash")
     (projection / "preprocessor_config.json").write_text(json.dumps(spec.to_hf()))
-    system = lvlm_jax.load(projection, vision=front, model_base=base, template="minigpt4")
+    system = lvlm_jax.load(projection, vision=front, model_base=base, template="minigpt4_align")
     picture = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     assert isinstance(system.generate("What is this?", images=picture, max_new_tokens=3), str)
     with pytest.raises(CheckpointError, match=r"MiniGPT-4's dense layer alone; give vision= and model_base="):
@@ -138,7 +150,7 @@ def test_load_and_ask(tmp_path):
     [
         (V1, lambda p, f, b: (f / "blip2.safetensors").unlink(), "reads 64 values, but the front .* has no Q-Former"),
         (V1, lambda p, f, b: (f / "eva_vit_g.safetensors").unlink(), "neither config.json nor EVA's tower"),
-        (V1, lambda p, f, b: add(p, "llama_head.bias"), "llama_head.bias are no part of a MiniGPT-4's checkpoint"),
+        (V1, lambda p, f, b: add(p, "llama_head.bias"), "llama_head.bias are no part of a MiniGPT-4's"),
     ],
 )
 def test_what_does_not_fit(tmp_path, config, change, message):
@@ -153,17 +165,21 @@ def add(folder, key):
 
 
 @pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_start_of_a_recipe(tmp_path, scan):
-    """vision and the Q-Former from the authors' front, the dense layer from its own folder or left fresh."""
-    projection, front, _, flat = folders(tmp_path, V1)
-    like = P.flatten(KINDS["lvlm"].shapes(V1, scan)[0])
+@pytest.mark.parametrize("config", [V1, VIDEO])
+def test_the_start_of_a_recipe(tmp_path, scan, config):
+    """Tower and Q-Former from the authors' front, what was trained from its own folder."""
+    projection, front, _, flat = folders(tmp_path, config)
+    like = P.flatten(KINDS["lvlm"].shapes(config, scan)[0])
     starts = {"vision": front, "connector/qformer": front, "connector/linear_1": projection}
+    if config is VIDEO:
+        more = ("vision/globals", "vision/post_norm", "connector/qformer/extra_queries")
+        starts |= dict.fromkeys(more, projection)
     begins = assemble.begins("stages.align.start", {part: Start(hub=str(f)) for part, f in starts.items()}, like)
     assert {path for paths in begins.values() for path in paths} == {p for p in like if not p.startswith("llm/")}
     found = {}
     for part, paths in begins.items():
         wanted = P.unflatten({path: like[path] for path in paths})
-        found |= P.flatten(assemble.public_parts(Start(hub=str(starts[part])), wanted, None, "hub", set(like), V1))
+        found |= P.flatten(assemble.public_parts(Start(hub=str(starts[part])), wanted, None, "hub", set(like), config))
     same(P.unstack_layers(P.unflatten(found)), {p: leaf for p, leaf in flat.items() if not p.startswith("llm/")})
 
 

@@ -45,12 +45,11 @@ def test_prefill_and_decode_equal_the_full_pass():
 @pytest.mark.slow
 def test_a_frame_moves_its_own_clip_and_no_other():
     model, params = system("videochat")
-    batch, _ = tiny.batch(CONFIG, [[2, *CLIP, 1, *CLIP, 8]])
+    batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, *CLIP, 1, *CLIP, 8]])[0])
     images = lambda b: model.apply(  # noqa: E731
         {"params": params}, b.patches, b.patch_positions, b.patch_segments, method="embed_images"
     )
-    run, other = tiny.jit(images), batch.patches.copy()
-    other[0, 1] += 1.0  # the first clip's second frame
+    run, other = tiny.jit(images), batch.patches.at[0, 1].add(1.0)  # the first clip's second frame
     moved = np.abs(np.asarray(run(batch)) - np.asarray(run(batch.replace(patches=other)))).max(-1)[0]
     made = CONFIG.visual_tokens * CONFIG.vision.frames
     assert (moved[:made] > 0).all()
@@ -71,7 +70,7 @@ def test_a_picture_stands_still():
     assert both.sizes == (2 * CONFIG.visual_tokens,) * 2
     assert both.visual[both.visual >= 0].tolist() == list(range(4 * CONFIG.visual_tokens))
     batch = collate(
-        [[both]], length=128, groups=1, vision_rows=4, visual_tokens=CONFIG.visual_tokens, pad_id=0, spec=SPEC
+        [[both]], length=256, groups=1, vision_rows=4, visual_tokens=CONFIG.visual_tokens, pad_id=0, spec=SPEC
     )
     np.testing.assert_array_equal(batch.patches[0, 0], batch.patches[0, 1])
     assert (batch.patches[0, 2] != batch.patches[0, 3]).any()
@@ -85,7 +84,7 @@ def test_numbers_that_do_not_go_together():
         VideoSpec().check_reads(2)
     SHOWN.check_reads(2)
     model, params = system("videochat")
-    batch, _ = tiny.batch(CONFIG, [[2, I, 3]])
+    batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, I, 3]])[0])
     with pytest.raises(ValueError, match=r"1 vision rows are no whole clips of frames=2"):
         jax.eval_shape(lambda p: LVLM(CONFIG).apply({"params": p}, batch), params)
     for change, message in (
