@@ -237,15 +237,10 @@ HOST_TEMPLATES = {
 
 def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
-    host = llm.family_of(config.llm)
-    for spec in zoo.SYSTEMS.values():
-        if (spec.config.vision, spec.config.connector) == (config.vision, config.connector) and host == llm.family_of(
-            spec.config.llm
-        ):
-            return spec.template
-    for spec in zoo.family_of(config).SYSTEMS.values():
-        if llm.family_of(spec.config.llm) == host:
-            return spec.template
+    host, front = llm.family_of(config.llm), (config.vision, config.connector)
+    alike = [spec for spec in zoo.family_of(config).SYSTEMS.values() if llm.family_of(spec.config.llm) == host]
+    if alike:
+        return min(alike, key=lambda spec: (spec.config.vision, spec.config.connector) != front).template
     return HOST_TEMPLATES.get(host, "vicuna_v1")
 
 

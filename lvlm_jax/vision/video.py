@@ -76,6 +76,11 @@ class ClipConfig(ViTConfig):
         """Features of a clip: each frame's, then the global query."""
         return self.frames * (self.patches + self.class_token) + (self.global_blocks > 0)
 
+    def places(self, path: str) -> int:
+        """Positions of a vision row at which the kernel at `path` is multiplied; a query's own count once a frame."""
+        alone = path.startswith("globals/") and not any(f"/{name}/" in path for name in ("k", "v", "neighbours"))
+        return 1 if alone else self.patches
+
     @property
     def attention_flops(self) -> int:
         """FLOPs of attention's two products over a vision row, forward."""

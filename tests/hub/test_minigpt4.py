@@ -110,6 +110,17 @@ def test_a_dense_layer_between_others(tmp_path, config):
     same(loaded.params, flat)
 
 
+@pytest.mark.parametrize("name", ["minigpt4", pytest.param("minigpt_v2", marks=pytest.mark.slow), "videochat"])
+def test_a_whole_model_goes_out_and_comes_back(tmp_path, name):
+    config = tiny.SYSTEMS[name]
+    flat = model(config)
+    out = export_folder(tmp_path / "out", config, P.unflatten(flat), image_token_id=98)
+    loaded = import_folder(out)
+    assert (loaded.config, loaded.image_token_id) == (config, 98)
+    assert loaded.layout == ("videochat" if name == "videochat" else "minigpt4")
+    same(loaded.params, flat)
+
+
 def test_version_2_has_adapters(tmp_path):
     *given, flat = folders(tmp_path, V2, lora=True)
     loaded = minigpt4.import_projection(*given)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lvlm_jax import mesh as M
+from lvlm_jax import params as P
 from lvlm_jax.data.loader import collate
-from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.encode import encode
 from lvlm_jax.processing.frames import VideoSpec
@@ -16,7 +19,7 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.schema import Example, Image, Text, Turn, Video
 from lvlm_jax.processing.tokenizer import Tokenizer
 from tests import tiny
-from tests.models.test_lvlm import logits, prefill, split_at, step, system
+from tests.models.test_lvlm import TOLERANCE, logits, loss, prefill, split_at, step, system
 from tests.tokenizers_tiny import llama_tiny
 
 I = tiny.IMAGE
@@ -54,6 +57,26 @@ def test_a_frame_moves_its_own_clip_and_no_other():
     made = CONFIG.visual_tokens * CONFIG.vision.frames
     assert (moved[:made] > 0).all()
     assert (moved[made:] == 0).all()
+
+
+@pytest.mark.nightly
+def test_sharded_equals_unsharded():
+    """Loss and gradients on 8 devices; scanned, as a pod runs it, clips whole on their shard."""
+    model, mesh = LVLM(CONFIG, scan=True), M.make_mesh("FSDP_TP")
+    rows = [[3, *CLIP, 4], [2, *CLIP, 5]] * 4
+    batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, rows, groups=8)[0])
+    plain, params = system("videochat")
+    expected = tiny.jit(jax.value_and_grad(loss), static_argnums=1)(params, plain, batch)
+    shapes, axes = abstract(model, dummy_batch(CONFIG))
+    cut = M.shardings(mesh, axes, shapes)
+    sharded = tiny.jit(jax.value_and_grad(loss), static_argnums=1, out_shardings=(None, cut))
+    with M.use(mesh):
+        stacked = jax.device_put(P.stack_layers(params), cut)
+        value, grads = sharded(stacked, model, jax.device_put(batch, M.batch_sharding(mesh)))
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=TOLERANCE * largest)  # noqa: E731
+    jax.tree.map(close, P.unstack_layers(grads), expected[1])
 
 
 def shown(*segments):
