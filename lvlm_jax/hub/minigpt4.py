@@ -25,7 +25,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as P
-from lvlm_jax import zoo
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.connectors import QFormerConfig, qformer
 from lvlm_jax.hub import configs, formats, place
@@ -112,7 +111,7 @@ def import_projection(
     shapes, axes = (KINDS["lvlm"].shapes(config, flag)[part] for flag, part in ((False, 0), (scan, 1)))
     prefix = len("llama_model.")
     hosts = [dataclasses.replace(row, theirs=row.theirs[prefix:]) for row in minigpt4.host_rows(config)]
-    family = zoo.family_of(config)
+    family = _family(config)
     own = [row for row in family.rows(config) if row.theirs in given]
     trained = {path for row in own for path in row.leaves}
     fronts = [row for row in seen.rows(config) if not trained & {*row.leaves}]
@@ -303,14 +302,8 @@ def _qformer(path: Path, tensors: Overlay) -> QFormerConfig | None:
 # Parts, for a recipe
 
 
-def _family(path: Path, config: LVLMConfig) -> ModuleType:
-    family = zoo.family_of(config)
-    if family not in (minigpt4, videochat):
-        raise CheckpointError(
-            f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 "
-            "nor a VideoChat"
-        )
-    return family
+def _family(config: LVLMConfig) -> ModuleType:
+    return videochat if videochat.fits(config) else minigpt4
 
 
 def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None = None) -> dict[str, Any]:
@@ -323,7 +316,12 @@ def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None =
       CheckpointError: a tensor that is not there, or has another shape.
     """
     tensors, scan, wanted = _tensors(path), P.is_stacked(like), {*P.flatten(P.unstack_layers(like))}
-    rows = [row for row in _family(path, config).rows(config) if wanted & {*row.leaves}]
+    if not (minigpt4.fits(config) or videochat.fits(config)):
+        raise CheckpointError(
+            f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 "
+            "nor a VideoChat"
+        )
+    rows = [row for row in _family(config).rows(config) if wanted & {*row.leaves}]
     pictures = {row.theirs: row for row in blip2_vit.authors_rows(config.vision)}
     # VideoChat's patches are cut by a convolution over one frame; those of EVA's file know no frames.
     flat = lambda key: key in pictures and key in tensors and len(tensors.shape(key)) == 4  # noqa: E731

@@ -1,11 +1,12 @@
-"""What a prompt template is made of: text with a loss weight each, and pictures between."""
+"""What a template makes of a conversation: pieces of text with a loss weight each, and pictures between them."""
 
 import dataclasses
 
 from lvlm_jax.processing.schema import Image, Text, Turn
 
 BOS = "bos"
-"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
+"""Name of the piece where a text of its own begins, with the tokenizer's start token; for a tokenizer that adds none
+there is no token."""
 EOS = "eos"
 """Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
 
@@ -29,5 +30,5 @@ Rendered = list[Piece | Image]
 
 
 def plain_text(turn: Turn) -> str:
-    """The text of a turn, pictures left out."""
+    """What a turn says, less its pictures."""
     return "".join(s.text for s in turn.segments if isinstance(s, Text))
