@@ -279,8 +279,12 @@ LAYOUTS: dict[str, Names] = {
     "instructblip": Names("qformer.encoder.", "attention", "qformer.embeddings.", "qformer.embeddings.layernorm"),
     # the authors' repository
     "lavis": Names("Qformer.bert.encoder.", "self", "Qformer.bert.embeddings.", "Qformer.bert.embeddings.LayerNorm"),
+    # OpenGVLab's VideoChat2
+    "videochat2": Names(
+        "qformer.bert.encoder.", "self", "qformer.bert.embeddings.", "qformer.bert.embeddings.LayerNorm"
+    ),
 }
-"""One model, three layouts."""
+"""One model, four layouts."""
 
 
 def rows(config: QFormerConfig, ours: str = "qformer", theirs: str = "", layout: str = "blip_2") -> list[Row]:

@@ -222,6 +222,7 @@ KINDS: dict[str, Kind] = {
             **big_vision_gemma.LAYOUTS,
             **zoo.idefics.LAYOUTS,
             **zoo.open_flamingo.LAYOUTS,
+            **zoo.videochat2.LAYOUTS,
             **zoo.videochat.LAYOUTS,
             **zoo.minigpt4.LAYOUTS,
         },

@@ -38,7 +38,7 @@ from lvlm_jax.nn import lora
 from lvlm_jax.shapes import DTypeLike, Params
 from lvlm_jax.vision import ClipConfig, blip2_vit
 from lvlm_jax.vision.vit import ViTConfig
-from lvlm_jax.zoo import minigpt4, videochat
+from lvlm_jax.zoo import minigpt4, videochat, videochat2
 
 PROJECTION = "llama_proj.weight"
 EXTRA = "extra_query_tokens"
@@ -111,7 +111,7 @@ def import_projection(
     shapes, axes = (KINDS["lvlm"].shapes(config, flag)[part] for flag, part in ((False, 0), (scan, 1)))
     prefix = len("llama_model.")
     hosts = [dataclasses.replace(row, theirs=row.theirs[prefix:]) for row in minigpt4.host_rows(config)]
-    family = _family(config)
+    family = _family(config, folder)
     own = [row for row in family.rows(config) if row.theirs in given]
     trained = {path for row in own for path in row.leaves}
     fronts = [row for row in seen.rows(config) if not trained & {*row.leaves}]
@@ -302,8 +302,14 @@ def _qformer(path: Path, tensors: Overlay) -> QFormerConfig | None:
 # Parts, for a recipe
 
 
-def _family(config: LVLMConfig) -> ModuleType:
-    return videochat if videochat.fits(config) else minigpt4
+def _family(config: LVLMConfig, path: Path) -> ModuleType:
+    for family in (minigpt4, videochat, videochat2):
+        if family.fits(config):
+            return family
+    raise CheckpointError(
+        f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 nor "
+        "a VideoChat"
+    )
 
 
 def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None = None) -> dict[str, Any]:
@@ -316,12 +322,7 @@ def read_parts(path: Path, like: Params, config: LVLMConfig, mesh: Mesh | None =
       CheckpointError: a tensor that is not there, or has another shape.
     """
     tensors, scan, wanted = _tensors(path), P.is_stacked(like), {*P.flatten(P.unstack_layers(like))}
-    if not (minigpt4.fits(config) or videochat.fits(config)):
-        raise CheckpointError(
-            f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 "
-            "nor a VideoChat"
-        )
-    rows = [row for row in _family(config).rows(config) if wanted & {*row.leaves}]
+    rows = [row for row in _family(config, path).rows(config) if wanted & {*row.leaves}]
     pictures = {row.theirs: row for row in blip2_vit.authors_rows(config.vision)}
     # VideoChat's patches are cut by a convolution over one frame; those of EVA's file know no frames.
     flat = lambda key: key in pictures and key in tensors and len(tensors.shape(key)) == 4  # noqa: E731

@@ -4,11 +4,11 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, minigpt4, nanovlm, open_flamingo, paligemma, videochat
+from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, minigpt4, nanovlm, open_flamingo, paligemma, videochat, videochat2
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, minigpt4, videochat)
+    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, minigpt4, videochat, videochat2)
 }
 """Public ``model_type`` -> family: a module with
 
@@ -22,7 +22,7 @@ FAMILIES: dict[str, ModuleType] = {
 | processor(config) | fields of processor_config.json |
 """
 
-OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, minigpt4.MODEL_TYPE, videochat.MODEL_TYPE)
+OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, minigpt4.MODEL_TYPE, videochat.MODEL_TYPE, videochat2.MODEL_TYPE)
 """``model_type`` of models that the torch library has no class for."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}

@@ -52,7 +52,7 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="vision",
-        what="UMT L/16, a tower of clips (VideoChat2's; the whole is not there yet)",
+        what="UMT L/16, a tower of clips (VideoChat2's)",
         status="re-derived",
         tested=("tests/parity/test_videochat.py",),
     ),
@@ -205,6 +205,12 @@ STATUS: tuple[Status, ...] = (
         what="VideoChat (7B, 13B): blocks over time beside EVA's, clips of a fixed number of frames",
         status="re-derived; its parts' parity",
         tested=("tests/parity/test_videochat.py",),
+    ),
+    Status(
+        part="system",
+        what="VideoChat2 (7B), as its second stage leaves it (the third has the Q-Former read the question too)",
+        status="its tower re-derived; its parts' parity",
+        tested=("tests/parity/test_videochat.py", "tests/hub/test_minigpt4.py"),
     ),
     Status(
         part="system",

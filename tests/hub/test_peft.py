@@ -163,7 +163,7 @@ def test_ranks_and_strengths_that_differ_go_out_as_patterns(llama, tmp_path):
 
 # A tower without attention has none of these leaves; CogVLM's files and EVA's hold queries, keys and values in one
 # tensor.
-FUSED = ("visual_expert", "minigpt4", "minigpt_v2", "videochat")
+FUSED = ("visual_expert", "minigpt4", "minigpt_v2", "videochat", "videochat2")
 
 
 @pytest.mark.parametrize("name", [name for name in ours.SYSTEMS if name not in ("nfnet", *FUSED)])
