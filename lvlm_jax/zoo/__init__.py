@@ -8,7 +8,7 @@ from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, minigpt4, nano
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, minigpt4, videochat, videochat2)
+    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, videochat2, videochat, minigpt4)
 }
 """Public ``model_type`` -> family: a module with
 
