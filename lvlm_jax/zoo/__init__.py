@@ -4,11 +4,23 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_small, minigpt4, nanovlm, open_flamingo, paligemma, videochat, videochat2
+from lvlm_jax.zoo import (
+    idefics,
+    llava,
+    llava_next,
+    llava_small,
+    minigpt4,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+    videochat,
+    videochat2,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, paligemma, idefics, open_flamingo, videochat2, videochat, minigpt4)
+    family.MODEL_TYPE: family
+    for family in (llava, llava_next, paligemma, idefics, open_flamingo, videochat2, videochat, minigpt4)
 }
 """Public ``model_type`` -> family: a module with
 
