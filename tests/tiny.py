@@ -61,11 +61,8 @@ BLIP2 = dataclasses.replace(
     VIT, norm_eps=1e-6, pool="token_twice", classes=0, feature_layer=-1, feature_norm=True, class_feature=True
 )
 CLIPS = ClipConfig(**dataclasses.asdict(BLIP2), frames=2, global_blocks=2)
-UMT = ClipConfig(
-    **{**dataclasses.asdict(SIGLIP), "activation": "gelu", "key_bias": False, "feature_layer": -1, "feature_norm": True},
-    frames=2,
-    joint=True,
-)
+_LAST = dataclasses.replace(SIGLIP, activation="gelu", key_bias=False, feature_layer=-1, feature_norm=True)
+UMT = ClipConfig(**dataclasses.asdict(_LAST), frames=2, joint=True)
 NFNET = NFNetConfig(
     image_size=64, depths=(1, 1, 2, 1), widths=(16, 32, 32, 32), group_width=8, stem_width=16, final_width=24
 )

@@ -307,8 +307,8 @@ def _family(config: LVLMConfig, path: Path) -> ModuleType:
         if family.fits(config):
             return family
     raise CheckpointError(
-        f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 nor "
-        "a VideoChat"
+        f"{path}: tensors under MiniGPT-4's names and no config.json, but the recipe's model is neither a MiniGPT-4 "
+        "nor a VideoChat"
     )
 
 

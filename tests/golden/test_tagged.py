@@ -13,7 +13,10 @@ from tests.tokenizers_tiny import llama_tiny
 
 ONE = (say("user", PICTURE, "What is this?"), say("assistant", "a red circle"))
 TWO = (*ONE, say("user", "Sure?"), say("assistant", "yes"))
-NAMES = ("minigpt4", "minigpt4_align", "minigpt4_llama2", "minigpt4_llama2_align", "minigpt_v2", "videochat_align", "videochat")
+NAMES = (
+    *("minigpt4", "minigpt4_align", "minigpt4_llama2", "minigpt4_llama2_align"),
+    *("minigpt_v2", "videochat_align", "videochat"),
+)
 IMAGE_ID = 480
 
 

@@ -110,7 +110,9 @@ def test_a_dense_layer_between_others(tmp_path, config):
     same(loaded.params, flat)
 
 
-@pytest.mark.parametrize("name", ["minigpt4", pytest.param("minigpt_v2", marks=pytest.mark.slow), "videochat", "videochat2"])
+@pytest.mark.parametrize(
+    "name", ["minigpt4", pytest.param("minigpt_v2", marks=pytest.mark.slow), "videochat", "videochat2"]
+)
 def test_a_whole_model_goes_out_and_comes_back(tmp_path, name):
     config = tiny.SYSTEMS[name]
     flat = model(config)
