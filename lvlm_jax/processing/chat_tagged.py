@@ -136,11 +136,15 @@ _VIDEOCHAT = (
 def human_jinja(system: str, gap: str, tag: str = "Img") -> str:
     """`human`, of pictures; `system` is what finds the system text and the rounds behind it (`chat_jinja`)."""
     return (
-        _TAGGED + system + "{{ system + '###' }}{% for message in rounds %}{% if message['role'] == 'user' %}"
-        "{{ 'Human: ' + write(message['content']) + GAP + '###' }}{% else %}"
-        "{{ 'Assistant: ' + write(message['content']) + '###' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-    ).replace("GAP", f"'{gap}'").replace("Img>", f"{tag or 'Image'}>")
+        (
+            _TAGGED + system + "{{ system + '###' }}{% for message in rounds %}{% if message['role'] == 'user' %}"
+            "{{ 'Human: ' + write(message['content']) + GAP + '###' }}{% else %}"
+            "{{ 'Assistant: ' + write(message['content']) + '###' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+        )
+        .replace("GAP", f"'{gap}'")
+        .replace("Img>", f"{tag or 'Image'}>")
+    )
 
 
 def inst_jinja(system: str, gap: str) -> str:
