@@ -106,7 +106,7 @@ def test_numbers_that_do_not_go_together():
     with pytest.raises(ValueError, match=r"video: frames=8, sampler='uniform', stills=False.* reads frames=2 as one"):
         VideoSpec().check_reads(2)
     SHOWN.check_reads(2)
-    model, params = system("videochat")
+    _, params = system("videochat")
     batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, I, 3]])[0])
     with pytest.raises(ValueError, match=r"1 vision rows are no whole clips of frames=2"):
         jax.eval_shape(lambda p: LVLM(CONFIG).apply({"params": p}, batch), params)
