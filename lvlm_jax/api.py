@@ -14,7 +14,7 @@ from lvlm_jax import llm, zoo
 from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
-from lvlm_jax.hub import beside, download, formats, peft, senses
+from lvlm_jax.hub import beside, download, formats, minigpt4, peft, senses
 from lvlm_jax.hub.configs import READERS, read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
 from lvlm_jax.infer.interleaved import InterleavedSystem
@@ -23,6 +23,7 @@ from lvlm_jax.mesh import PRESETS, compute_dtype, make_mesh
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
 from lvlm_jax.models.unified import Unified
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
@@ -69,10 +70,11 @@ def load(
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder.
-      vision: the vision tower's folder or hub name, for the LLaVA authors' files.
+      vision: the vision tower's folder or hub name, for the LLaVA authors' files; for MiniGPT-4's, BLIP-2's tower and
+        Q-Former (`hub.minigpt4`).
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
-        their adapters, alone.
+        their adapters, alone, or MiniGPT-4's dense layer.
       sense: pairs of encoder and connector that were exported alone (``lvlm convert export --part``), to be added.
       rows: the most prompts of one batch.
 
@@ -92,7 +94,10 @@ def load(
     folder = _folder(name_or_folder, revision, hub)
     kind = _kind(folder)
     kept = kept if kind == "lvlm" else None  # a tokenizer of rounded weights would read other codes
-    loaded = import_folder(folder, kind=kind, mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
+    if minigpt4.is_projection(folder):
+        loaded = _projection(folder, vision, model_base, mesh, kept, hub)
+    else:
+        loaded = import_folder(folder, kind=kind, mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
     if kind == "unified":
         _refuse(folder, template=template, adapter=adapter, sense=sense or None)
         options = {"rows": rows, "mesh": mesh, "name": str(name_or_folder)}
@@ -118,13 +123,13 @@ def load(
         rows=rows,
         mesh=mesh,
         name=str(name_or_folder),
-        video=beside.video_spec(folder),
+        video=_video_spec(folder, loaded),
     )
 
 
 def _kind(folder: Path) -> str:
     """Of what can be asked, the kind that config.json says: "unified", or "lvlm"."""
-    told = READERS.get(formats.public_config(folder).get("model_type"))
+    told = None if minigpt4.is_projection(folder) else READERS.get(formats.public_config(folder).get("model_type"))
     return "unified" if told is not None and told[0] == "unified" else "lvlm"
 
 
@@ -163,6 +168,28 @@ def _tokenizer(given: str | Path | Tokenizer | None, folder: str | Path) -> Toke
         return beside.tokenizer(given or folder)
 
 
+def _projection(
+    folder: Path,
+    vision: str | Path | None,
+    base: str | Path | None,
+    mesh: Mesh | None,
+    dtype: DTypeLike | None,
+    hub: dict[str, Any],
+) -> Loaded:
+    """MiniGPT-4's dense layer between the front and the language model that the caller names."""
+    given = {"vision=": vision, "model_base=": base}
+    if absent := [name for name, value in given.items() if value is None]:
+        raise CheckpointError(
+            f"{folder}: holds MiniGPT-4's dense layer alone; give {' and '.join(absent)}: BLIP-2's tower (with its "
+            "Q-Former for version 1) and the language model"
+        )
+    found = []
+    for name, value in given.items():
+        with download.named(name):
+            found.append(download.resolve(value, **hub))
+    return minigpt4.import_projection(folder, *found, mesh=mesh, dtype=dtype)
+
+
 def export_line(workdir: str | Path) -> str:
     """The command that exports what a finished run trained, anew if it was exported before."""
     return f"lvlm convert export {workdir} {Path(workdir) / EXPORT} --overwrite"
@@ -191,6 +218,8 @@ def _floating(dtype: DTypeLike) -> DTypeLike:
 def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
     """The checkpoint's folder: exported by a training run, or as `hub.download` finds it."""
     path = Path(name).expanduser()
+    if minigpt4.is_projection(path):
+        return path
     if path.is_dir() and not (path / "config.json").is_file() and revision is None:
         if (path / EXPORT / "config.json").is_file():
             return path / EXPORT
@@ -240,6 +269,14 @@ def _image_spec(folder: Path, loaded: Loaded) -> ImageSpec:
     )
 
 
+def _video_spec(folder: Path, loaded: Loaded) -> VideoSpec:
+    """Which frames are shown: the folder's own word, or where a tower reads several as one, as VideoChat is shown."""
+    found, frames = beside.video_spec(folder), loaded.config.vision.frames
+    if frames > 1 and found == DEFAULT:
+        found = VideoSpec(sampler="videochat", frames=frames, sentence="videochat", stills=True)
+    return found
+
+
 HOST_TEMPLATES = {
     "mistral": "mistral_instruct",
     "qwen2": "qwen_chatml",
@@ -253,10 +290,10 @@ HOST_TEMPLATES = {
 
 def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
-    host = llm.family_of(config.llm)
-    for spec in zoo.family_of(config).SYSTEMS.values():
-        if llm.family_of(spec.config.llm) == host:
-            return spec.template
+    host, front = llm.family_of(config.llm), (config.vision, config.connector)
+    alike = [spec for spec in zoo.family_of(config).SYSTEMS.values() if llm.family_of(spec.config.llm) == host]
+    if alike:
+        return min(alike, key=lambda spec: (spec.config.vision, spec.config.connector) != front).template
     return HOST_TEMPLATES.get(host, "vicuna_v1")
 
 
@@ -276,7 +313,7 @@ def _template(folder: Path, config: LVLMConfig) -> Template:
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
-    if folder.is_file():
+    if folder.is_file() or not (folder / "config.json").is_file():
         return ()
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.senses import Budget
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.fusion import visual_expert
-from lvlm_jax.hub import beside, download, formats
+from lvlm_jax.hub import beside, download, formats, minigpt4
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import IMAGE_TOKEN
@@ -252,7 +252,7 @@ def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path, part: str) -> 
     """ConfigError where a stage's leaves have other shapes in what a part of it, or "all", shall begin with."""
     saved = checkpoint.saved_shapes(folder / "params")
     here = trees.flatten(trees.unstack_layers(abstract(*stage_model(recipe, stage))[0]))
-    here = {path: leaf for path, leaf in here.items() if part == "all" or path.startswith(f"{part}/")}
+    here = {path: leaf for path, leaf in here.items() if part == "all" or f"{path}/".startswith(f"{part}/")}
     both = {path: (saved[path].shape, leaf.shape) for path, leaf in here.items() if path in saved}
     other = [f"{path} is {there}, not {wanted}" for path, (there, wanted) in both.items() if there != wanted]
     if other:
@@ -335,8 +335,14 @@ def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
     return model, tokenizer_of(model, f"the tokenizer of --config={config} (--tokenizer gives another)")
 
 
-def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
+def public_parts(
+    start: Start, like: dict, mesh: Any, field: str = "hub", known: Set[str] = frozenset(), config: Any = None
+) -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
+
+    Args:
+      known: paths of all leaves of the model, of which `like` may lack some that come from elsewhere.
+      config: of the whole model, for files that have none beside them (MiniGPT-4's, BLIP-2's, EVA's).
 
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them;
     a visual expert that it lacks is a copy of its own layers. A pair that was exported alone starts the one sense of
@@ -344,6 +350,8 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
+    if config is not None and minigpt4.is_authors(path):
+        return _as_like(start.hub, like, minigpt4.read_parts(path, like, config, mesh))
     whole, parts = describe(formats.public_config(path), path).kind == "lvlm", trees.parts(like)
     kind = "vision" if [*like] == ["vision"] and not whole else None
     loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))
@@ -353,13 +361,20 @@ def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dic
             f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(parts)}; name one part"
         )
     found = trees.parts(loaded.params) if whole else dict.fromkeys(parts, loaded.params)
-    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in parts if part in found})
+    got = trees.flatten({part: found[part] for part in parts if part in found})
+    elsewhere = known - trees.flatten(like).keys()
+    return _as_like(start.hub, like, {path: leaf for path, leaf in got.items() if path not in elsewhere})
+
+
+def _as_like(source: str, like: dict, got: dict) -> dict:
+    """Leaves by path in the layout of `like`, each in its place."""
+    wanted, parts = trees.flatten(like), list(trees.parts(like))
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
-        raise ConfigError(f"{start.hub} does not hold the recipe's {list(parts)}: {different[:5]} are on one side only")
-    return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+        raise ConfigError(f"{source} does not hold the recipe's {parts}: {different[:5]} are on one side only")
+    return trees.unflatten({path: _fit(source, path, got[path], wanted[path]) for path in wanted})
 
 
 def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:

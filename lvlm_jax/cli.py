@@ -185,6 +185,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     command.add_argument("--top-k", type=int, default=0)
     command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 against repeating")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--stop", action="append", default=[], help="end the answer at this text (repeatable)")
     command.add_argument("--system", help="system text, instead of the template's")
@@ -200,7 +201,7 @@ def _beam_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
     return {name: getattr(args, name) for name in names}
 
 

@@ -57,11 +57,13 @@ class Model:
     fusion: CrossAttentionConfig | None = None
     words: int = 0
     senses: dict[str, SenseSection] = dataclasses.field(default_factory=dict)
+    compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
+        self.video.check_reads(self.vision.frames, self.newline)
         if self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
-        if self.vision.values != self.image.values or self.vision.patches != self.image.patches:
+        if (self.vision.values, self.vision.patches) != (self.image.values, self.image.patches):
             raise ConfigError(
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
@@ -71,8 +73,6 @@ class Model:
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
                 "newline, and others have no use for it"
             )
-        if self.video.newline != "none" and not self.newline:
-            raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
         if not 0 <= self.image_token_id < self.lvlm.vocab:  # the connector is checked here, too
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.lvlm.vocab}")
 
@@ -80,9 +80,9 @@ class Model:
     def lvlm(self) -> LVLMConfig:
         """The whole model's sizes."""
         connector = connector_of(self.connector)
-        same = {name: getattr(self, name) for name in ("attention", "newline", "expert", "fusion", "words")}
         senses = tuple((name, section.sense(name)) for name, section in self.senses.items())
-        return LVLMConfig(vision=self.vision, connector=connector, llm=self.llm, senses=senses, **same)
+        same = ("vision", "llm", "attention", "newline", "expert", "fusion", "words", "compat_bos_bug")
+        return LVLMConfig(connector=connector, senses=senses, **{name: getattr(self, name) for name in same})
 
     @property
     def width(self) -> tuple[str, int]:
@@ -163,9 +163,9 @@ class StageRecipe:
     lora: low-rank adapters that train beside what `trains` takes (then `trains` may be empty). average: a moving
     average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
     layers multiply, see `nn.quant.trained_in`.
-    start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
-    random. evaluate: when the evaluation runs, any of "before", "after". loss: the kind of stage, a name of
-    `kinds.KINDS`; settings: numbers of that loss, fields of the kind's own.
+    start: part of the model ("vision", "connector", "llm", "all", or a path below one, such as "senses/audio") -> where
+    it comes from; what is not named starts at random. evaluate: when the evaluation runs, any of "before", "after".
+    loss: the kind of stage, a name of `kinds.KINDS`; settings: numbers of that loss, fields of the kind's own.
     """
 
     trains: tuple[str, ...]
@@ -376,7 +376,7 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     del out.senses
     out.senses = {name: configs.to_config(section_of(sense)) for name, sense in spec.config.senses}
     out.image = configs.to_config(spec.image)
-    out.video = configs.to_config(DEFAULT)
+    out.video = configs.to_config(spec.video)
     out.tokenizer = tokenizer or spec.source
     out.template = spec.template
     out.image_token_id = spec.image_token_id

@@ -235,23 +235,17 @@ class Run:
     def start(self, name: str, stage: StageRecipe, model: Any, batch: Any) -> dict:
         """The parameters a stage begins with: random, then each part from where the recipe says."""
         shapes, axes = abstract(model, batch)
-        where = None if self.mesh is None else trees.parts(meshes.shardings(self.mesh, axes, shapes))
-        shapes, key = trees.parts(shapes), self.key(name)
-        whole = set(shapes) if "all" in stage.start else set()
-        given = {part: start for part, start in stage.start.items() if part != "all"}
-        if unknown := sorted(set(given) - set(shapes)):
-            raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
-        wanted = {part: {part} for part in given} | ({"all": whole - set(given)} if whole - set(given) else {})
-        parts: dict = {}
-        for part, names in wanted.items():
-            field = f"stages.{name}.start.{part}"
-            parts |= starts.parts(self.recipe, self.folder, field, stage.start[part], names, shapes, where, self.mesh)
-        if missing := set(shapes) - set(parts):
-            fresh = lambda key: _some(trees.parts(init(model, key, batch)), missing)  # noqa: E731
-            cut = None if where is None else {part: where[part] for part in missing}
+        if self.mesh is not None:
+            where = meshes.shardings(self.mesh, axes, shapes)
+            shapes = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, where)
+        like = trees.flatten(shapes)
+        leaves = starts.leaves(self.recipe, self.folder, f"stages.{name}.start", stage.start, like, self.mesh)
+        if missing := set(like) - set(leaves):
+            fresh = lambda key: _some(trees.flatten(init(model, key, batch)), missing)  # noqa: E731
+            cut = None if self.mesh is None else {path: like[path].sharding for path in missing}
             with meshes.use(self.mesh):
-                parts |= jax.jit(fresh, out_shardings=cut)(key)
-        params, begin = trees.joined({part: parts[part] for part in shapes}), KINDS[stage.loss].begin
+                leaves |= jax.jit(fresh, out_shardings=cut)(self.key(name))
+        params, begin = trees.unflatten({path: leaves[path] for path in like}), KINDS[stage.loss].begin
         if begin is None:
             return params
         return begin(

@@ -26,7 +26,7 @@ from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.schema import Batch, SenseRows
-from lvlm_jax.vision import NFNetConfig
+from lvlm_jax.vision import ClipConfig, NFNetConfig
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
 
@@ -59,6 +59,12 @@ DINOV2 = dataclasses.replace(
 EVA02 = dataclasses.replace(
     VIT, activation="silu", norm_eps=1e-6, gated=True, key_bias=False, inner_norm=True, rotary_grid=6
 )
+BLIP2 = dataclasses.replace(
+    VIT, norm_eps=1e-6, pool="token_twice", classes=0, feature_layer=-1, feature_norm=True, class_feature=True
+)
+CLIPS = ClipConfig(**dataclasses.asdict(BLIP2), frames=2, global_blocks=2)
+_LAST = dataclasses.replace(SIGLIP, activation="gelu", key_bias=False, feature_layer=-1, feature_norm=True)
+UMT = ClipConfig(**dataclasses.asdict(_LAST), frames=2, joint=True)
 NFNET = NFNetConfig(
     image_size=64, depths=(1, 1, 2, 1), widths=(16, 32, 32, 32), group_width=8, stem_width=16, final_width=24
 )
@@ -144,6 +150,14 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "eva": LVLMConfig(vision=dataclasses.replace(EVA02, classes=0), connector=MlpConfig(), llm=LLAMA),
     "nfnet": LVLMConfig(vision=NFNET, connector=MlpConfig(), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
+    "minigpt4": LVLMConfig(vision=BLIP2, connector=QFORMER, llm=LLAMA),
+    "minigpt_v2": LVLMConfig(
+        vision=dataclasses.replace(BLIP2, class_feature=False, resize="cubic", max_patches=16),
+        connector=PixelShuffleConfig(factor=1, across=4, bias=True),
+        llm=LLAMA,
+    ),
+    "videochat": LVLMConfig(vision=CLIPS, connector=dataclasses.replace(QFORMER, extra=4), llm=LLAMA),
+    "videochat2": LVLMConfig(vision=UMT, connector=dataclasses.replace(QFORMER, extra=4), llm=LLAMA),
     "visual_expert": LVLMConfig(
         vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
     ),

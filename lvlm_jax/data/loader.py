@@ -99,7 +99,9 @@ def collate(
                     )
                 slots[key] = here = list(range(taken, taken + need))
                 patches, positions = picture(image, row, len(places))
-                _check_rows(image, len(patches), need)
+                # A picture that is shown as a video that stands still is the same row as often.
+                still = spec is not None and spec.tiles is None and not isinstance(image.source, Clip)
+                _check_rows(image, need if still and len(patches) == 1 else len(patches), need)
                 # A picture that keeps its shape has fewer patches than the row: the rest is padding.
                 at = (group, here, slice(patches.shape[1]))
                 batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1

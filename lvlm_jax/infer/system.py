@@ -66,6 +66,7 @@ class System:
                 f"pictures come in {self.spec.patches} patches of {self.spec.values} values (size {self.spec.size}, "
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
+        self.video.check_reads(vision.frames)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "
@@ -143,6 +144,7 @@ class System:
         temperature: float | int = 0.0,
         top_k: int = 0,
         top_p: float | int = 1.0,
+        repetition_penalty: float | int = 1.0,
         seed: int = 0,
         beams: int = 1,
         length_penalty: float | int = 1.0,
@@ -159,7 +161,7 @@ class System:
             stays text: ``<image>`` or ``</s>`` in it are those characters.
           images: one picture or several (path, PIL image, uint8 array, bytes); any number.
           max_new_tokens: default 256, or what the context has left if that is less.
-          temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+          temperature: 0 is greedy. top_k, top_p, repetition_penalty, seed: see `Sampling`.
           beams: above 1 for a beam search, whose pieces come all at the end; length_penalty: see `Beams`.
           stop: strings that end the answer, beside the template's own.
           system: text of the system turn, instead of the template's.
@@ -170,7 +172,8 @@ class System:
           ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture or
             video.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling = Sampling(repetition_penalty=repetition_penalty, **drawn)
         encoded = self.encode(as_example(prompt, images, system, videos, features))
         settings = {
             "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,

@@ -33,6 +33,8 @@ class LVLMConfig:
     fusion: gated cross-attention between the decoder's layers, instead of soft tokens in the text.
     words: so many words beyond the decoder's vocabulary, in matrices of their own beside its (Idefics).
     senses: further pairs of encoder and connector by name (`models.senses`); vision and connector are the first.
+    compat_bos_bug: the id of a start token in whose embedding's place each value is that id itself, as VideoChat's
+    instruction tuning had it (videochat_it.py writes the id where the embedding belongs); None looks it up.
     """
 
     vision: VisionConfig
@@ -44,9 +46,15 @@ class LVLMConfig:
     fusion: CrossAttentionConfig | None = None
     words: int = 0
     senses: tuple[tuple[str, Sense], ...] = ()
+    compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
         self._check_senses()
+        if (made := self.connector.tokens(self.vision.features)) % self.vision.frames:
+            raise ValueError(
+                f"{made} visual tokens of a clip do not divide among its frames={self.vision.frames} vision rows; "
+                "choose another number of frames, or of the connector's queries"
+            )
         if self.expert:
             visual_expert.check(self.llm)
             if self.newline or self.attention != "causal":
@@ -101,7 +109,8 @@ class LVLMConfig:
     @property
     def row_tokens(self) -> int:
         """Visual tokens of one vision row, in the text or beside it."""
-        return self.connector.tokens(self.vision.features) + (visual_expert.ENDS if self.expert else 0)
+        made = self.connector.tokens(self.vision.features) // self.vision.frames
+        return made + (visual_expert.ENDS if self.expert else 0)
 
     @property
     def shares_pictures(self) -> bool:
@@ -231,7 +240,9 @@ class LVLM(nn.Module):
 
     def embed(self, batch: Batch) -> Float[Array, "B T D"]:
         """Token embeddings with the pictures filled in, where they stand in the text."""
-        text = self.embed_tokens(batch.tokens)
+        text, start = self.embed_tokens(batch.tokens), self.config.compat_bos_bug
+        if start is not None:
+            text = jnp.where((batch.tokens == start)[..., None], jnp.asarray(start, text.dtype), text)
         if batch.senses:
             text = self._sensed(text, batch)
         if self.config.fusion is not None:
@@ -262,7 +273,7 @@ class LVLM(nn.Module):
         tokens = self.connector(features)
         if self.config.expert:
             tokens = self.ends(tokens)
-        return tokens.reshape(groups, rows * tokens.shape[1], tokens.shape[2])
+        return tokens.reshape(groups, -1, tokens.shape[2])
 
     def ranges(self, batch: Batch) -> R.Ranges:
         """The keys each position sees."""
@@ -304,7 +315,7 @@ def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1) 
     config: of any model whose `vision` says how many patches of how many values a picture has.
     """
     text = jnp.zeros((rows, length), jnp.int32)
-    n, p, c = pictures, config.vision.patches, config.vision.values
+    n, p, c = pictures * getattr(config.vision, "frames", 1), config.vision.patches, config.vision.values
     return Batch(
         tokens=text,
         weights=jnp.zeros((rows, length), jnp.float32),

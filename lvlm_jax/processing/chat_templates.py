@@ -8,31 +8,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from lvlm_jax.processing import chat_jinja
+from lvlm_jax.processing import chat_jinja, chat_tagged
+from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.schema import Image, Shown, Text, Turn
-
-BOS = "bos"
-"""Name of the piece where the tokenizer's own start token goes; nothing for a tokenizer that adds none."""
-EOS = "eos"
-"""Name of the piece where the tokenizer's own end token goes; a tokenizer without one is an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Text with one loss weight.
-
-    special: the text is the exact name of one special token (or `BOS`, `EOS`). alone: it is tokenized by itself, never
-    merged with the text beside it.
-    """
-
-    text: str
-    weight: float = 0.0
-    special: bool = False
-    alone: bool = False
-
-
-Rendered = list[Piece | Shown]
-"""What a template makes of a conversation."""
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -42,7 +20,7 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     if turns and turns[0].role == "system":
         if any(isinstance(s, Shown) for s in turns[0].segments):
             raise ValueError("turn 0 (system): a picture in the system turn; move it to the first user turn")
-        system = _plain_text(turns.pop(0))
+        system = plain_text(turns.pop(0))
     offset = 0 if system is None else 1
     for index, turn in enumerate(turns):
         expected = "user" if index % 2 == 0 else "assistant"
@@ -76,10 +54,6 @@ def _document_order(turns: Sequence[Turn], generate: bool) -> tuple[str | None, 
     elif not turns or turns[-1].role != "assistant":
         raise ValueError("turns: a document ends with an assistant turn, the text to learn; add one or drop the record")
     return None, turns
-
-
-def _plain_text(turn: Turn) -> str:
-    return "".join(s.text for s in turn.segments if isinstance(s, Text))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,11 +228,11 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     if system:
         raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
     out: Rendered = [s for s in turns[0].segments if isinstance(s, Shown)]
-    out += [Piece("<bos>", special=True), Piece(_plain_text(turns[0])), Piece("\n", alone=True)]
+    out += [Piece("<bos>", special=True), Piece(plain_text(turns[0])), Piece("\n", alone=True)]
     if not generate:
         if any(isinstance(s, Shown) for s in turns[1].segments):
             raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
-        out += [Piece(_plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
+        out += [Piece(plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
     return out
 
 
@@ -335,6 +309,24 @@ def _inst_template(name: str, system: str, before: str, after: str, space: str, 
     return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
 
 
+def _human_template(name: str, system: str, gap: str, tag: str = "Img") -> Template:
+    builder = functools.partial(chat_tagged.human, gap=gap, tag=tag)
+    source = chat_tagged.human_jinja(chat_jinja.SYSTEM, gap, tag)
+    return Template(name=name, system=system, builder=builder, stop=("###",), source=source)
+
+
+def _tagged_inst_template(name: str, system: str, gap: str) -> Template:
+    builder = functools.partial(chat_tagged.inst, gap=gap)
+    source = chat_tagged.inst_jinja(chat_jinja.SYSTEM, gap)
+    return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
+
+
+def _videochat_template(name: str, system: str, gap: str, behind: str) -> Template:
+    builder = functools.partial(chat_tagged.videochat, gap=gap, behind=behind)
+    source = chat_tagged.videochat_jinja(chat_jinja.SYSTEM, gap, behind)
+    return Template(name=name, system=system, builder=builder, stop=("###",), source=source)
+
+
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
@@ -353,6 +345,14 @@ TEMPLATES: dict[str, Template] = {
         Template(name="llama_3", system="", builder=_llama_3, stop=("<|eot_id|>",), source=chat_jinja.LLAMA_3),
         Template(name="gemma", system="", builder=_gemma, stop=("<end_of_turn>",), source=chat_jinja.GEMMA),
         Template(name="paligemma", system="", builder=_paligemma, stop=("<eos>",), source=chat_jinja.PALIGEMMA),
+        _human_template("minigpt4", chat_tagged.MINIGPT4_SYSTEM, ""),  # MiniGPT-4 on Vicuna v0, asked
+        _human_template("minigpt4_align", "", " "),  # and as it trains
+        _tagged_inst_template("minigpt4_llama2", chat_tagged.MINIGPT4_SYSTEM, " "),  # MiniGPT-4 on Llama-2-chat
+        _tagged_inst_template("minigpt4_llama2_align", "", " "),
+        _tagged_inst_template("minigpt_v2", "", ""),
+        _human_template("videochat_align", "", " ", ""),
+        _videochat_template("videochat", "", "\n", ""),  # VideoChat, asked
+        _videochat_template("videochat_instruct", "", " ", " "),  # and as it trains
         Template(
             name="document",
             system="",

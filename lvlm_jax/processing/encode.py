@@ -84,6 +84,8 @@ def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens:
         )
     if isinstance(image.source, Clip):
         return video.span(len(image.source.indices), visual_tokens)
+    if video.stills and visual_tokens:
+        return video.span(video.frames, visual_tokens)
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
     return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)

@@ -109,7 +109,8 @@ class VideoSpec:
 
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
     samplers "fps", "head" and "tail"; least, multiple: for "fps" (see `by_rate`). newline: a word of `NEWLINES`, for
-    models that learn one. sentence: a key of `SENTENCES`.
+    models that learn one. sentence: a key of `SENTENCES`. stills: a picture is shown as a video that stands still, as
+    many times as a video has frames, to a model that reads so many at a time.
     """
 
     sampler: str = "uniform"
@@ -119,6 +120,7 @@ class VideoSpec:
     multiple: int = 1
     newline: str = "none"
     sentence: str = "none"
+    stills: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("sampler", SAMPLERS), ("newline", NEWLINES), ("sentence", SENTENCES)):
@@ -144,6 +146,24 @@ class VideoSpec:
           ValueError: a clip that is too short for the sampler.
         """
         return SAMPLERS[self.sampler](self, total, rate)
+
+    def check_reads(self, frames: int, newline: bool = True) -> None:
+        """That a model which reads so many frames as one is shown so many of each video, and of each picture.
+
+        Args:
+          newline: whether the model learned one.
+
+        Raises:
+          ValueError: another number, a sampler that may give fewer, a newline that there is not.
+        """
+        if self.newline != "none" and not newline:
+            raise ValueError(f"video.newline={self.newline!r} with newline=False: this model learns none")
+        if frames > 1 and (self.frames, self.sampler, self.stills) != (frames, "videochat", True):
+            raise ValueError(
+                f"video: frames={self.frames}, sampler={self.sampler!r}, stills={self.stills}, but the vision tower "
+                f"reads frames={frames} as one; set frames={frames}, sampler='videochat' (which repeats those of a "
+                "short clip) and stills=True"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "VideoSpec | None":
@@ -185,6 +205,7 @@ _FIELDS = {
     "multiple": "temporal_patch_size",
     "newline": "newline",
     "sentence": "sentence",
+    "stills": "stills",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

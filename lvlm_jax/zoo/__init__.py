@@ -4,11 +4,25 @@ import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
-from lvlm_jax.zoo import chameleon, idefics, llava, llava_next, llava_small, nanovlm, open_flamingo, paligemma, senses
+from lvlm_jax.zoo import (
+    chameleon,
+    idefics,
+    llava,
+    llava_next,
+    llava_small,
+    minigpt4,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+    senses,
+    videochat,
+    videochat2,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (senses, llava, llava_next, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family
+    for family in (senses, llava, llava_next, paligemma, idefics, open_flamingo, videochat2, videochat, minigpt4)
 }
 """Public ``model_type`` -> family: a module with
 
@@ -22,7 +36,10 @@ FAMILIES: dict[str, ModuleType] = {
 | processor(config) | fields of processor_config.json |
 """
 
-OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, senses.MODEL_TYPE, chameleon.OWN_TYPE)
+OWN_TYPES = (
+    *(llava.OWN_TYPE, open_flamingo.MODEL_TYPE, senses.MODEL_TYPE, chameleon.OWN_TYPE),
+    *(minigpt4.MODEL_TYPE, videochat.MODEL_TYPE, videochat2.MODEL_TYPE),
+)
 """``model_type`` of models that the torch library has no class for."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}

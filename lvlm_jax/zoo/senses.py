@@ -16,7 +16,7 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.models.senses import FeatureSlot, NamedSense, Sense
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision import VisionConfig
-from lvlm_jax.zoo import idefics, llava, llava_next, open_flamingo, paligemma
+from lvlm_jax.zoo import idefics, llava, llava_next, minigpt4, open_flamingo, paligemma, videochat, videochat2
 from lvlm_jax.zoo.spec import Spec
 
 MODEL_TYPE, ARCHITECTURE = "lvlm_jax_senses", None
@@ -31,7 +31,7 @@ SYSTEMS: dict[str, Spec] = {}
 LAYOUTS = {"senses": "senses."}
 """The name of the layout and the keys that it is known by; those of the base stand beside them in its first layout."""
 
-_BASES = (llava, llava_next, paligemma, idefics, open_flamingo)
+_BASES = (llava, llava_next, paligemma, idefics, open_flamingo, videochat2, videochat, minigpt4)
 _READS = {family.MODEL_TYPE: family for family in _BASES} | {llava.OWN_TYPE: llava}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -17,7 +18,7 @@ class Spec:
 
     template: a key of `processing.chat_templates.TEMPLATES`. source: hub name of its weights and tokenizer; where
     nobody `released` the whole, of its tokenizer and language model. image_token_id: the id that stands where a
-    picture's tokens go.
+    picture's tokens go. video: which frames of a video it is shown.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Spec:
     source: str
     image_token_id: int
     released: bool = True
+    video: VideoSpec = DEFAULT
