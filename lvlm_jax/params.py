@@ -49,16 +49,6 @@ def parts(tree: Mapping) -> dict[str, Any]:
     return out
 
 
-def joined(parts: Mapping[str, Any]) -> dict:
-    """The tree that `parts` took apart."""
-    tree: dict = {}
-    for name, part in parts.items():
-        *above, last = name.split("/")
-        branch = tree.setdefault(above[0], {}) if above else tree
-        branch[last] = part
-    return tree
-
-
 @functools.cache
 def _pattern(glob: str) -> re.Pattern:
     """``*`` matches within one path element, ``**`` any number of elements, ``{q,k}`` either of the words."""

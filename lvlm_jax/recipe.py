@@ -1,7 +1,6 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -17,7 +16,7 @@ from lvlm_jax.hub.configs import describe, read_json
 from lvlm_jax.kinds import KINDS, SECTIONS
 from lvlm_jax.kinds.contrastive import TextTower
 from lvlm_jax.llm.decoder import DecoderConfig
-from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
+from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh, remedy
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
@@ -79,10 +78,9 @@ class Model:
     @property
     def lvlm(self) -> LVLMConfig:
         """The whole model's sizes."""
-        connector = connector_of(self.connector)
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(LVLMConfig)}
         senses = tuple((name, section.sense(name)) for name, section in self.senses.items())
-        same = ("vision", "llm", "attention", "newline", "expert", "fusion", "words", "compat_bos_bug")
-        return LVLMConfig(connector=connector, senses=senses, **{name: getattr(self, name) for name in same})
+        return LVLMConfig(**given | {"connector": connector_of(self.connector), "senses": senses})
 
     @property
     def width(self) -> tuple[str, int]:
@@ -331,20 +329,9 @@ class Recipe:
         if width % ways:
             raise ConfigError(
                 f"config.mesh={self.mesh}: model.{field}={width:,} does not divide over {ways:,} devices, so each "
-                f"would hold the weights whole; {self._fewer(width, ways, mesh.size // ways)}"
+                f"would hold the weights whole; {remedy(width, ways, mesh.size // ways, self.fsdp)}"
             )
         return mesh
-
-    def _fewer(self, width: int, ways: int, beside: int) -> str:
-        """What to do where `ways` devices do not divide a width; each of them stands for `beside` of the mesh."""
-        common = math.gcd(width, ways)
-        fewer = f"cut them over fewer: --config.fsdp={common}" if common > 1 else ""
-        if self.fsdp is not None:
-            return fewer or f"leave config.fsdp out, or give one that divides {width:,}"
-        below = max(n for n in range(1, ways) if width % n == 0)
-        above = min((n for n in range(ways, width + 1) if width % n == 0), default=below)
-        counts = " or ".join(f"{n * beside:,}" for n in dict.fromkeys((below, above)))
-        return f"{fewer and fewer + ', or '}take another number of devices, such as {counts}"
 
     @property
     def dual_encoder(self) -> DualEncoderConfig:
@@ -359,8 +346,7 @@ def resolve(config: Any) -> Recipe:
     Raises:
       ConfigError: names the field, what is wrong with it, and the choices.
     """
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return build(Recipe, plain)
+    return build(Recipe, config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -398,8 +384,7 @@ def model_of_folder(folder: str) -> Any:
     if image is None:
         raise ConfigError(f"{path}: no preprocessor_config.json, so how its pictures were prepared is not known")
     template = beside.chat_template(path) or TEMPLATES[default_template(described.config)]
-    source = str(path)
-    token = described.image_token_id
+    source, token = str(path), described.image_token_id
     spec = Spec(
         name=source, config=described.config, image=image, template=template.name, source=source, image_token_id=token
     )

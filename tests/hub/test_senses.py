@@ -30,7 +30,7 @@ def same(got, wanted):
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
-@pytest.mark.parametrize("base", ["llava15", "paligemma", "flamingo"])
+@pytest.mark.parametrize("base", ["llava15", "paligemma", "flamingo", "minigpt4"])
 def test_a_whole_model(base, tmp_path):
     config = dataclasses.replace(tiny.SYSTEMS[base], senses=CONFIG.senses)
     params = tiny.weights(config)
