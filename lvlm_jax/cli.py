@@ -307,7 +307,7 @@ def _write(args: argparse.Namespace, model: Any) -> int:
     from lvlm_jax.infer.drawn import write_pictures
 
     given = {"video": args.video, "mask-codec": args.mask_codec, "stop": args.stop, "system": args.system}
-    given |= {"beams": args.beams > 1, "features": args.features}
+    given |= {"beams": args.beams > 1, "features": args.features, "repetition-penalty": args.repetition_penalty != 1}
     if useless := [f"--{name}" for name, value in given.items() if value]:
         raise ValueError(f"{', '.join(useless)}: not of a model that reads and writes text and pictures; leave it out")
     names = ("picture", "max_new_tokens", "temperature", "top_k", "top_p", "seed")

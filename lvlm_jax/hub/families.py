@@ -232,10 +232,10 @@ KINDS: dict[str, Kind] = {
         rows=_lvlm_rows,
         layouts={
             **dict.fromkeys(zoo.LAYOUTS, ""),
-            **zoo.senses.LAYOUTS,  # beside which a base's keys stand
             **big_vision_gemma.LAYOUTS,
             **zoo.idefics.LAYOUTS,
             **zoo.open_flamingo.LAYOUTS,
+            **zoo.senses.LAYOUTS,
             **zoo.videochat2.LAYOUTS,
             **zoo.videochat.LAYOUTS,
             **zoo.minigpt4.LAYOUTS,

@@ -17,7 +17,7 @@ from lvlm_jax.connectors.qformer import QFormerConfig
 from lvlm_jax.evaluate import retrieval
 from lvlm_jax.evaluate.run import Result
 from lvlm_jax.kinds.initial import absent, initial
-from lvlm_jax.kinds.kind import Asking, Kind
+from lvlm_jax.kinds.kind import Asking, Kind, without_senses
 from lvlm_jax.kinds.language import sweep
 from lvlm_jax.models.image_text import ImageText, ImageTextConfig
 from lvlm_jax.models.prompted import AlignedImageText
@@ -122,6 +122,7 @@ def written(example: Example, tokenizer: Tokenizer, max_length: int, vocab: int)
       DataError: no caption, or words that the Q-Former has no row for.
     """
     where = example.origin or f"example {example.id!r}"
+    without_senses(example)
     try:
         tokens = bert_ids(caption_of(example), tokenizer, max_length)
     except ValueError as error:

@@ -10,6 +10,7 @@ import jax
 from lvlm_jax.config import ConfigError, build
 from lvlm_jax.evaluate.run import Result
 from lvlm_jax.models.lvlm import dummy_batch
+from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Batch, Encoded, Example
 
 
@@ -35,6 +36,13 @@ class Asking:
 
 _BLIND = types.SimpleNamespace(vision=types.SimpleNamespace(patches=0, values=0))
 """The sizes of pictures where there are none."""
+
+
+def without_senses(example: Example) -> None:
+    """DataError for what a named sense would read: a model without any would take it for its own, or trip over it."""
+    if any(getattr(segment, "sense", "") for turn in example.turns for segment in turn.segments):
+        where = example.origin or f"example {example.id!r}"
+        raise DataError(f"{where}: a record for a named sense, and this model has none; leave such records out")
 
 
 def _nothing(*args: Any) -> None:
@@ -134,6 +142,8 @@ class Kind:
                 f"{at}.data: a stage of kind {stage.loss!r} takes one picture and one text a row, so it needs "
                 f"pack=False and pictures=rows; here pack={data.pack}, pictures={data.pictures}, rows={data.rows}"
             )
+        if any(data.senses.values()) and self.senses is _nothing:
+            raise ConfigError(f"{at}.data.senses: a stage of kind {stage.loss!r} reads no named senses; leave it out")
         if stage.matmul != "float" and not self.int8:
             raise ConfigError(f"{at}.matmul={stage.matmul!r}: a stage of kind {stage.loss!r} multiplies in float alone")
         field = "evaluate" if stage.evaluate else "eval_every"

@@ -11,7 +11,7 @@ from lvlm_jax.evaluate.run import Result
 from lvlm_jax.hub.configs import public_config
 from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.infer.sampling import Sampling
-from lvlm_jax.kinds.kind import Asking, Kind
+from lvlm_jax.kinds.kind import Asking, Kind, without_senses
 from lvlm_jax.kinds.language import within_context
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.unified import Unified, UnifiedConfig
@@ -88,6 +88,7 @@ def written(example: Example, tokenizer: Tokenizer, max_length: int, **ids: int)
       DataError: a video, too many tokens, or a tokenizer without the words that begin and end a text.
     """
     where = example.origin or f"example {example.id!r}"
+    without_senses(example)
     if example.videos:
         raise DataError(f"{where}: a video, but this model's pictures are runs of tokens; leave such records out")
     try:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lvlm_jax.kinds.kind import Kind
+from lvlm_jax.kinds.kind import Kind, without_senses
 from lvlm_jax.kinds.unified import UnifiedModel
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import TEXT, Batch, Encoded, Example
@@ -50,6 +50,7 @@ def picture_alone(example: Example) -> Encoded:
     Raises:
       DataError: an example without one.
     """
+    without_senses(example)
     if not example.images:
         raise DataError(f"{example.origin or example.id}: no picture, and a picture tokenizer learns from nothing else")
     return Encoded(np.zeros(1, np.int32), np.ones(1, np.float32), np.full(1, TEXT, np.int32), example.images)

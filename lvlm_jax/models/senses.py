@@ -79,6 +79,8 @@ class Sense:
             kind = type(self.encoder).__name__.removesuffix("Config")
             need = "is for pictures: leave it out" if self.image else "says how its pictures are prepared: give one"
             raise ValueError(f"image={self.image} with an encoder of kind {kind}: image {need}")
+        if (frames := getattr(self.encoder, "frames", 1)) > 1:
+            raise ValueError(f"encoder.frames={frames}: a named sense reads each vision row by itself; take frames=1")
         _ = self.spec  # its own checks
 
     @property

@@ -62,7 +62,7 @@ def plan_answers(
     static = model, mesh, "greedy"
     if program == "prefill":
         whole = functools.partial(dummy_batch, config, rows, length, rows)
-        batch = batch_of(whole, rows, shards, meshes.batch_sharding(mesh))
+        batch = batch_of(whole, rows * config.vision.frames, shards, meshes.batch_sharding(mesh))
         held = {"frozen": share(params), "batch": share(batch)}
         lower = functools.partial(steps.prefill.lower, *static, ROOM, params, batch, None, numbers)
     else:

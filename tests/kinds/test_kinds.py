@@ -35,6 +35,11 @@ BAD = [
     ("unified_emoji", {"stages__vq__settings": {"distance": "l3"}}, r"settings\.distance='l3'.*\['l1', 'l2'\]"),
     ("unified_emoji", {"stages__vq__evaluate": ("after",)}, r"kind 'vq' trains no model that could answer"),
     ("unified_emoji", {"stages__vq__matmul": "int8"}, r"stages\.vq\.matmul='int8': a stage of kind 'vq' multi"),
+    (
+        "unified_emoji",
+        {"stages__vq__data__senses": {"audio": 0}},
+        r"names \['audio'\]; the senses of config\.model are \[\]",
+    ),
     ("unified_emoji", {"run": ("vq",)}, r"config\.export: stages\.vq of kind 'vq' trains no whole model"),
     ("unified_emoji", {"model__first_code": 4}, r"share an id; each must have one of its own"),
     ("unified_emoji", {"model__image__patch": 8}, r"image\.size=32, image\.patch=8 do not fit"),
@@ -86,6 +91,12 @@ def test_a_picture_alone():
     assert (len(alone.tokens), alone.images, alone.sizes) == (1, CAPTION.images, (0,))
     with pytest.raises(DataError, match="no picture, and a picture tokenizer learns from nothing else"):
         vq.picture_alone(Example(CAPTION.turns[1:], id="x/1"))
+
+
+def test_what_a_named_sense_reads_is_no_picture():
+    heard = Example((Turn("user", (Image("a.png", sense="depth"),)), CAPTION.turns[1]), id="x/1")
+    with pytest.raises(DataError, match=r"x/1'?: a record for a named sense, and this model has none"):
+        vq.picture_alone(heard)
 
 
 def test_a_caption_in_berts_words():
