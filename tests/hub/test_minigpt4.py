@@ -202,5 +202,8 @@ def test_who_begins_with_what():
     assert begins("connector/linear_1", "all") == {"connector/linear_1": [leaves[2]], "all": [*leaves[:2], *leaves[3:]]}
     assert begins("connector", "connector/qformer") == {"connector": leaves[2:4], "connector/qformer": [leaves[1]]}
     assert begins() == {}
+    heard = ["senses/audio/connector/a", "senses/depth/vision/b"]
+    leaves += heard
+    assert begins("all", "senses/audio") == {"all": [*leaves[:5], heard[1]], "senses/audio": heard[:1]}
     with pytest.raises(ConfigError, match=r"start names \['connector/lin'\]; the parts are \['connector', 'llm', 'vis"):
         begins("connector/lin", "vision")
