@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,19 +11,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lvlm_jax import llm, zoo
+from lvlm_jax import params as trees
 from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import near
-from lvlm_jax.hub import beside, download, peft
-from lvlm_jax.hub.configs import read_json
+from lvlm_jax.hub import beside, download, formats, minigpt4, peft, senses
+from lvlm_jax.hub.configs import READERS, read_json
 from lvlm_jax.hub.convert import Loaded, import_folder
+from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.infer.system import System
 from lvlm_jax.mesh import PRESETS, compute_dtype, make_mesh
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig
+from lvlm_jax.models.unified import Unified
 from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.shapes import DTypeLike
-from lvlm_jax.zoo import SYSTEMS, Spec, video_of
+from lvlm_jax.zoo import SYSTEMS, Spec, chameleon, video_of
 
 EXPORT = "export"
 """Folder of a training run's workdir that holds the trained model for other software."""
@@ -41,12 +45,13 @@ def load(
     vision: str | Path | None = None,
     adapter: str | Path | None = None,
     model_base: str | Path | None = None,
+    sense: Sequence[str | Path] = (),
     token: str | None = None,
     cache: str | Path | None = None,
     offline: bool | None = None,
     rows: int = 16,
-) -> System:
-    """A vision-language model with all that it takes to ask it.
+) -> System | InterleavedSystem:
+    """A vision-language model with all that it takes to ask it; an `InterleavedSystem` of one that writes pictures too.
 
     Example:
       >>> import lvlm_jax
@@ -64,10 +69,12 @@ def load(
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder, nor known from the zoo (CogVLM's files have none).
-      vision: the vision tower's folder or hub name, for the LLaVA authors' files.
+      vision: the vision tower's folder or hub name, for the LLaVA authors' files; for MiniGPT-4's, BLIP-2's tower and
+        Q-Former (`hub.minigpt4`).
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
-        their adapters, alone.
+        their adapters, alone, or MiniGPT-4's dense layer.
+      sense: pairs of encoder and connector that were exported alone (``lvlm convert export --part``), to be added.
       rows: the most prompts of one batch.
 
     Raises:
@@ -84,22 +91,31 @@ def load(
     kept = None if stored else dtype
     hub = {"token": token, "cache": cache, "offline": offline}
     folder = _folder(name_or_folder, revision, hub)
-    loaded = import_folder(folder, kind="lvlm", mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
-    params = loaded.params
+    kind = _kind(folder)
+    kept = kept if kind == "lvlm" else None  # a tokenizer of rounded weights would read other codes
+    if minigpt4.is_projection(folder):
+        loaded = _projection(folder, vision, model_base, mesh, kept, hub)
+    else:
+        loaded = import_folder(folder, kind=kind, mesh=mesh, dtype=kept, vision=vision, base=model_base, **hub)
+    if kind == "unified":
+        _refuse(folder, template=template, adapter=adapter, sense=sense or None)
+        options = {"rows": rows, "mesh": mesh, "name": str(name_or_folder)}
+        return _interleaved(loaded, folder, tokenizer, dtype, stored, **options)
+    config, params = loaded.config, loaded.params
+    for pair in sense:
+        with download.named("sense= (--sense)"):
+            config, params = senses.add(config, params, pair, mesh=mesh, dtype=kept, **hub)
     if adapter is not None:
         with download.named("adapter= (--adapter)"):
             adapter = download.resolve(adapter, **hub)
-        params = peft.apply(params, loaded.config, adapter)
+        params = peft.apply(params, config, adapter)
     spec = next((spec for spec in SYSTEMS.values() if str(name_or_folder) in (spec.name, spec.source)), None)
-    if not isinstance(tokenizer, Tokenizer):
-        with download.named("tokenizer=") if tokenizer else contextlib.nullcontext():
-            tokenizer = beside.tokenizer(tokenizer or model_base or (spec and spec.tokenizer) or folder)
     if not isinstance(template, Template):
         template = TEMPLATES[template] if template else _template(folder, loaded.config, spec)
     return System(
-        model=LVLM(loaded.config, dtype=dtype),
+        model=LVLM(config, dtype=dtype),
         params=params,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(tokenizer, model_base or (spec and spec.tokenizer) or folder),
         spec=_image_spec(folder, loaded),
         template=template,
         image_token_id=loaded.image_token_id,
@@ -107,9 +123,72 @@ def load(
         rows=rows,
         mesh=mesh,
         name=str(name_or_folder),
-        video=beside.video_spec(folder, video_of(loaded.config)),
-        instruction=beside.instruction(folder, loaded.config.connector) if loaded.config.instructed else None,
+        video=beside.video_spec(folder, video_of(config)),
+        instruction=beside.instruction(folder, config.connector) if config.instructed else None,
     )
+
+
+def _kind(folder: Path) -> str:
+    """Of what can be asked, the kind that config.json says: "unified", or "lvlm"."""
+    told = None if minigpt4.is_projection(folder) else READERS.get(formats.public_config(folder).get("model_type"))
+    return "unified" if told is not None and told[0] == "unified" else "lvlm"
+
+
+def _refuse(folder: Path, **given: Any) -> None:
+    """ValueError for what a model of text and picture tokens has no use for."""
+    if useless := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{folder}: a model of text and picture tokens takes no {'=, '.join(useless)}=; leave it out")
+
+
+def _interleaved(
+    loaded: Loaded,
+    folder: Path,
+    tokenizer: str | Path | Tokenizer | None,
+    dtype: DTypeLike,
+    stored: bool,
+    **options: Any,
+) -> InterleavedSystem:
+    """A model of text and picture tokens as something to ask; only its decoder's weights are cast."""
+    found = beside.image_spec(folder, loaded.config.vision.patch_size)
+    if found is None and loaded.config.vision != chameleon.PRESETS["chameleon_7b"].vision:
+        raise CheckpointError(f"{folder}: no preprocessor_config.json, so how its pictures were prepared is not known")
+    return InterleavedSystem(
+        model=Unified(loaded.config, dtype=dtype),
+        params=loaded.params if stored else {**loaded.params, "llm": trees.cast(loaded.params["llm"], dtype)},
+        tokenizer=_tokenizer(tokenizer, folder),
+        spec=found or chameleon.IMAGE,
+        **options,
+    )
+
+
+def _tokenizer(given: str | Path | Tokenizer | None, folder: str | Path) -> Tokenizer:
+    """The tokenizer that was given, or the folder's."""
+    if isinstance(given, Tokenizer):
+        return given
+    with download.named("tokenizer=") if given else contextlib.nullcontext():
+        return beside.tokenizer(given or folder)
+
+
+def _projection(
+    folder: Path,
+    vision: str | Path | None,
+    base: str | Path | None,
+    mesh: Mesh | None,
+    dtype: DTypeLike | None,
+    hub: dict[str, Any],
+) -> Loaded:
+    """MiniGPT-4's dense layer between the front and the language model that the caller names."""
+    given = {"vision=": vision, "model_base=": base}
+    if absent := [name for name, value in given.items() if value is None]:
+        raise CheckpointError(
+            f"{folder}: holds MiniGPT-4's dense layer alone; give {' and '.join(absent)}: BLIP-2's tower (with its "
+            "Q-Former for version 1) and the language model"
+        )
+    found = []
+    for name, value in given.items():
+        with download.named(name):
+            found.append(download.resolve(value, **hub))
+    return minigpt4.import_projection(folder, *found, mesh=mesh, dtype=dtype)
 
 
 def export_line(workdir: str | Path) -> str:
@@ -140,6 +219,8 @@ def _floating(dtype: DTypeLike) -> DTypeLike:
 def _folder(name: str | Path, revision: str | None, hub: dict[str, Any]) -> Path:
     """The checkpoint's folder: exported by a training run, or as `hub.download` finds it."""
     path = Path(name).expanduser()
+    if minigpt4.is_projection(path):
+        return path
     if path.is_dir() and not (path / "config.json").is_file() and revision is None:
         if (path / EXPORT / "config.json").is_file():
             return path / EXPORT
@@ -203,10 +284,10 @@ HOST_TEMPLATES = {
 
 def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
-    host = llm.family_of(config.llm)
-    for spec in zoo.family_of(config).SYSTEMS.values():
-        if llm.family_of(spec.config.llm) == host:
-            return spec.template
+    host, front = llm.family_of(config.llm), (config.vision, config.connector)
+    alike = [spec for spec in zoo.family_of(config).SYSTEMS.values() if llm.family_of(spec.config.llm) == host]
+    if alike:
+        return min(alike, key=lambda spec: (spec.config.vision, spec.config.connector) != front).template
     return HOST_TEMPLATES.get(host, "vicuna_v1")
 
 
@@ -228,7 +309,7 @@ def _template(folder: Path, config: LVLMConfig, spec: Spec | None = None) -> Tem
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end an answer, of generation_config.json (config.json has them in old folders)."""
-    if folder.is_file():
+    if folder.is_file() or not (folder / "config.json").is_file():
         return ()
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"

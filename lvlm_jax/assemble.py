@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,31 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Hosts, Measured, measure_lengths
 from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.senses import Budget
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.fusion import visual_expert
-from lvlm_jax.hub import beside, download, formats
+from lvlm_jax.hub import download, formats, minigpt4
 from lvlm_jax.hub.configs import describe
 from lvlm_jax.hub.convert import import_folder
-from lvlm_jax.hub.export import IMAGE_TOKEN
-from lvlm_jax.models.contrastive import DualEncoder
-from lvlm_jax.models.lvlm import LVLM, dummy_batch
+from lvlm_jax.kinds import KINDS
+from lvlm_jax.kinds.writing import instruction_of, template_of, tokenizer_of
 from lvlm_jax.nn import lora, quant
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.augment import augment
-from lvlm_jax.processing.chat_templates import TEMPLATES, Template
 from lvlm_jax.processing.encode import DataError, encode_each
-from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.recipe import Data, Evaluation, Model, Recipe, StageRecipe, Start
-from lvlm_jax.train import flops, losses
 from lvlm_jax.vision.text_tower import TextTowerConfig
 
 
 def dtype_of(recipe: Recipe) -> Any:
     """Compute dtype; "auto" chooses by device (`mesh.compute_dtype`)."""
     return jnp.dtype(meshes.compute_dtype()[0] if recipe.dtype == "auto" else recipe.dtype)
+
+
+def frozen_dtype(recipe: Recipe, stage: StageRecipe) -> Any:
+    """The dtype of the leaves that a stage leaves as they are."""
+    return jnp.dtype(KINDS[stage.loss].frozen or dtype_of(recipe))
 
 
 def dtype_line(recipe: Recipe) -> str:
@@ -55,10 +57,8 @@ def stage_model(recipe: Recipe, stage: StageRecipe) -> tuple[Any, Any]:
     """(linen module, smallest batch) of a stage."""
     scan = jax.default_backend() != "cpu" if recipe.scan == "auto" else recipe.scan == "yes"
     options = {"dtype": dtype_of(recipe), "scan": scan, "remat": recipe.remat}
-    lvlm = recipe.model.lvlm
-    if stage.loss == "contrastive":
-        return DualEncoder(recipe.dual_encoder, **options), dummy_batch(lvlm, length=recipe.contrastive.text.context)
-    return LVLM(lvlm, **options), dummy_batch(lvlm)
+    kind = KINDS[stage.loss]
+    return kind.model(recipe, options), kind.batch(recipe)
 
 
 def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
@@ -71,94 +71,43 @@ def stage_shapes(recipe: Recipe, stage: StageRecipe) -> tuple[dict, dict]:
     return (shapes, axes) if stage.lora is None else lora.add_shapes(shapes, axes, stage.lora)
 
 
-def trains_head(recipe: Recipe, mask: dict) -> bool:
+def trains_head(mask: dict) -> bool:
     """Whether the output head's weights move, by a stage's mask; those of words beside the decoder's are part of it."""
-    paths = ("llm/embed/table", "words/table") if recipe.model.llm.tied else ("llm/head/kernel", "words/kernel")
     flat = trees.flatten(mask)
+    untied = "llm/head/kernel" in flat
+    paths = ("llm/head/kernel", "words/kernel") if untied else ("llm/embed/table", "words/table")
     return any(flat.get(path, False) for path in paths)
 
 
 def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: meshes.AnyMesh | None = None) -> Callable:
-    """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage.
-
-    On accelerators and of scanned models every chunk of positions is computed, so that all steps take equally long;
-    else only those that hold a label.
-    """
+    """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage; (params, batch, key) where it `draws`."""
     shards = 1 if mesh is None else mesh.size // mesh.shape["tensor"]
-    model = quant.trained_in(model, stage.matmul)
-
-    def language(params: dict, batch: Any) -> tuple:
-        hidden, _ = model.apply({"params": params}, batch)
-        kernel = model.apply({"params": params}, method="head_kernel")
-        loss, weight, correct = losses.language_loss(
-            hidden,
-            kernel,
-            batch.tokens,
-            batch.weights,
-            chunk=256 if model.scan else 64,
-            head_trained=head_trained,
-            skip_unlabelled=not model.scan and meshes.platform() == "cpu",
-            shards=shards,
-            softcap=model.config.llm.final_softcap,
-        )
-        return loss, weight, {"correct": correct}
-
-    def contrastive(params: dict, batch: Any) -> tuple:
-        image, text, scale, bias = model.apply({"params": params}, batch)
-        same = (batch.tokens[:, None] == batch.tokens[None]).all(-1)
-        real = batch.segments.max(1) > 0  # an epoch's last group may have rows that only fill it up
-        if model.config.bias:
-            loss, weight, correct = losses.sigmoid_loss(image, text, scale, bias, same, real)
-        else:
-            loss, weight, correct = losses.contrastive_loss(image, text, jnp.minimum(scale, 100.0), same, real)
-        return loss, weight, {"correct": correct}
-
-    return {"language": language, "contrastive": contrastive}[stage.loss]
+    kind = KINDS[stage.loss]
+    return kind.loss(quant.trained_in(model, stage.matmul), kind.settings_of("X", stage), head_trained, shards)
 
 
 def flops_of(recipe: Recipe, stage: StageRecipe, params: dict) -> float | None:
-    """Model FLOPs of one step; None for a contrastive stage, whose text tower is not counted here."""
-    if stage.loss != "language":
-        return None
-    data, mask = stage.data, stage.stage("x").mask(params)
-    sizes = {"rows": data.rows, "length": data.length, "pictures": data.pictures}
-    return flops.step_flops(recipe.model.lvlm, params, mask, **sizes)
+    """Model FLOPs of one step; None where a kind of stages does not count them."""
+    return KINDS[stage.loss].flops(recipe, stage, params)
 
 
-def tokenizer_of(model: Model, field: str = "--config.model.tokenizer") -> Tokenizer:
-    """The recipe's tokenizer; an error names `field`."""
-    if model.tokenizer == "easy_vqa":
-        from lvlm_jax.data.easy_vqa import word_tokenizer
+def exported(recipe: Recipe) -> dict[str, Any]:
+    """What `hub.export.export_folder` takes of a run's last stage beside folder, weights and tokenizer.
 
-        return Tokenizer(word_tokenizer())
-    with download.named(field):
-        words = beside.tokenizer(model.tokenizer)
-    # A language model's own tokenizer has no word for a picture, nor those of the template: it gets them as next ids.
-    new = [word for word in (*TEMPLATES[model.template].words, IMAGE_TOKEN) if not words.has_special(word)]
-    if IMAGE_TOKEN in new and words.vocab_size + new.index(IMAGE_TOKEN) == model.image_token_id:
-        words.add_special(new)
-    return words
-
-
-def instruction_of(model: Model) -> Instruction | None:
-    """What writes down what the connector reads beside a picture, where it reads anything."""
-    said = model.instruction
-    if said is None:
-        return None
-    with download.named("--config.model.instruction.tokenizer"):
-        words = tokenizer_of(model) if said.tokenizer == model.tokenizer else beside.tokenizer(said.tokenizer)
-    return Instruction(words, said.length, model.lvlm.connector.vocab)
-
-
-def template_of(model: Model, name: str | None = None) -> Template:
-    """The chat template with the recipe's system text."""
-    template = TEMPLATES[name or model.template]
-    return template if model.system is None else template.with_system(model.system)
+    Raises:
+      ConfigError: no folder is known to hold such a model.
+    """
+    name = recipe.run[-1]
+    kind = KINDS[recipe.stages[name].loss]
+    if kind.exported is None:
+        raise ConfigError(f"stages.{name} of kind {recipe.stages[name].loss!r} trains no whole model to export")
+    return kind.exported(recipe)
 
 
 def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerConfig | None = None) -> Callable:
     """``encode`` with everything but the example bound; `text` is the tower that reads it instead of the decoder."""
     others = tuple(template_of(model, name) for name in data.member_templates)
+    heard = {"senses": model.lvlm.specs} if model.senses and not text else {}
     return functools.partial(
         encode_each,
         template=template_of(model, data.template or data.own_template or None),
@@ -170,33 +119,42 @@ def encoder_of(model: Model, tokenizer: Tokenizer, data: Data, text: TextTowerCo
         embedding_size=(text or model.lvlm).vocab,
         spec=None if text else model.image,
         video=model.video,
+        **heard,
         instruction=None if text else instruction_of(model),
     )
 
 
-def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None) -> Loader:
-    """The batches of a stage: this host's share."""
-    data, model = stage.data, recipe.model
-    text = recipe.contrastive.text if stage.loss == "contrastive" else None
-    source, encoder = data.open(cache, data.on_bad), encoder_of(model, tokenizer, data, text)
+def loader_of(
+    recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: Path | None = None, whole: bool = False
+) -> Loader:
+    """The batches of a stage: this host's share, or on every host the whole of them."""
+    data, model, kind = stage.data, recipe.model, KINDS[stage.loss]
+    source, text = data.open(cache, data.on_bad), kind.text(recipe)
+    if kind.encoder is None:
+        encoder = encoder_of(model, tokenizer, data, text)
+    else:
+        encoder = kind.encoder(recipe, stage, tokenizer)
     spec = model.image if data.pictures else None
-    if spec and text:
+    if spec and kind.pairs:
         spec = dataclasses.replace(spec, tiles=None)  # towers are compared on whole pictures
     measured = measure_lengths(source, encoder, cache=cache, on_bad=data.on_bad, spec=spec, hosts=_hosts())
     for reason, count in getattr(source, "left_out", {}).items():
         print(f"{count:,} {reason} left out of {data.path}", file=sys.stderr, flush=True)
     if measured.bad:
         print(_left_out(measured), file=sys.stderr, flush=True)
-    if text:
-        _one_picture_each(source, measured)
+    if kind.pairs:
+        _one_picture_each(source, measured, stage.loss)
+    room = {name: count // data.groups for name, count in data.senses.items()}
+    budget = Budget(pictures=data.pictures // data.groups, senses=room)
+    budget.check(measured.pictures, measured.senses, source.origin)
     plan = PackingPlan(
         measured.lengths,
-        measured.pictures,
+        budget.cost(measured.pictures, measured.senses),
         seed=recipe.seed,
         rows=data.rows,
         length=data.length,
         groups=data.groups,
-        vision_rows=data.pictures // data.groups,
+        vision_rows=budget.total,
         pack=data.pack,
         shares=getattr(source, "shares", None),
     )
@@ -208,23 +166,19 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         encoder,
         spec,
         plan=plan,
-        visual_tokens=0 if text else model.lvlm.visual_tokens,
+        visual_tokens=kind.visual_tokens(recipe),
         pad_id=tokenizer.pad_id,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        host=0 if whole else jax.process_index(),
+        hosts=1 if whole else jax.process_count(),
         workers=data.workers,
         threads=data.threads,
         augment=change,
         weigh_by=data.weigh_by,
-        blend=blends(recipe, stage),
-        instruction=0 if text or model.instruction is None else model.instruction.length,
+        **kind.holds(recipe, stage),
+        senses=kind.senses(recipe),
+        budget=budget,
+        pictures=measured.pictures,
     )
-
-
-def blends(recipe: Recipe, stage: StageRecipe) -> bool:
-    """Whether several visual tokens may fill one position: a fact of the recipe, so that all batches have one shape."""
-    model, limited = recipe.model, recipe.model.image.tiles is not None and recipe.model.image.tiles.most is not None
-    return stage.loss == "language" and stage.data.pictures > 0 and (limited or model.video.pool != "none")
 
 
 def _hosts() -> Hosts | None:
@@ -255,14 +209,17 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             where = f"stages.{name}.start.{part}"
             if start.workdir:
                 try:
-                    _check_size(recipe, stage, finished.last_stage(start.workdir))
+                    _check_size(recipe, stage, finished.last_stage(start.workdir), part)
                 except ConfigError as error:
                     out.append(f"{where}.workdir: {error}")
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
+        out += [f"stages.{name}.{line}" for line in KINDS[stage.loss].absent(recipe, stage)]
     out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
     if said := recipe.model.instruction:
         out += [f"model.instruction.tokenizer: {line}" for line in _absent_here(said.tokenizer)]
     out += _absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else []
+    if recipe.beside and not Path(recipe.beside).is_dir():
+        out.append(f"beside={recipe.beside!r} does not exist: give the workdir of the run to compare with, or ''")
     found: dict[str, list[str]] = {}
     for line in out:
         place, fault = re.fullmatch(r"([^=:]*)(.*)", line, re.DOTALL).groups()
@@ -270,10 +227,11 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     return [", ".join(places) + fault for fault, places in found.items()]
 
 
-def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path) -> None:
-    """ConfigError where a stage's leaves have other shapes in what it shall begin with."""
+def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path, part: str) -> None:
+    """ConfigError where a stage's leaves have other shapes in what a part of it, or "all", shall begin with."""
     saved = checkpoint.saved_shapes(folder / "params")
     here = trees.flatten(trees.unstack_layers(abstract(*stage_model(recipe, stage))[0]))
+    here = {path: leaf for path, leaf in here.items() if part == "all" or f"{path}/".startswith(f"{part}/")}
     both = {path: (saved[path].shape, leaf.shape) for path, leaf in here.items() if path in saved}
     other = [f"{path} is {there}, not {wanted}" for path, (there, wanted) in both.items() if there != wanted]
     if other:
@@ -296,12 +254,12 @@ def _absent_data(where: str, data: Data) -> list[str]:
     return [f"{where}.{line}" for line in data.absent()]
 
 
-def _one_picture_each(source: Any, measured: Measured) -> None:
-    """A contrastive loss pairs picture i with row i, which another number of pictures would shift in silence."""
+def _one_picture_each(source: Any, measured: Measured, kind: str) -> None:
+    """Picture i belongs to row i, which another number of pictures would shift in silence."""
     for index in np.flatnonzero((measured.lengths > 0) & (measured.pictures != 1))[:1]:
         raise DataError(
-            f"{source.origin(int(index))}: {measured.pictures[index]} pictures, but a contrastive stage compares one "
-            "picture with one caption; leave such records out"
+            f"{source.origin(int(index))}: {measured.pictures[index]} pictures, but a {kind} stage takes one picture "
+            "a row; leave such records out"
         )
 
 
@@ -345,38 +303,59 @@ def inspected_encoder(config: str, tokenizer: str | None = None) -> Callable:
 def _spoken(config: str, tokenizer: str | None) -> tuple[Model, Tokenizer]:
     """(model, tokenizer) of a recipe, or with another tokenizer."""
     model = recipes.load(config).model
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"--config={config}: data are looked at as a vision-language model sees them, and this recipe has none; "
+            "give another, such as --config=llava15_align"
+        )
     if tokenizer:
         model = dataclasses.replace(model, tokenizer=tokenizer)
         return model, tokenizer_of(model, "--tokenizer")
     return model, tokenizer_of(model, f"the tokenizer of --config={config} (--tokenizer gives another)")
 
 
-def public_parts(start: Start, like: dict, mesh: Any, field: str = "hub") -> dict:
+def public_parts(
+    start: Start, like: dict, mesh: Any, field: str = "hub", known: Set[str] = frozenset(), config: Any = None
+) -> dict:
     """Parts of the model out of a public checkpoint, read once, in the layout of `like`.
 
+    Args:
+      known: paths of all leaves of the model, of which `like` may lack some that come from elsewhere.
+      config: of the whole model, for files that have none beside them (MiniGPT-4's, BLIP-2's, EVA's).
+
     A language model's table that is smaller than ours gains rows, each the mean of the old ones, as LLaVA starts them,
-    and one that is larger is cut; a visual expert that it lacks is a copy of its own layers. An error of what cannot be
-    found names `field`.
+    and one that is larger is cut; a visual expert that it lacks is a copy of its own layers. A pair that was exported
+    alone starts the one sense of `like`. An error of what cannot be found names `field`.
     """
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
-    whole = describe(formats.public_config(path), path).kind == "lvlm"
+    if config is not None and minigpt4.is_authors(path):
+        return _as_like(start.hub, like, minigpt4.read_parts(path, like, config, mesh))
+    whole, parts = describe(formats.public_config(path), path).kind == "lvlm", trees.parts(like)
     kind = "vision" if [*like] == ["vision"] and not whole else None
     loaded = import_folder(path, kind=kind, mesh=mesh, scan=trees.is_stacked(like))
-    if not whole and len(like) > 1:
+    sensed = any(part.startswith("senses/") for part in parts)
+    if not whole and (len(parts) > 1 or sensed != (loaded.kind == "sense")):
         raise ConfigError(
-            f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(like)}; name one part"
+            f"{start.hub}: holds a model of kind {loaded.kind!r}, which has no {list(parts)}; name one part"
         )
-    found = loaded.params if whole else dict.fromkeys(like, loaded.params)
-    wanted, got = trees.flatten(like), trees.flatten({part: found[part] for part in like if part in found})
+    found = trees.parts(loaded.params) if whole else dict.fromkeys(parts, loaded.params)
+    got = trees.flatten({part: found[part] for part in parts if part in found})
     if "vision" in like:
-        got = _without_last(start.hub, got, wanted)
+        got = _without_last(start.hub, got, trees.flatten(like))
+    elsewhere = known - trees.flatten(like).keys()
+    return _as_like(start.hub, like, {path: leaf for path, leaf in got.items() if path not in elsewhere})
+
+
+def _as_like(source: str, like: dict, got: dict) -> dict:
+    """Leaves by path in the layout of `like`, each in its place."""
+    wanted, parts = trees.flatten(like), list(trees.parts(like))
     # A tower that is read patch by patch has no use for the release's pooling head.
     got = {path: leaf for path, leaf in got.items() if path in wanted or not path.startswith("vision/head/")}
     got = visual_expert.from_language(got, wanted)
     if different := sorted(wanted.keys() ^ got.keys()):
-        raise ConfigError(f"{start.hub} does not hold the recipe's {list(like)}: {different[:5]} are on one side only")
-    return trees.unflatten({path: _fit(start.hub, path, got[path], wanted[path]) for path in wanted})
+        raise ConfigError(f"{source} does not hold the recipe's {parts}: {different[:5]} are on one side only")
+    return trees.unflatten({path: _fit(source, path, got[path], wanted[path]) for path in wanted})
 
 
 def _without_last(source: str, got: dict, wanted: dict) -> dict:

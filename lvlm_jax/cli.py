@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_jax import cli_bench, cli_data, cli_list, cli_plan, errors
+from lvlm_jax import cli_bench, cli_convert, cli_data, cli_list, cli_plan, errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    here = (_add_train, _add_eval, _add_generate, _add_chat, _add_convert)
-    for build in (*here, cli_plan.add, cli_data.add, cli_bench.add, cli_list.add):
+    here = (_add_train, _add_eval, _add_generate, _add_chat)
+    for build in (*here, cli_convert.add, cli_plan.add, cli_data.add, cli_bench.add, cli_list.add):
         build(add)
     return parser
 
@@ -176,6 +176,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
     command.add_argument("--adapter", help="a LoRA adapter of the peft package for this model: folder or hub name")
     command.add_argument("--model-base", help="the language model under the LLaVA authors' projector or adapters")
+    command.add_argument("--sense", action="append", default=[], help="a pair that was exported alone (repeatable)")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
 
 
@@ -184,6 +185,7 @@ def _sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     command.add_argument("--top-k", type=int, default=0)
     command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 against repeating")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--stop", action="append", default=[], help="end the answer at this text (repeatable)")
     command.add_argument("--system", help="system text, instead of the template's")
@@ -199,23 +201,32 @@ def _beam_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
     return {name: getattr(args, name) for name in names}
 
 
 def _load(args: argparse.Namespace) -> Any:
     from lvlm_jax import api
 
-    names = ("dtype", "revision", "template", "vision", "adapter", "model_base")
+    names = ("dtype", "revision", "template", "vision", "adapter", "model_base", "sense")
     model = api.load(args.model, **{name: getattr(args, name) for name in names})
     if (frames := getattr(args, "frames", None)) is None:
         return model
+    if _writes_pictures(model):
+        raise ValueError("--frames: a model of text and picture tokens reads no videos; leave it out")
     return dataclasses.replace(model, video=dataclasses.replace(model.video, frames=frames))
 
 
 def _shown_arguments(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--image", action="append", default=[], help=f"a picture{what} (repeatable)")
     command.add_argument("--video", action="append", default=[], help=f"a video{what} (repeatable)")
+    command.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="SENSE=FILE",
+        help=f"a .npy or .npz file (or a picture) for a named sense{what} (repeatable)",
+    )
     command.add_argument("--frames", type=int, metavar="N", help="the most frames of a video; default the model's")
 
 
@@ -225,7 +236,14 @@ def _add_generate(add: Any) -> None:
     command.add_argument("--prompt", required=True)
     _shown_arguments(command, "")
     command.add_argument("--no-stream", action="store_true", help="print the answer when it is whole")
-    command.add_argument("--draw", metavar="FILE", help="write the picture there with the boxes that the answer says")
+    command.add_argument(
+        "--draw",
+        metavar="FILE",
+        help="write the picture there with the boxes that the answer says; or the pictures that the model writes",
+    )
+    command.add_argument(
+        "--picture", action="store_true", help="the answer begins with a picture that the model writes"
+    )
     command.add_argument(
         "--mask-codec", metavar="NPZ", help="with --draw: PaliGemma's vae-oid.npz, to draw masks of <seg...> too"
     )
@@ -237,13 +255,17 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.processing.container import VideoError
     from lvlm_jax.processing.picture import ImageError
 
-    if args.draw and len(args.image) != 1:
-        raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
     if args.mask_codec and not args.draw:
         raise ValueError("--mask-codec decodes the masks that --draw FILE draws; give that too")
+    shown = {"images": args.image, "videos": args.video, "features": _features(args.features)}
     model = _load(args)
-    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")}
-    settings |= {"images": args.image, "videos": args.video}
+    if _writes_pictures(model):
+        return _write(args, model)
+    if args.picture:
+        raise ValueError(f"--picture: {args.model} writes text alone; leave it out")
+    if args.draw and len(args.image) != 1:
+        raise ValueError(f"--draw draws on one picture, and --image names {len(args.image)}; give it once")
+    settings = _sampling(args) | {name: getattr(args, name) for name in ("beams", "length_penalty", "system")} | shown
     try:
         pieces = model.generate(args.prompt, stream=not args.no_stream, **settings)
         said = [pieces] if args.no_stream else []
@@ -263,6 +285,37 @@ def _generate(args: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _features(words: Sequence[str]) -> dict[str, list[str]]:
+    """The files for each named sense."""
+    out: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--features {word}: write SENSE=FILE, such as audio=clip.npy")
+        out.setdefault(name, []).append(path)
+    return out
+
+
+def _writes_pictures(model: Any) -> bool:
+    from lvlm_jax.infer.interleaved import InterleavedSystem
+
+    return isinstance(model, InterleavedSystem)
+
+
+def _write(args: argparse.Namespace, model: Any) -> int:
+    """One answer of texts and pictures."""
+    from lvlm_jax.infer.drawn import write_pictures
+
+    given = {"video": args.video, "mask-codec": args.mask_codec, "stop": args.stop, "system": args.system}
+    given |= {"beams": args.beams > 1, "features": args.features, "repetition-penalty": args.repetition_penalty != 1}
+    if useless := [f"--{name}" for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(useless)}: not of a model that reads and writes text and pictures; leave it out")
+    names = ("picture", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    written = model.generate([*map(Path, args.image), args.prompt], **{name: getattr(args, name) for name in names})
+    print(write_pictures(written, args.draw))
+    return 0
+
+
 def _add_chat(add: Any) -> None:
     command = add("chat", _chat, "talk with a model: many turns, many pictures")
     _model_arguments(command)
@@ -273,89 +326,12 @@ def _add_chat(add: Any) -> None:
 def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
     from lvlm_jax.infer.chat import repl
 
-    repl(_load(args), images=args.image, videos=args.video, instruction=args.system, **_sampling(args))
+    _features(args.features)  # a mistake in these is found before the model is read
+    shown, model = {"images": args.image, "videos": args.video, "features": args.features}, _load(args)
+    if _writes_pictures(model):
+        raise ValueError(f"{args.model}: a model of text and picture tokens has no chat format; ask by lvlm generate")
+    repl(model, **shown, instruction=args.system, **_sampling(args))
     return 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# convert
-
-
-def _add_convert(add: Any) -> None:
-    convert = add("convert", _need_subcommand, "public checkpoints in and out, and proof that nothing was lost")
-    into = convert.add_subparsers(dest="action", metavar="import|export|verify")
-
-    imported = add("import", _import, "read a public checkpoint and keep it as a run's starting weights", into)
-    imported.add_argument("source", help="a folder, a GGUF or npz file, or a hub name")
-    imported.add_argument("out", help="folder to write; a recipe's stages.X.start.all.workdir reads it")
-    imported.add_argument("--revision")
-    imported.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
-    imported.add_argument("--adapter", help="an adapter of the peft package for this checkpoint, to be merged")
-    imported.add_argument("--model-base", help="the language model under the LLaVA authors' projector or adapters")
-    imported.add_argument("--overwrite", action="store_true")
-
-    exported = add("export", _export, "write a folder that the torch library loads", into)
-    exported.add_argument(
-        "source", help="a workdir of `lvlm train`, a folder of any kind of model, or a GGUF or npz file"
-    )
-    exported.add_argument("out", help="folder to write")
-    exported.add_argument("--layout", default="hf", help="hf (default), hf-4, hf-4.52, hf-5, llava-original")
-    exported.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default as they are")
-    exported.add_argument("--adapter", action="store_true", help="a workdir's adapters alone, as the peft package's")
-    exported.add_argument("--overwrite", action="store_true")
-
-    verified = add("verify", _verify, "compare logits with the torch library on a picture, part by part", into)
-    verified.add_argument("folder", help="what we read")
-    verified.add_argument("theirs", nargs="?", help="what the torch library reads; default the same folder")
-    verified.add_argument("--picture", help="default a made one")
-    verified.add_argument("--vision", help="the tower's folder or hub name, for the LLaVA authors' files")
-
-
-def _need_subcommand(args: argparse.Namespace, _: Sequence[str]) -> int:
-    raise ValueError(f"say what to do; see lvlm {args.command} --help")
-
-
-def _import(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax.hub import convert
-
-    options = {name: getattr(args, name) for name in ("revision", "vision", "adapter", "model_base", "overwrite")}
-    print(convert.import_weights(args.source, args.out, **options))
-    return 0
-
-
-def _export(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax import api, assemble, finished, workdir
-    from lvlm_jax.hub import peft, rewrite
-    from lvlm_jax.hub.export import export_folder
-
-    if args.adapter:
-        config, params, base = finished.adapter(args.source)
-        print(peft.save(args.out, config, params, base=base, overwrite=args.overwrite))
-        return 0
-    if rewrite.is_alone(args.source):
-        print(rewrite.as_folder(args.source, args.out, args.layout, args.dtype, args.overwrite))
-        return 0
-    if (Path(args.source) / workdir.RECIPE).exists():  # whether it has exported or not: some runs cannot
-        found, params = finished.weights(args.source)
-        parts = found.lvlm, params, assemble.tokenizer_of(found), found.image, assemble.template_of(found)
-        video, instruction = found.video, assemble.instruction_of(found)
-    else:
-        model = api.load(args.source, dtype="stored")
-        parts = model.config, model.params, model.tokenizer, model.spec, model.template
-        video, instruction = model.video, model.instruction
-    options = {"layout": args.layout, "video": video, "dtype": args.dtype, "overwrite": args.overwrite}
-    options["instruction"] = instruction
-    out = export_folder(args.out, *parts, **options)
-    print(out)
-    return 0
-
-
-def _verify(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax.hub.verify import verify
-
-    found = verify(args.folder, args.theirs, picture=args.picture, vision=args.vision)
-    print(found)
-    return 0 if found.passed else 1
 
 
 if __name__ == "__main__":

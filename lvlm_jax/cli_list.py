@@ -37,6 +37,7 @@ def _list(args: argparse.Namespace, _: Sequence[str]) -> int:
 def _print_names() -> None:
     from lvlm_jax import config, mesh, zoo
     from lvlm_jax.data.registry import SOURCES
+    from lvlm_jax.parts import NAMED
     from lvlm_jax.processing.chat_templates import TEMPLATES
 
     print("recipes (lvlm train --config NAME)")
@@ -46,6 +47,8 @@ def _print_names() -> None:
     for name, spec in zoo.SYSTEMS.items():
         alone = "(the language model alone: train the rest)" if spec.source else "(nothing is public: train it)"
         print(f"  {name:<24} {' '.join(filter(None, (spec.source, '' if spec.released else alone)))}")
+    for path, named in NAMED.items():
+        print(f"parts of a model (--config.{path}=NAME)\n  {', '.join(named)}")
     print(f"data sources\n  {', '.join(SOURCES)}")
     print(f"chat templates\n  {', '.join(TEMPLATES)}\nmesh presets\n  {', '.join(mesh.PRESETS)}")
 

@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,20 @@ def find(name: str) -> Path:
     raise ConfigError(f"--config={name}: no such recipe{near(name, names())}. Recipes: {', '.join(names())}")
 
 
-def load(name: str, overrides: Sequence[str] = (), schema: type | None = None) -> Any:
+def load(
+    name: str,
+    overrides: Sequence[str] = (),
+    schema: type | None = None,
+    named: Mapping[str, Mapping[str, Callable[[], Any]]] | None = None,
+) -> Any:
     """The ConfigDict of a recipe with overrides applied.
 
     Args:
       name: recipe name or path, with an optional argument for its `get_config` behind a colon: ``quickstart:small``.
       overrides: ``--config.a.b=value`` words.
       schema: dataclass of the whole recipe; its defaults are filled in first, so that every field can be overridden.
+      named: a section's path (``model.connector``) -> name -> what makes it. ``--config.model.connector=perceiver``
+        puts that in the section's place, before the words that override its fields, wherever they stand.
 
     Raises:
       ConfigError: an unknown recipe, key or word, or a value of another type.
@@ -60,6 +67,7 @@ def load(name: str, overrides: Sequence[str] = (), schema: type | None = None) -
     check_words(overrides)
     recipe, _, arg = name.partition(":")
     config = _read(find(recipe), arg)
+    overrides = _put_named(config, overrides, named or {})
     if schema is not None:
         fill(schema, config)
     values, words = flags.FlagValues(), ["lvlm", *overrides]
@@ -84,6 +92,27 @@ def _read(path: Path, arg: str) -> Any:
         return module.get_config(arg)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _put_named(config: Any, words: Sequence[str], named: Mapping[str, Mapping[str, Callable[[], Any]]]) -> list[str]:
+    """Puts each section in that a word names whole; the other words."""
+    rest = []
+    for word in words:
+        path, _, name = word.removeprefix("--config.").partition("=")
+        if path not in named:
+            rest.append(word)
+            continue
+        if name not in named[path]:
+            part, close = path.split(".")[-1], near(name, named[path])
+            raise ConfigError(f"{word}: no such {part}{close}; choose one of {', '.join(named[path])}")
+        *parents, last = path.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        if last in node:
+            del node[last]
+        node[last] = named[path][name]()
+    return rest
 
 
 def _illegal(config: Any, text: str) -> str:
@@ -111,7 +140,10 @@ def _message(error: Exception) -> str:
 
 
 def fill(hint: Any, config: Any) -> None:
-    """Adds every default of a dataclass (and of those inside it) that a ConfigDict leaves out."""
+    """Adds every default of a dataclass (and of those inside it) that a ConfigDict leaves out.
+
+    A dataclass whose further defaults depend on its values has a static method ``fill`` that adds those.
+    """
     if typing.get_origin(hint) is dict:
         for item in config.values():
             fill(typing.get_args(hint)[1], item)
@@ -129,6 +161,7 @@ def fill(hint: Any, config: Any) -> None:
             config[field.name] = _entry(field.default, hints[field.name])
         elif field.default_factory is not dataclasses.MISSING:
             config[field.name] = _entry(field.default_factory(), hints[field.name])
+    getattr(hint, "fill", lambda config: None)(config)
 
 
 def _chosen(options: Sequence[Any], values: Any) -> Any:
@@ -176,9 +209,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
         raise ConfigError(f"{where}.{name}: no such field{near(name, fields)}. Fields: {', '.join(fields)}")
     out = {}
     for name, field in fields.items():
-        if name in values:
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name in values and not (needed and values[name] is None and type(None) not in typing.get_args(hints[name])):
             out[name] = convert(hints[name], values[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif needed:
             raise ConfigError(f"{where}.{name}: this field has no default and must be given")
     try:
         return cls(**out)
@@ -269,6 +303,21 @@ def to_config(value: Any) -> Any:
     hints = typing.get_type_hints(type(value))
     fields = {f.name: _entry(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value) if f.init}
     return ml_collections.ConfigDict(fields)
+
+
+def open_fields(cls: type) -> Any:
+    """A dataclass's defaults as a ConfigDict; a field without one is a placeholder, to be overridden."""
+    import ml_collections
+    from ml_collections import config_dict
+
+    hints, out = typing.get_type_hints(cls), ml_collections.ConfigDict()
+    for field in dataclasses.fields(cls):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        value = None if needed else getattr(field, "default", None)
+        if not needed and field.default is dataclasses.MISSING:
+            value = field.default_factory()
+        out[field.name] = config_dict.placeholder(hints[field.name]) if needed else _entry(value, hints[field.name])
+    return out
 
 
 def _name(hint: Any) -> str:

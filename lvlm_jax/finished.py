@@ -9,7 +9,7 @@ from lvlm_jax import workdir as workdirs
 from lvlm_jax.config import ConfigError
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn import lora
-from lvlm_jax.recipe import Model
+from lvlm_jax.recipe import Model, Recipe
 
 
 def last_stage(workdir: str | Path) -> Path:
@@ -28,17 +28,18 @@ def last_stage(workdir: str | Path) -> Path:
 def saved_parts(folder: Path, like: dict) -> dict:
     """Parts of what a stage (or an import) left, in the layout of `like`; adapters are merged into their kernels."""
     tree, saved = checkpoint.load_params(folder, like=like, partial=True), checkpoint.saved_shapes(folder)
-    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.split("/")[0] in like}
+    here = tuple(f"{part}/" for part in trees.parts(like))
+    low = {path: leaf for path, leaf in saved.items() if lora.is_adapter(path) and path.startswith(here)}
     if not low:
         return tree
     return lora.merge(tree, checkpoint.load_params(folder, like=trees.unflatten(low), partial=True))
 
 
-def weights(workdir: str | Path) -> tuple[Model, dict]:
-    """(model section of the recipe, weights with adapters merged) of a finished run. ConfigError: it has not."""
+def weights(workdir: str | Path) -> tuple[Recipe, dict]:
+    """(recipe, weights with adapters merged) of a finished run. ConfigError: it has not."""
     folder = last_stage(workdir)
     params = checkpoint.load_params(folder / "params")
-    return recipes.resolve(workdirs.recipe_of(workdir)).model, lora.merge(params)
+    return recipes.resolve(workdirs.recipe_of(workdir)), lora.merge(params)
 
 
 def adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
@@ -54,6 +55,8 @@ def adapter(workdir: str | Path) -> tuple[LVLMConfig, dict, str]:
     stage = found.stages[folder.name]
     if stage.lora is None:
         raise ConfigError(f"{workdir}: its last stage, {folder.name}, trained no adapters (stages.{folder.name}.lora)")
+    if not isinstance(found.model, Model):
+        raise ConfigError(f"{workdir}: the peft package holds adapters of vision-language models; this is another kind")
     saved = checkpoint.saved_shapes(folder / "params")
     moved = trees.flatten(stage.stage(folder.name).mask(trees.unflatten(saved)))
     like = {path: leaf for path, leaf in saved.items() if moved[path] or lora.is_adapter(path)}

@@ -11,6 +11,7 @@ inside one.
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -272,6 +273,21 @@ def shardings(mesh: AnyMesh, axes: Any, shapes: Any) -> Any:
         axes,
         is_leaf=lambda leaf: hasattr(leaf, "shape"),
     )
+
+
+def remedy(width: int, ways: int, beside: int, fsdp: int | None) -> str:
+    """What to do where `ways` devices do not divide a width: another number of them, or of those asked for (`fsdp`).
+
+    beside: devices of the mesh that each of them stands for.
+    """
+    common = math.gcd(width, ways)
+    fewer = f"cut them over fewer: --config.fsdp={common}" if common > 1 else ""
+    if fsdp is not None:
+        return fewer or f"leave config.fsdp out, or give one that divides {width:,}"
+    below = max(n for n in range(1, ways) if width % n == 0)
+    above = min((n for n in range(ways, width + 1) if width % n == 0), default=below)
+    counts = " or ".join(f"{n * beside:,}" for n in dict.fromkeys((below, above)))
+    return f"{fewer and fewer + ', or '}take another number of devices, such as {counts}"
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

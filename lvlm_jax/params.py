@@ -41,6 +41,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
     return tree
 
 
+def parts(tree: Mapping) -> dict[str, Any]:
+    """The parts of a model by name: its top-level branches, of ``senses`` each one (``senses/audio``)."""
+    out = {}
+    for name, branch in tree.items():
+        out |= {f"{name}/{sense}": part for sense, part in branch.items()} if name == "senses" else {name: branch}
+    return out
+
+
 @functools.cache
 def _pattern(glob: str) -> re.Pattern:
     """``*`` matches within one path element, ``**`` any number of elements, ``{q,k}`` either of the words."""

@@ -1,26 +1,28 @@
 """A recipe becomes model, stages, data, mesh: frozen values, checked whole before anything runs."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from lvlm_jax import config as configs
 from lvlm_jax.api import EXPORT, default_template
-from lvlm_jax.config import ConfigError, build
+from lvlm_jax.config import ConfigError, build, near
 from lvlm_jax.connectors import CONNECTORS
 from lvlm_jax.data.registry import Choice
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.hub import beside
-from lvlm_jax.hub.configs import describe, public_config, read_json
+from lvlm_jax.hub.configs import describe, read_json
+from lvlm_jax.kinds import KINDS, SECTIONS
+from lvlm_jax.kinds.contrastive import TextTower
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
-from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh
+from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh, remedy
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
+from lvlm_jax.parts import NAMED, SenseSection, connector_of, section_of
 from lvlm_jax.processing.augment import Augment
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
@@ -29,7 +31,6 @@ from lvlm_jax.processing.instruction import BERT, InstructionSpec
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Average, SpikePolicy, Stage
 from lvlm_jax.vision import VisionConfig, check_pictures
-from lvlm_jax.vision.text_tower import TextTowerConfig
 from lvlm_jax.zoo import Spec, video_of
 
 
@@ -39,7 +40,8 @@ class Model:
 
     tokenizer: a folder, a hub name, or "easy_vqa" (built from that data set's words). system: text of the template's
     system turn; None keeps the template's own. video: which frames of a video are shown; each is a picture.
-    instruction: the tokenizer of what the connector reads beside a picture, for a Q-Former that reads anything.
+    instruction: the tokenizer of what the connector reads beside a picture, for a Q-Former that reads anything. senses:
+    further pairs of encoder and connector, by name.
     """
 
     vision: VisionConfig
@@ -58,11 +60,14 @@ class Model:
     words: int = 0
     public: str | None = None
     instruction: InstructionSpec | None = None
+    senses: dict[str, SenseSection] = dataclasses.field(default_factory=dict)
+    compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
+        self.video.check_reads(self.vision.frames, self.newline)
         if self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
-        if self.vision.values != self.image.values or self.vision.patches != self.image.patches:
+        if (self.vision.values, self.vision.patches) != (self.image.values, self.image.patches):
             raise ConfigError(
                 f"image.size={self.image.size}, image.patch={self.image.patch} do not fit vision.image_size="
                 f"{self.vision.image_size}, vision.patch_size={self.vision.patch_size}: they must be equal"
@@ -73,8 +78,6 @@ class Model:
                 f"newline={self.newline} with image.tiles={self.image.tiles}: pictures cut into tiles need the learned "
                 "newline, and others have no use for it"
             )
-        if self.video.newline != "none" and not self.newline:
-            raise ConfigError(f"video.newline={self.video.newline!r} with newline=False: this model learns none")
         if not 0 <= self.image_token_id < self.lvlm.vocab:  # the connector is checked here, too
             raise ConfigError(f"image_token_id={self.image_token_id} is outside the vocabulary of {self.lvlm.vocab}")
         if self.lvlm.instructed != (self.instruction is not None):
@@ -86,22 +89,18 @@ class Model:
     @property
     def lvlm(self) -> LVLMConfig:
         """The whole model's sizes."""
-        fields = dict(self.connector)
-        kind = fields.pop("kind", None)
-        if kind not in CONNECTORS:
-            raise ConfigError(f"connector.kind={kind!r}: choose one of {list(CONNECTORS)}")
-        connector = build(CONNECTORS[kind], fields, "config.model.connector")
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(LVLMConfig)}
-        return LVLMConfig(**given | {"connector": connector})
+        senses = tuple((name, section.sense(name)) for name, section in self.senses.items())
+        return LVLMConfig(**given | {"connector": connector_of(self.connector), "senses": senses})
+
+    @property
+    def width(self) -> tuple[str, int]:
+        """What a mesh cuts: its field, and how wide it is."""
+        return "llm.width", self.llm.width
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTower:
-    """What a contrastive stage adds to the model's vision tower: a text tower and the joint width."""
-
-    text: TextTowerConfig
-    projection: int | None = None
-    bias: bool = False
+AnyModel = Union[(Model, *SECTIONS)]
+"""What ``config.model`` may be: a vision-language model, or what a kind of stages brings (`kinds`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +110,9 @@ class Data(Choice):
     source: a name of `data.registry.SOURCES`; that source's own fields (path, images, ...) stand beside it. rows,
     length: text rows of a global batch and their positions. groups: rows are dealt into so many groups, at least one a
     data shard; pictures: vision rows of a whole batch (one a picture, tile or frame of a video), divided among the
-    groups. pack: several examples a row. workers: processes that build batches, 0 for threads alone. on_bad: "raise",
-    or "skip" and count. weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
+    groups; senses: the same of each named sense. pack: several examples a row. workers: processes that build batches, 0
+    for threads alone. on_bad: "raise", or "skip" and count. weigh_by: how much an example counts in the loss, a name of
+    `processing.weighting.WEIGHTINGS`.
     """
 
     template: str | None = None
@@ -126,6 +126,7 @@ class Data(Choice):
     augment: Augment = dataclasses.field(default_factory=Augment)
     on_bad: Literal["raise", "skip"] = "raise"
     weigh_by: Literal["token", "sqrt", "example"] = "token"
+    senses: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +134,9 @@ class Data(Choice):
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
         if self.rows % self.groups or self.pictures % self.groups:
             raise ConfigError(f"rows={self.rows}, pictures={self.pictures}: must be multiples of groups={self.groups}")
+        for name, rows in self.senses.items():
+            if rows < 0 or rows % self.groups:
+                raise ConfigError(f"senses.{name}={rows}: must be a multiple of groups={self.groups}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,15 +172,17 @@ class StageRecipe:
     lora: low-rank adapters that train beside what `trains` takes (then `trains` may be empty). average: a moving
     average of the trained leaves. profile: first and last step of a profiler's trace. matmul: in what numbers dense
     layers multiply, see `nn.quant.trained_in`.
-    start: part of the model ("vision", "connector", "llm", or "all") -> where it comes from; parts not named start at
-    random. evaluate: when the evaluation runs, any of "before", "after".
+    start: part of the model ("vision", "connector", "llm", "all", or a path below one, such as "senses/audio") -> where
+    it comes from; what is not named starts at random. evaluate: when the evaluation runs, any of "before", "after".
+    loss: the kind of stage, a name of `kinds.KINDS`; settings: numbers of that loss, fields of the kind's own.
     """
 
     trains: tuple[str, ...]
     steps: int
     optimizer: OptimizerConfig
     data: Data
-    loss: Literal["language", "contrastive"] = "language"
+    loss: str = "language"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: dict[str, Start] = dataclasses.field(default_factory=dict)
     lora: Lora | None = None
     average: Average | None = None
@@ -190,6 +196,16 @@ class StageRecipe:
     profile: tuple[int, ...] = ()
     matmul: Literal["float", "int8"] = "float"
 
+    def __post_init__(self) -> None:
+        if self.loss in KINDS:  # what is left out and what is given as the default are the same recipe
+            object.__setattr__(self, "settings", KINDS[self.loss].unusual(self.settings))
+
+    @staticmethod
+    def fill(config: Any) -> None:
+        """Adds the kind's settings that a ConfigDict leaves out, so that each can be overridden."""
+        for name, value in KINDS[config.loss].defaults.items() if config.loss in KINDS else ():
+            config.settings[name] = config.settings.get(name, value)
+
     def stage(self, name: str) -> Stage:
         """The trainer's view of it."""
         same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Stage) if f.name != "name"}
@@ -198,7 +214,7 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Free generation over a data set, scored. limit: so many answers of it; 0 takes all.
+    """Free generation over a data set, scored. limit: so many answers, 0 for all. temperature: 0 is greedy.
 
     Questions are asked in the model's own chat template, whatever the source's records say.
     """
@@ -208,8 +224,11 @@ class Evaluation:
     max_new_tokens: int = 16
     rows: int = 64
     limit: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature={self.temperature}: 0 (greedy) or above")
         templates = [self.data.template, self.data.own_template, *self.data.member_templates]
         if name := next(filter(None, templates), None):
             raise ConfigError(
@@ -221,13 +240,14 @@ class Evaluation:
 class Recipe:
     """A whole run.
 
-    run: the stages' names in order. tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and
-    scan: "auto" chooses by device. remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
+    run: the stages' names in order. beside: workdir of another run whose losses the report draws beside this one's.
+    tensor, fsdp: devices along these axes of the mesh, see `mesh.make_mesh`. dtype and scan: "auto" chooses by device.
+    remat: what the backward pass keeps of a layer, a key of `nn.stack.REMAT`.
     hang: seconds without a finished training step after which a process says where it stands and ends; 0: never.
     """
 
     name: str
-    model: Model
+    model: AnyModel
     stages: dict[str, StageRecipe]
     run: tuple[str, ...]
     contrastive: TextTower | None = None
@@ -243,6 +263,7 @@ class Recipe:
     export: bool = True
     report: bool = True
     hang: float = 1800.0
+    beside: str = ""
 
     def __post_init__(self) -> None:
         if self.mesh not in PRESETS:
@@ -263,31 +284,34 @@ class Recipe:
             self._check_export()
 
     def _check_export(self) -> None:
-        """What the export at the end would find: no public family holds a part."""
-        try:
-            public_config(self.model.lvlm, self.model.image_token_id, self.model.image)
-        except ValueError as error:
-            raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
+        """What the export at the end would find: no public family holds a part, or a whole model of this kind."""
+        for name in self.run[-1:]:
+            kind, loss = KINDS[self.stages[name].loss], self.stages[name].loss
+            try:
+                if kind.exported is None:
+                    raise ValueError(f"stages.{name} of kind {loss!r} trains no whole model")
+                kind.public(self)
+            except ValueError as error:
+                raise ConfigError(f"config.export: {error}; choose other values, or set config.export=False") from error
 
     def _check(self, name: str, stage: StageRecipe) -> None:
-        if stage.loss == "contrastive" and self.contrastive is None:
-            raise ConfigError(f"stages.{name}.loss='contrastive' needs config.contrastive: the text tower")
-        if stage.loss == "contrastive" and (stage.data.pack or stage.data.pictures != stage.data.rows):
+        if stage.loss not in KINDS:
             raise ConfigError(
-                f"stages.{name}.data: a contrastive loss compares each row's caption with each row's picture, so it "
-                f"needs pack=False and pictures=rows; here pack={stage.data.pack}, pictures={stage.data.pictures}, "
-                f"rows={stage.data.rows}"
+                f"stages.{name}.loss={stage.loss!r}{near(stage.loss, KINDS)}: choose one of {list(KINDS)}"
             )
-        if stage.loss == "language" and stage.data.length > self.model.llm.context:
+        wanted = KINDS[stage.loss].section or Model
+        if not isinstance(self.model, wanted):
             raise ConfigError(
-                f"stages.{name}.data.length={stage.data.length} is beyond model.llm.context={self.model.llm.context}, "
-                "the positions that the language model knows"
+                f"stages.{name}.loss={stage.loss!r} trains what {wanted.__name__} describes, but config.model has the "
+                f"fields of {type(self.model).__name__}"
             )
+        known = list(getattr(self.model, "senses", ()))
+        if unknown := sorted(stage.data.senses.keys() - set(known)):
+            raise ConfigError(f"stages.{name}.data.senses names {unknown}; the senses of config.model are {known}")
         field = "evaluate" if stage.evaluate else "eval_every"
         if getattr(stage, field) and self.evaluation is None:
             raise ConfigError(f"stages.{name}.{field}={getattr(stage, field)} needs config.evaluation: on what")
-        if getattr(stage, field) and stage.loss == "contrastive":
-            raise ConfigError(f"stages.{name}.{field}: a contrastive stage trains no language model that could answer")
+        KINDS[stage.loss].checked(self, name, stage)
         before = self.run[: self.run.index(name)] if name in self.run else tuple(self.stages)
         for part, start in stage.start.items():
             if start.stage and start.stage not in before:
@@ -312,24 +336,13 @@ class Recipe:
             mesh = make_mesh(self.mesh, devices, self.tensor, self.fsdp)
         except ValueError as error:
             raise ConfigError(f"config.mesh={self.mesh}: {error}") from error
-        width, ways = self.model.llm.width, mesh.shape["fsdp"]
+        (field, width), ways = self.model.width, mesh.shape["fsdp"]
         if width % ways:
             raise ConfigError(
-                f"config.mesh={self.mesh}: model.llm.width={width:,} does not divide over {ways:,} devices, so each "
-                f"would hold the weights whole; {self._fewer(width, ways, mesh.size // ways)}"
+                f"config.mesh={self.mesh}: model.{field}={width:,} does not divide over {ways:,} devices, so each "
+                f"would hold the weights whole; {remedy(width, ways, mesh.size // ways, self.fsdp)}"
             )
         return mesh
-
-    def _fewer(self, width: int, ways: int, beside: int) -> str:
-        """What to do where `ways` devices do not divide a width; each of them stands for `beside` of the mesh."""
-        common = math.gcd(width, ways)
-        fewer = f"cut them over fewer: --config.fsdp={common}" if common > 1 else ""
-        if self.fsdp is not None:
-            return fewer or f"leave config.fsdp out, or give one that divides {width:,}"
-        below = max(n for n in range(1, ways) if width % n == 0)
-        above = min((n for n in range(ways, width + 1) if width % n == 0), default=below)
-        counts = " or ".join(f"{n * beside:,}" for n in dict.fromkeys((below, above)))
-        return f"{fewer and fewer + ', or '}take another number of devices, such as {counts}"
 
     @property
     def dual_encoder(self) -> DualEncoderConfig:
@@ -348,8 +361,8 @@ def resolve(config: Any) -> Recipe:
 
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """A recipe by name or path with ``--config.a.b=value`` overrides."""
-    return resolve(configs.load(name, overrides, schema=Recipe))
+    """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED`: what a name stands for."""
+    return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED))
 
 
 def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
@@ -357,6 +370,8 @@ def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     names = {type_: name for name, type_ in CONNECTORS.items()}
     out = configs.to_config(spec.config)
     out.connector.kind = names[type(spec.config.connector)]
+    del out.senses
+    out.senses = {name: configs.to_config(section_of(sense)) for name, sense in spec.config.senses}
     out.image = configs.to_config(spec.image)
     out.video = configs.to_config(spec.video)
     out.tokenizer = tokenizer or spec.tokenizer or spec.source

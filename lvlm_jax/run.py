@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lvlm_jax import assemble, checkpoint, compilation, finished, hosts
+from lvlm_jax import assemble, checkpoint, compilation, hosts, starts
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax import recipe as recipes
@@ -27,18 +27,20 @@ from lvlm_jax.api import EXPORT, export_line
 from lvlm_jax.config import ConfigError, convert, to_dict
 from lvlm_jax.data.files import write_whole
 from lvlm_jax.data.loader import LateLoader, Loader
+from lvlm_jax.evaluate import drawings
 from lvlm_jax.evaluate import run as evaluations
 from lvlm_jax.hub.convert import export_folder
 from lvlm_jax.infer.beam import Beams
+from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.system import System
-from lvlm_jax.models.lvlm import LVLM
+from lvlm_jax.kinds import KINDS, Asking, Kind
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract, init
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe, Start
+from lvlm_jax.recipe import Data, Evaluation, Recipe, StageRecipe
 from lvlm_jax.report import training
-from lvlm_jax.train.log import read_rows
+from lvlm_jax.train.log import curve
 from lvlm_jax.train.loop import fit, stops_cleanly
 from lvlm_jax.train.stages import Share, share_text, trained_share
 
@@ -202,103 +204,77 @@ class Run:
         share = trained_share(params, mask)[-1]
         done = "; done before" if resume and checkpoint.is_saved(self.folder / name / "params") else ""
         _say(f"\nstage {name}: trains {share.trained:,} of {share.total:,} weights, {share.percent:.2f}%{done}")
+        kind = KINDS[stage.loss]
         if "before" in stage.evaluate:
-            self.evaluate(f"before {name}", params)
+            self.evaluate(f"before {name}", params, kind)
         work = assemble.flops_of(recipe, stage, params)
         handed = [params]  # no reference of ours stays, so that what runs in few bits need not stand whole beside it
         del params
         params = fit(
             stage.stage(name),
-            loss_fn=assemble.loss_of(stage, model, assemble.trains_head(recipe, mask), self.mesh),
+            loss_fn=assemble.loss_of(stage, model, assemble.trains_head(mask), self.mesh),
             params=handed.pop(),
             batches=LateLoader(lambda: self.loaders.pop(name, None) or self.loader(name)),
             workdir=self.folder,
             mesh=self.mesh,
             axes=axes,
-            evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p)) if stage.eval_every else None,
+            evaluate=(lambda p, step: self.evaluate(f"{name} step {step}", p, kind)) if stage.eval_every else None,
             resume=resume,
-            frozen_dtype=assemble.dtype_of(recipe),
+            frozen_dtype=assemble.frozen_dtype(recipe, stage),
             earlier=[self.folder / before for before in recipe.run[: recipe.run.index(name)]],
             flops=work,
             writers=recipe.log_to,
             hang=recipe.hang,
             recipe=workdirs.digest(recipe),
+            key=self.key(name, 3) if kind.draws else None,
         )
         if "after" in stage.evaluate:
-            self.evaluate(f"after {name}", params)
+            self.evaluate(f"after {name}", params, kind)
         return params
 
     def start(self, name: str, stage: StageRecipe, model: Any, batch: Any) -> dict:
         """The parameters a stage begins with: random, then each part from where the recipe says."""
         shapes, axes = abstract(model, batch)
-        where = None if self.mesh is None else meshes.shardings(self.mesh, axes, shapes)
-        key = self.key(name)
-        whole = set(shapes) if "all" in stage.start else set()
-        given = {part: start for part, start in stage.start.items() if part != "all"}
-        if unknown := sorted(set(given) - set(shapes)):
-            raise ConfigError(f"stages.{name}.start names {unknown}; the parts are {sorted(shapes)}, or 'all'")
-        wanted = {part: {part} for part in given} | ({"all": whole - set(given)} if whole - set(given) else {})
-        parts: dict = {}
-        for part, names in wanted.items():
-            parts |= self.parts(f"stages.{name}.start.{part}", stage.start[part], names, shapes, where)
-        if missing := set(shapes) - set(parts):
-            fresh = lambda key: {part: init(model, key, batch)[part] for part in missing}  # noqa: E731
-            cut = None if where is None else {part: where[part] for part in missing}
+        if self.mesh is not None:
+            where = meshes.shardings(self.mesh, axes, shapes)
+            shapes = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, where)
+        like = trees.flatten(shapes)
+        leaves = starts.leaves(self.recipe, self.folder, f"stages.{name}.start", stage.start, like, self.mesh)
+        if missing := set(like) - set(leaves):
+            fresh = lambda key: _some(trees.flatten(init(model, key, batch)), missing)  # noqa: E731
+            cut = None if self.mesh is None else {path: like[path].sharding for path in missing}
             with meshes.use(self.mesh):
-                parts |= jax.jit(fresh, out_shardings=cut)(key)
-        return {part: parts[part] for part in shapes}
+                leaves |= jax.jit(fresh, out_shardings=cut)(self.key(name))
+        params, begin = trees.unflatten({path: leaves[path] for path in like}), KINDS[stage.loss].begin
+        if begin is None:
+            return params
+        return begin(
+            self.recipe, stage, model, params, lambda: self.loader(name, whole=True).build(0), self.key(name, 2)
+        )
 
     def key(self, name: str, more: int | None = None) -> jax.Array:
         """The random key of a stage's fresh weights, or of what else is drawn for it."""
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.recipe.run.index(name))
         return key if more is None else jax.random.fold_in(key, more)
 
-    def parts(self, field: str, start: Start, names: set[str], shapes: dict, where: dict | None) -> dict:
-        """Parts of the model from an earlier stage, another run, or a public checkpoint."""
-        like = {part: shapes[part] for part in sorted(names)}
-        if where is not None:
-            lay = {part: where[part] for part in like}
-            like = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), like, lay)
-        if start.hub:
-            return assemble.public_parts(start, like, self.mesh, f"--config.{field}.hub")
-        folder = self.folder / start.stage if start.stage else finished.last_stage(start.workdir)
-        return finished.saved_parts(folder / "params", like)
-
-    def loader(self, name: str) -> Loader:
+    def loader(self, name: str, whole: bool = False) -> Loader:
         """The batches of a stage; its records are read and measured here, or were before."""
-        return assemble.loader_of(self.recipe, self.recipe.stages[name], self.tokenizer, cache=self.folder / CACHE)
+        stage = self.recipe.stages[name]
+        return assemble.loader_of(self.recipe, stage, self.tokenizer, cache=self.folder / CACHE, whole=whole)
 
-    def system(self, params: dict) -> System:
-        """The model as something to ask."""
-        m = self.recipe.model
-        return System(
-            model=LVLM(m.lvlm, dtype=assemble.dtype_of(self.recipe), scan=trees.is_stacked(params)),
-            params=lora.merge(params),
-            tokenizer=self.tokenizer,
-            spec=m.image,
-            template=assemble.template_of(m),
-            image_token_id=m.image_token_id,
-            mesh=self.mesh,
-            name=self.recipe.name,
-            video=m.video,
-            instruction=assemble.instruction_of(m),
-        )
-
-    def evaluate(self, when: str, params: dict) -> dict[str, float]:
+    def evaluate(self, when: str, params: dict, kind: Kind) -> dict[str, float]:
         """Scores the model; what stands in the workdir already is not generated again."""
         folder, ask = self.folder / EVALUATION / when.replace(" ", "_"), self.recipe.evaluation
         result = evaluations.load(folder)
         if result is None:
-            result = evaluations.evaluate(
-                self.system(params),
-                self.asked(),
-                scores=ask.scores,
-                batch_rows=ask.rows,
-                max_new_tokens=ask.max_new_tokens,
-                progress=jax.process_index() == 0,
+            asking = Asking(
+                samples=self.asked(),
+                tokenizer=self.tokenizer,
+                dtype=assemble.dtype_of(self.recipe),
+                mesh=self.mesh,
                 out=folder if jax.process_index() == 0 else None,
-                data=ask.data.label,
             )
+            result = kind.evaluate(self.recipe, lora.merge(params), asking)
         floor, count = assemble.floor_of(ask), len(result.samples)
         self.results.append({"when": when, "scores": result.scores, "floor": floor, "count": count})
         self.samples = result.samples
@@ -314,6 +290,8 @@ class Run:
         if recipe.report:
             page = self.folder / "report.html"
             stages = [stage_rows(recipe, self.folder, name) for name in recipe.run]
+            if recipe.beside:
+                stages = [stage | {"beside": curve(recipe.beside, stage["name"])} for stage in stages]
             shown = json.dumps(to_dict(recipe), indent=1)
             training.write(page, f"lvlm_jax: {recipe.name}", shown, stages, self.results, training.chosen(self.samples))
             print(f"\nreport: {page}")
@@ -325,13 +303,15 @@ class Run:
         if not here:  # no host holds all weights, but each can read them
             print(f"trained and saved; lvlm eval, chat and generate need, on one host: {export_line(self.folder)}")
             return
+        kind = KINDS[recipe.stages[recipe.run[-1]].loss]
         if not (out / "config.json").exists():
-            m, whole = recipe.model, lora.merge(params)
-            template, more = assemble.template_of(m), {"video": m.video, "instruction": assemble.instruction_of(m)}
-            export_folder(out, m.lvlm, whole, self.tokenizer, m.image, template, **more, overwrite=out.exists())
-        shown = ((kind, s[f"{kind}s"][0]) for s in self.samples for kind in ("image", "video") if s.get(f"{kind}s"))
-        flag, picture = next(shown, ("image", "PICTURE"))
-        print(f"model:  {out}\ntry:    lvlm chat {out} --{flag} {picture}")
+            whole = lora.merge(params)
+            export_folder(out, params=whole, tokenizer=self.tokenizer, overwrite=out.exists(), **kind.exported(recipe))
+        print(f"model:  {out}\ntry:    {kind.hint(out, self.samples)}")
+
+
+def _some(parts: dict, names: set[str]) -> dict:
+    return {name: part for name, part in parts.items() if name in names}
 
 
 def _say(text: str) -> None:
@@ -340,9 +320,13 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+SCORED = {InterleavedSystem: drawings.evaluate}
+"""What asks and scores a kind of system; all others `evaluate.run.evaluate`."""
+
+
 def evaluate_folder(
     folder: str,
-    system: System,
+    system: System | InterleavedSystem,
     *,
     data: Data | None = None,
     scores: tuple[str, ...] = (),
@@ -369,7 +353,9 @@ def evaluate_folder(
         raise ConfigError("what to score it on? Give --llava, --messages, --source KIND with --path, or --easy-vqa")
     ask = Evaluation(data=data) if data is not None else ask
     ask = dataclasses.replace(ask, rows=rows or ask.rows, limit=limit or ask.limit, scores=scores or ask.scores)
-    result = evaluations.evaluate(
+    if ask.temperature and sampling in (None, Sampling()):
+        sampling = Sampling(temperature=ask.temperature)
+    result = SCORED.get(type(system), evaluations.evaluate)(
         system,
         assemble.asked(ask),
         scores=ask.scores,
@@ -392,9 +378,12 @@ def _score_line(when: str, result: Any) -> str:
 
 def stage_rows(recipe: Recipe, folder: Path, name: str) -> dict:
     """What the report draws of a stage, from its metrics.jsonl."""
-    rows = read_rows(folder / name / "metrics.jsonl")
     stage = recipe.stages[name]
     shapes, _ = assemble.stage_shapes(recipe, stage)
     share = trained_share(shapes, stage.stage(name).mask(shapes))[-1]
-    rows = [row for row in rows if "loss" in row]
-    return {"name": name, "trained_params": share.trained, "total_params": share.total, "rows": rows}
+    return {
+        "name": name,
+        "trained_params": share.trained,
+        "total_params": share.total,
+        "rows": curve(folder, name)["rows"],
+    }

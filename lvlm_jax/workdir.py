@@ -30,7 +30,7 @@ def recipe_of(workdir: str | Path) -> dict:
 
 
 WITHOUT_EFFECT = frozenset(
-    ("workers", "threads", "log_every", "log_to", "save_every", "keep", "export", "report", "hang", "profile")
+    ("workers", "threads", "log_every", "log_to", "save_every", "keep", "export", "report", "beside", "hang", "profile")
 )
 """Fields of a recipe that may change between a run and its resumption: they decide no weight."""
 

@@ -1,10 +1,14 @@
+import dataclasses
+import functools
 import json
 
 import pytest
 
-from lvlm_jax import config, recipe, run
+from lvlm_jax import config, llm, recipe, run
 from lvlm_jax.config import ConfigError
-from lvlm_jax.vision import NFNetConfig
+from lvlm_jax.connectors import GatedConfig, PerceiverConfig
+from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
+from lvlm_jax.vision import NFNetConfig, siglip
 from lvlm_jax.zoo import SYSTEMS
 from tests.infer.tiny import tiny_system
 
@@ -42,7 +46,21 @@ BAD = [
     ),
     ({"contrastive": None}, r"stages\.vision\.loss='contrastive' needs config\.contrastive: the text tower"),
     ({"evaluation": None}, r"stages\.\w+\.evaluate=\(.*\) needs config\.evaluation: on what"),
-    ({"stages__vision__data__pictures": 8}, r"stages\.vision\.data: a contrastive loss .* pictures=rows; here pack="),
+    (
+        {"stages__vision__data__pictures": 8},
+        r"stages\.vision\.data: a stage of kind 'contrastive' .* pictures=rows; here pack=",
+    ),
+    ({"stages__align__loss": "languag"}, r"stages\.align\.loss='languag' \(did you mean 'language'\?\): choose one of"),
+    (
+        {"stages__align__loss": "unified"},
+        r"loss='unified' trains what UnifiedModel describes, but config\.model has .* Model",
+    ),
+    ({"stages__vision__accumulate": 2}, r"vision\.accumulate=2: a loss of kind 'contrastive' couples all rows"),
+    (
+        {"stages__vision__eval_every": 1},
+        r"vision\.eval_every: a stage of kind 'contrastive' trains no model that could",
+    ),
+    ({"stages__align__settings": {"z": 1.0}}, r"config\.stages\.align\.settings\.z: no such field.*Fields: z_loss"),
     ({"stages__align__data__rows": 9}, r"config\.stages\.align\.data: rows=9, pictures=\d+: .* multiples of groups="),
     (
         {"stages__align__data__source": "llava"},
@@ -51,7 +69,7 @@ BAD = [
     ({"stages__align__data__source": "messages"}, r"path: messages needs it; give its path"),
     (
         {"stages__align__data__images": "pictures"},
-        r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns; leave it at ''",
+        r"images='pictures' is not read by source='easy_vqa', whose fields are split, of, turns, sense; leave it at ''",
     ),
     ({"stages__align__data__template": "vicuna"}, r"template='vicuna': choose one of \['plain', 'vicuna_v1',"),
     (
@@ -143,3 +161,36 @@ def test_a_run_without_an_evaluation_says_what_is_missing(tmp_path):
     (tmp_path / "recipe.json").write_text('{"evaluation": null, "run": [], "stages": {}}')
     with pytest.raises(ConfigError, match="what to score it on"):
         run.evaluate_folder(str(tmp_path), tiny_system())
+
+
+def test_a_part_by_its_name():
+    """The name puts the part in with its defaults; words about its fields come after it, wherever they stand."""
+    load = functools.partial(recipe.load, "quickstart")
+    assert load(["--config.model.connector=perceiver"]).model.lvlm.connector == PerceiverConfig()
+    for words in (
+        ["--config.model.connector=perceiver", "--config.model.connector.latents=16"],
+        ["--config.model.connector.latents=16", "--config.model.connector=perceiver"],
+    ):
+        assert load(words).model.lvlm.connector == PerceiverConfig(latents=16)
+    assert load(["--config.model.connector=mlp"]) == load([])
+    gated = load(["--config.model.connector=gated", "--config.model.connector.hidden=24"])
+    assert gated.model.lvlm.connector == GatedConfig(hidden=24)
+    fused = load(["--config.model.fusion=cross_attention", "--config.model.fusion.every=3"]).model
+    assert fused.fusion == CrossAttentionConfig(every=3)
+    tower = ["--config.model.vision=siglip_b16_224", "--config.model.image.size=224"]
+    assert load(tower).model.vision == dataclasses.replace(siglip.PRESETS["siglip_b16_224"], pool="none")
+    assert load(["--config.model.llm=qwen25_0.5b"]).model.llm == llm.PRESETS["qwen25_0.5b"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config.model.connector=percever", r"no such connector \(did you mean 'perceiver'\?\); choose one of lin"),
+        ("--config.model.connector=gated", r"config\.model\.connector\.hidden: this field has no default and must be"),
+        ("--config.model.fusion=gated", r"no such fusion; choose one of none, cross_attention"),
+        ("--config.model.vision=siglip_b16_224", r"image\.size=64, image\.patch=16 do not fit vision\.image_size=224"),
+    ],
+)
+def test_a_name_that_does_not_do(word, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.load("quickstart", [word])

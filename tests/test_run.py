@@ -123,7 +123,7 @@ def test_a_contrastive_stage_takes_one_picture_a_caption(quick, monkeypatch):
         return Measured(np.full(len(source), 5), pictures)
 
     monkeypatch.setattr(assemble, "measure_lengths", measured)
-    with pytest.raises(DataError, match=r"3\.png .*2 pictures, but a contrastive stage"):
+    with pytest.raises(DataError, match=r"3\.png .*2 pictures, but a contrastive stage takes one"):
         assemble.loader_of(quick, stage, tokenizer)
 
 

@@ -21,11 +21,13 @@ from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.positions import RopeScaling
-from lvlm_jax.processing.schema import Batch
-from lvlm_jax.vision import NFNetConfig, blip2_vit
+from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.schema import Batch, SenseRows
+from lvlm_jax.vision import ClipConfig, NFNetConfig, blip2_vit
 from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.vision.vq import VQConfig
 from lvlm_jax.zoo import cogvlm
@@ -59,6 +61,12 @@ DINOV2 = dataclasses.replace(
 EVA02 = dataclasses.replace(
     VIT, activation="silu", norm_eps=1e-6, gated=True, key_bias=False, inner_norm=True, rotary_grid=6
 )
+BLIP2 = dataclasses.replace(
+    VIT, norm_eps=1e-6, pool="token_twice", classes=0, feature_layer=-1, feature_norm=True, class_feature=True
+)
+CLIPS = ClipConfig(**dataclasses.asdict(BLIP2), frames=2, global_blocks=2)
+_LAST = dataclasses.replace(SIGLIP, activation="gelu", key_bias=False, feature_layer=-1, feature_norm=True)
+UMT = ClipConfig(**dataclasses.asdict(_LAST), frames=2, joint=True)
 NFNET = NFNetConfig(
     image_size=64, depths=(1, 1, 2, 1), widths=(16, 32, 32, 32), group_width=8, stem_width=16, final_width=24
 )
@@ -162,6 +170,14 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "eva": LVLMConfig(vision=dataclasses.replace(EVA02, classes=0), connector=MlpConfig(), llm=LLAMA),
     "nfnet": LVLMConfig(vision=NFNET, connector=MlpConfig(), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
+    "minigpt4": LVLMConfig(vision=BLIP2, connector=QFORMER, llm=LLAMA),
+    "minigpt_v2": LVLMConfig(
+        vision=dataclasses.replace(BLIP2, class_feature=False, resize="cubic", max_patches=16),
+        connector=PixelShuffleConfig(factor=1, across=4, bias=True),
+        llm=LLAMA,
+    ),
+    "videochat": LVLMConfig(vision=CLIPS, connector=dataclasses.replace(QFORMER, extra=4), llm=LLAMA),
+    "videochat2": LVLMConfig(vision=UMT, connector=dataclasses.replace(QFORMER, extra=4), llm=LLAMA),
     "visual_expert": LVLMConfig(
         vision=CLIP, connector=GatedConfig(hidden=40), llm=dataclasses.replace(LLAMA, kv_heads=4), expert=True
     ),
@@ -180,6 +196,17 @@ SYSTEMS: dict[str, LVLMConfig] = {
     ),
 }
 """One system a kind of part."""
+
+SENSES: dict[str, Sense] = {
+    "audio": Sense(encoder=FeatureSlot(length=6, width=5), connector=MlpConfig()),
+    "depth": Sense(
+        encoder=SIGLIP,
+        connector=PERCEIVER,
+        image=ImageSpec(size=28, patch=7, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash"),
+    ),
+}
+"""Features, a token each, and pictures through a resampler."""
+SENSED = dataclasses.replace(SYSTEMS["llava15"], senses=tuple(SENSES.items()))
 
 VQ = VQConfig(image_size=8, channels=8, multipliers=(1, 2, 2), codes=24, code_width=6, latent=8, blocks=1, groups=4)
 UNIFIED: dict[str, UnifiedConfig] = {
@@ -302,6 +329,37 @@ def instructions(vocab: int, groups: int, pictures: int) -> np.ndarray:
 
 def _instructed(config: LVLMConfig | UnifiedConfig) -> bool:
     return getattr(config, "instructed", False)
+
+
+def sensed(batch: Batch, config: LVLMConfig = SENSED, seed: int = 0) -> Batch:
+    """The batch with what named senses read in each row: its text begins with 3 features and a picture of "depth".
+
+    Rows begin with at least 8 tokens of text.
+    """
+    rng = np.random.default_rng(seed)
+    groups, (rows, length) = len(batch.patches), batch.tokens.shape
+    first = (batch.segments > 0).argmax(1)
+    senses, at = {}, 1
+    for name, sense in config.senses:
+        size = 3 if name == "audio" else sense.tokens
+        shape = (groups, rows // groups, sense.encoder.patches)
+        index, shown = np.full((rows, length), -1, np.int32), np.ones(shape, np.int32)
+        for row in range(rows):
+            here = np.arange(size)
+            index[row, first[row] + at + here] = row % (rows // groups) * sense.tokens + here
+        places = np.stack([np.zeros(shape, np.int32), np.broadcast_to(np.arange(shape[2], dtype=np.int32), shape)], -1)
+        if name == "audio":
+            shown[..., size:] = 0
+        else:
+            places = np.broadcast_to(batch.patch_positions[:1, :1], (*shape, 2)).copy()
+        senses[name] = SenseRows(
+            index=index,
+            patches=rng.normal(size=(*shape, sense.encoder.values)).astype(np.float32),
+            patch_positions=places,
+            patch_segments=shown,
+        )
+        at += size
+    return batch.replace(senses=senses)
 
 
 def cut(picture: np.ndarray, patch: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class _Ours:
         mask = stage.stage("bench").mask(params)
         self.flops = assemble.flops_of(recipe, stage, params)
         trained, frozen = trees.split(in_stage_dtype(params, mask, assemble.dtype_of(recipe)), mask)
-        loss_fn = assemble.loss_of(stage, model, assemble.trains_head(recipe, mask), self.mesh)
+        loss_fn = assemble.loss_of(stage, model, assemble.trains_head(mask), self.mesh)
         self.program = Program(stage.stage("bench"), loss_fn, trained, frozen, self.mesh, axes)
         self.state = self.program.fresh(trained)
         self.frozen = jax.device_put(frozen, self.program.frozen)

@@ -76,7 +76,7 @@ def _norm(kind: str, ours: str, theirs: str) -> list[Row]:
 
 def pixel_shuffle_rows(config: PixelShuffleConfig, ours: str, theirs: str) -> list[Row]:
     """One dense layer, under the name that Idefics 3 and SmolVLM give it."""
-    return dense(f"{ours}/linear_1", f"{theirs}.modality_projection.proj")
+    return dense(f"{ours}/linear_1", f"{theirs}.modality_projection.proj", bias=config.bias)
 
 
 def average_pool_rows(config: AveragePoolConfig, ours: str, theirs: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Connectors that shorten the row of visual tokens: pixel shuffle (Idefics 3, nanoVLM), average pool (Gemma 3).
+"""Connectors that shorten the row of visual tokens: pixel shuffle (Idefics 3, MiniGPT-v2), average pool (Gemma 3).
 
 Both read the features of a square picture row by row, without a class token.
 """
@@ -29,19 +29,21 @@ def square_side(features: int, what: str) -> int:
     return side
 
 
-def shuffled(features: int, factor: int) -> int:
-    """How many tokens a pixel shuffle leaves.
+def shuffled(features: int, factor: int, across: int | None = None) -> int:
+    """How many tokens a pixel shuffle leaves; `across` as `PixelShuffleConfig` takes it.
 
     Raises:
-      ValueError: features that fill no square, or one that `factor` does not divide.
+      ValueError: features that fill no square, or one that `factor` or `across` does not divide.
     """
     side = square_side(features, "pixel shuffle")
-    if side % factor:
-        raise ValueError(
-            f"pixel shuffle: factor={factor} does not divide the {side} x {side} features of a picture; choose a "
-            "factor that does, or another picture size"
-        )
-    return (side // factor) ** 2
+    sides = {"factor": factor, "across": factor if across is None else across}
+    for name, count in sides.items():
+        if side % count:
+            raise ValueError(
+                f"pixel shuffle: {name}={count} does not divide the {side} x {side} features of a picture; choose a "
+                f"{name} that does, or another picture size"
+            )
+    return side // sides["factor"] * (side // sides["across"])
 
 
 def pooled(features: int, side: int) -> int:
@@ -59,12 +61,13 @@ def pooled(features: int, side: int) -> int:
     return side**2
 
 
-def pixel_shuffle(x: Float[Array, "N P D"], factor: int) -> Float[Array, "N Q F"]:
-    """Every `factor` x `factor` neighbours become one token, their values joined in (row, column, value) order."""
+def pixel_shuffle(x: Float[Array, "N P D"], factor: int, across: int | None = None) -> Float[Array, "N Q F"]:
+    """Every `factor` x `across` neighbours become one token, their values joined in (row, column, value) order."""
+    across = factor if across is None else across
     rows, features, width = x.shape
-    side = math.isqrt(shuffled(features, factor))
-    x = x.reshape(rows, side, factor, side, factor, width).swapaxes(2, 3)
-    return x.reshape(rows, side * side, factor * factor * width)
+    tokens, side = shuffled(features, factor, across), math.isqrt(features)
+    x = x.reshape(rows, side // factor, factor, side // across, across, width).swapaxes(2, 3)
+    return x.reshape(rows, tokens, factor * across * width)
 
 
 def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
@@ -77,18 +80,22 @@ def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelShuffleConfig:
-    """Neighbours side by side in one token, then one dense layer without bias.
+    """Neighbours side by side in one token, then one dense layer.
 
-    `factor` is how many neighbours of each side. `std` is the deviation of a fresh dense layer's weights; None keeps
-    the features' own size, which is many times that of a small language model's embeddings.
+    `factor` is how many neighbours of each side, `across` how many of a row where that is another number: MiniGPT-v2
+    joins four of a row (factor=1, across=4), and its dense layer has a bias. `std` is the deviation of a fresh dense
+    layer's weights; None keeps the features' own size, which is many times that of a small language model's embeddings.
     """
 
     factor: int = 2
     std: float | None = None
+    across: int | None = None
+    bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor={self.factor}: how many neighbours of each side become one token, 1 or more")
+        for name in ("factor", "across"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: how many neighbours become one token, 1 or more")
         if self.std is not None and self.std <= 0:
             raise ValueError(f"std={self.std}: the deviation of fresh weights is positive; None leaves it to the width")
 
@@ -96,13 +103,13 @@ class PixelShuffleConfig:
         """Visual tokens of a vision row, from the tower's features.
 
         Raises:
-          ValueError: features that fill no square, or one that `factor` does not divide.
+          ValueError: features that fill no square, or one that `factor` or `across` does not divide.
         """
-        return shuffled(features, self.factor)
+        return shuffled(features, self.factor, self.across)
 
     def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
         """The module, with `width` the language model's."""
-        return PixelShuffle(self.factor, width, self.std, dtype)
+        return PixelShuffle(self.factor, width, self.std, dtype, self.across, self.bias)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,17 +137,21 @@ class AveragePoolConfig:
 
 
 class PixelShuffle(nn.Module):
-    """Fewer, wider tokens, then the language width (Idefics 3, arXiv 2408.12637, section 2.2; nanoVLM)."""
+    """Fewer, wider tokens, then the language width (Idefics 3, arXiv 2408.12637, section 2.2; nanoVLM; MiniGPT-v2)."""
 
     factor: int
     width: int
     std: float | None = None
     dtype: DTypeLike = jnp.float32
+    across: int | None = None
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N Q F"]:
-        x = pixel_shuffle(x, self.factor)
-        return linear(self.width, ("embed", "mlp"), dtype=self.dtype, std=self.std, name="linear_1")(x)
+        x = pixel_shuffle(x, self.factor, self.across)
+        return linear(
+            self.width, ("embed", "mlp"), use_bias=self.bias, dtype=self.dtype, std=self.std, name="linear_1"
+        )(x)
 
 
 class AveragePool(nn.Module):

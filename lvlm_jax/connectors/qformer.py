@@ -40,7 +40,8 @@ class QFormerConfig:
     """Sizes of a Q-Former; as a connector, one dense layer to the language width follows.
 
     cross_every: the first of so many layers reads the picture. vocab: words of the text that it reads beside the
-    picture (BERT's); None leaves out all that a text needs. context: positions of a text.
+    picture (BERT's); None leaves out all that a text needs. context: positions of a text. extra: queries behind those,
+    a parameter of their own, so that they may train while the first stay (VideoChat: 64).
     """
 
     queries: int = 32
@@ -53,6 +54,7 @@ class QFormerConfig:
     cross_every: int = 2
     vocab: int | None = None
     context: int = 512
+    extra: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -65,7 +67,7 @@ class QFormerConfig:
 
     def tokens(self, features: int) -> int:
         """Visual tokens of a vision row: the queries, however many features there are."""
-        return self.queries
+        return self.queries + self.extra
 
     def build(self, width: int, dtype: DTypeLike, scan: bool = False, remat: str = "none") -> nn.Module:
         """The module, with `width` the language model's."""
@@ -154,13 +156,17 @@ class QFormer(nn.Module):
         """Queries, embeddings, their norm, layers."""
         c = self.config
         learned = named(nn.initializers.normal(0.02), ("positions", "embed"))
-        self.latents = self.param("queries", learned, (c.queries, c.width))
+        latents = [self.param("queries", learned, (c.queries, c.width))]
+        if c.extra:
+            zeros = named(nn.initializers.zeros, ("positions", "embed"))
+            latents.append(self.param("extra_queries", zeros, (c.extra, c.width)))
+        self.latents = jnp.concatenate(latents)
         if c.vocab is not None:
             self.embed = Embed(c.vocab, c.width, self.dtype)
             self.places = self.param("position_embed", learned, (c.context, c.width))
         self.norm = LayerNorm(c.norm_eps, self.dtype)
         sizes = {"heads": c.heads, "mlp_dim": c.mlp_dim, "activation": c.activation, "norm_eps": c.norm_eps}
-        layer = functools.partial(Layer, **sizes, queries=c.queries, dtype=self.dtype)
+        layer = functools.partial(Layer, **sizes, queries=c.queries + c.extra, dtype=self.dtype)
         group = functools.partial(Group, layer=layer, size=c.cross_every)
         self.layers = make_stack(group, c.depth // c.cross_every, self.scan, self.remat)
 
@@ -190,7 +196,7 @@ class QFormer(nn.Module):
         elif features is None:
             raise ValueError("a Q-Former reads features, a text, or both; here neither is given")
         parts, rows = [], len(text if features is None else features)
-        count = 0 if features is None else c.queries
+        count = 0 if features is None else len(self.latents)
         if features is not None:
             features = features.astype(self.dtype)
             parts.append(jnp.broadcast_to(self.latents.astype(self.dtype), (rows, *self.latents.shape)))
@@ -242,7 +248,7 @@ class QFormerProjector(nn.Module):
                 "or leave vocab out of its config"
             )
         qformer = QFormer(c, self.dtype, self.scan, self.remat, name="qformer")
-        queries = qformer(x, instruction, segments)[:, : c.queries]
+        queries = qformer(x, instruction, segments)[:, : c.queries + c.extra]
         return linear(self.width, ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="linear_1")(queries)
 
 
@@ -273,8 +279,12 @@ LAYOUTS: dict[str, Names] = {
     "instructblip": Names("qformer.encoder.", "attention", "qformer.embeddings.", "qformer.embeddings.layernorm"),
     # the authors' repository
     "lavis": Names("Qformer.bert.encoder.", "self", "Qformer.bert.embeddings.", "Qformer.bert.embeddings.LayerNorm"),
+    # OpenGVLab's VideoChat2
+    "videochat2": Names(
+        "qformer.bert.encoder.", "self", "qformer.bert.embeddings.", "qformer.bert.embeddings.LayerNorm"
+    ),
 }
-"""One model, three layouts."""
+"""One model, four layouts."""
 
 
 def rows(config: QFormerConfig, ours: str = "qformer", theirs: str = "", layout: str = "blip_2") -> list[Row]:
@@ -287,6 +297,8 @@ def rows(config: QFormerConfig, ours: str = "qformer", theirs: str = "", layout:
     """
     names = LAYOUTS[layout]
     out = [Row(f"{ours}/queries", f"{theirs}query_tokens", UNBATCHED), *layer_norm(f"{ours}/norm", theirs + names.norm)]
+    if config.extra:
+        out.append(Row(f"{ours}/extra_queries", f"{theirs}extra_query_tokens", UNBATCHED))
     if config.vocab is not None:
         embeddings = theirs + names.embeddings
         out.append(Row(f"{ours}/embed/table", f"{embeddings}word_embeddings.weight"))

@@ -156,17 +156,17 @@ def inspect(
     origin = origin_of(source, index)
     try:
         encoded = encode(source[index])
-        for image in encoded.images if images == "present" else ():
+        sensed = [one.segment for one in encoded.placed if isinstance(one.segment, Image)]
+        for image in (*encoded.images, *sensed) if images == "present" else ():
             if isinstance(image.source, str) and "://" not in image.source and not os.path.exists(image.source):
                 raise ImageError(no_such_file(image.source, image.under))
-        for image in encoded.images if images is True else ():
+        for image in (*encoded.images, *sensed) if images is True else ():
             what = image.source  # a file, or some frames of one
             if isinstance(what, Clip) and isinstance(what.video.source, str):
                 what = f"{what.video.source} {what.indices}"
-            if seen is None or not isinstance(what, str):
-                _decode(image, spec)
-            elif what not in seen:
-                _decode(image, spec)
+            if seen is None or not isinstance(what, str) or what not in seen:
+                _decode(image, None if image.sense else spec)
+            if seen is not None and isinstance(what, str):
                 seen.add(what)
     except (ValueError, OSError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)

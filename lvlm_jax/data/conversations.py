@@ -6,6 +6,7 @@ the record stands.
 
 import base64
 import binascii
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -13,8 +14,9 @@ from typing import Any
 
 from etils import epath
 
+from lvlm_jax.data.senses import sensed, source
 from lvlm_jax.processing.encode import DataError
-from lvlm_jax.processing.schema import Image, Segment, Text, Turn, Video
+from lvlm_jax.processing.schema import Image, Segment, Shown, Text, Turn, Video
 
 PLACEHOLDER, VIDEO_PLACEHOLDER = "<image>", "<video>"
 """The LLaVA file format's own marks for a picture and a video. They mean nothing anywhere else."""
@@ -38,7 +40,8 @@ def llava_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, 
     ``<image>`` in a value is the file format's mark for a picture; the marks of all turns together must be as many as
     the pictures. As in the authors' code a turn with one mark has its picture first, wherever the mark stands; several
     marks keep their places. The line break beside a mark is the template's to write. In a record with a video
-    ``<video>`` is its mark and, where there is no picture, ``<image>`` too, as LLaVA-Video's files have it.
+    ``<video>`` is its mark and, where there is no picture, ``<image>`` too, as LLaVA-Video's files have it. What
+    ``"senses": {name: source | [sources]}`` holds for a named sense stands where ``<name>`` does (`senses.sensed`).
     Source: LLaVA, train.py, `preprocess_multimodal`; LLaVA-NeXT for several pictures.
     """
     pictures, field = _column(record, find, origin)
@@ -46,7 +49,9 @@ def llava_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, 
     marks = {PLACEHOLDER: iter(pictures)} if pictures or not videos else {PLACEHOLDER: iter(videos)}
     if videos:
         marks[VIDEO_PLACEHOLDER] = iter(videos) if pictures else marks[PLACEHOLDER]
-    split = re.compile(f"({'|'.join(marks)})")
+    named = sensed(record, find, origin)
+    marks |= {f"<{name}>": iter(shown) for name, shown in named.items()}
+    split = re.compile(f"({'|'.join(map(re.escape, marks))})")
     spoken = []
     for number, turn in enumerate(list_of(record, "conversations", origin)):
         where = f"{origin}: conversations[{number}]"
@@ -57,8 +62,12 @@ def llava_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, 
     found = [part for _, parts in spoken for part in parts[1::2]]
     if pictures or not videos:
         _same_count(found.count(PLACEHOLDER), len(pictures), f"{PLACEHOLDER} in 'conversations'", f"{field!r}", origin)
+    for name, shown in named.items():
+        mark = f"<{name}> in 'conversations'"
+        _same_count(found.count(f"<{name}>"), len(shown), mark, f"'senses.{name}'", origin, "source")
     if videos:
-        count = found.count(VIDEO_PLACEHOLDER) if pictures else len(found)
+        both = found.count(PLACEHOLDER) + found.count(VIDEO_PLACEHOLDER)
+        count = found.count(VIDEO_PLACEHOLDER) if pictures else both
         mark = f"{VIDEO_PLACEHOLDER} in 'conversations'"
         _same_count(count, len(videos), mark, f"{video_field!r}", origin, "video")
     return tuple(Turn(role=role, segments=_interleave(parts, marks)) for role, parts in spoken)
@@ -68,8 +77,9 @@ def message_turns(record: dict[str, Any], find: Find, origin: str) -> tuple[Turn
     """OpenAI-style ``{"messages": [{"role", "content": text | [parts]}], "images": [...], "videos": [...]}``.
 
     Parts: ``{"type": "text", "text"}``; ``{"type": "image_url", "image_url": {"url"}}``; ``{"type": "image", "image"}``
-    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``; the same of ``video``. Text stays the
-    characters that it is, ``<image>`` included.
+    or, bare, ``{"type": "image"}``, which takes the next entry of ``images``; the same of ``video``. A named sense's
+    are ``{"type": "features", "features", "sense"}``, with the ``key`` of an array in an .npz file, and pictures and
+    videos with a ``sense``. Text stays the characters that it is, ``<image>`` included.
     """
     columns = {"image": _column(record, find, origin, first="images"), "video": _videos(record, find, origin, "videos")}
     queues, bare, turns = {kind: iter(column) for kind, (column, _) in columns.items()}, [], []
@@ -172,7 +182,7 @@ PICTURES, VIDEOS = ("image", "images"), ("video", "videos")
 def table_fields(rename: Mapping[str, str]) -> tuple[str, ...]:
     """The columns of a table that make a record; a talk that is named in `rename` is the one that is read."""
     talks = [field for field in LAYOUTS if field in rename] or [*LAYOUTS]
-    return ("id", *PICTURES, *VIDEOS, *talks, "answer", "answers")
+    return ("id", *PICTURES, *VIDEOS, "senses", *talks, "answer", "answers")
 
 
 def picture_under(root: epath.Path) -> Find:
@@ -246,15 +256,16 @@ def _videos(record: dict[str, Any], find: Find, origin: str, first: str = "video
 
 
 def _moving(found: Image) -> Video:
-    return Video(found.source, under=found.under)
+    return Video(found.source, under=found.under, sense=found.sense)
 
 
-def _shown(record: dict[str, Any], find: Find, origin: str) -> tuple[Image | Video, ...]:
-    """All pictures of a record, then its videos."""
-    return (*_column(record, find, origin)[0], *_videos(record, find, origin)[0])
+def _shown(record: dict[str, Any], find: Find, origin: str) -> tuple[Shown | Video, ...]:
+    """All pictures of a record, then its videos, then what its named senses read."""
+    named = [one for shown in sensed(record, find, origin).values() for one in shown]
+    return (*_column(record, find, origin)[0], *_videos(record, find, origin)[0], *named)
 
 
-def _interleave(parts: list[str], marks: Mapping[str, Iterator[Image | Video]]) -> tuple[Segment, ...]:
+def _interleave(parts: list[str], marks: Mapping[str, Iterator[Shown | Video]]) -> tuple[Segment, ...]:
     """Texts, and between them what their marks stand for; the line break beside a mark belongs to the mark."""
     if len(parts) == 3:
         parts = ["", parts[1], (parts[0] + parts[2]).strip()]
@@ -291,10 +302,20 @@ def _segment(part: dict[str, Any], find: Find, where: str) -> Segment:
         return found if kind == "image_url" else _moving(found)
     if kind in ("image", "video"):
         found = find(next((part[key] for key in (kind, "path", "url") if key in part), None), kind, where)
+        found = dataclasses.replace(found, sense=_sense_of(part, where)) if "sense" in part else found
         return found if kind == "image" else _moving(found)
+    if kind == "features":
+        return source(part.get("features"), _sense_of(part, where), find, kind, where, str(part.get("key", "")))
     if kind == "text":
         raise DataError(f"{where}: a text part needs 'text' with a string, this is {kind_of(part.get('text'))}")
-    raise DataError(f"{where}: unknown part type {kind!r}; valid: 'text', 'image_url', 'image', 'video_url', 'video'")
+    valid = "'text', 'image_url', 'image', 'video_url', 'video', 'features'"
+    raise DataError(f"{where}: unknown part type {kind!r}; valid: {valid}")
+
+
+def _sense_of(part: dict[str, Any], where: str) -> str:
+    if not isinstance(part.get("sense"), str) or not part["sense"]:
+        raise DataError(f"{where}: 'sense' must name one of the model's senses, this is {kind_of(part.get('sense'))}")
+    return part["sense"]
 
 
 def _same_count(marks: int, pictures: int, mark: str, field: str, origin: str, kind: str = "picture") -> None:

@@ -5,6 +5,7 @@ looks scores 67.0 % on the test split. Source: github.com/vzhou842/easy-VQA (MIT
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import zlib
@@ -14,8 +15,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from lvlm_jax.processing import words
 from lvlm_jax.processing.encode import DataError
-from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn
+from lvlm_jax.processing.picture import load_image
+from lvlm_jax.processing.schema import Example, Features, Image, Segment, Text, Turn
+from lvlm_jax.shapes import Float
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,6 +46,7 @@ class EasyVqa:
         in the picture's place, once to be said again and once for every question.
       turns: questions a conversation ("questions" only); each question is used once, in an order set by `seed`.
       holdout: how many of the last training pictures are validation's and not train's; default 400.
+      sense: the model's named sense that reads `cells` of the picture, computed here, instead of the picture.
 
     Raises:
       DataError: the package is not installed, or a picture's questions contradict one another.
@@ -54,6 +59,7 @@ class EasyVqa:
         turns: int = 1,
         seed: int = 0,
         holdout: int | None = None,
+        sense: str = "",
     ):
         makers = {
             "questions": self._question_records,
@@ -67,7 +73,7 @@ class EasyVqa:
             raise DataError(f"unknown kind {kind!r}; valid: {', '.join(map(repr, makers))}")
         if turns < 1 or (turns > 1 and kind != "questions"):
             raise DataError(f"turns={turns} with kind={kind!r}: turns is at least 1, and above 1 only for 'questions'")
-        self.split, self.kind, self.turns, self.seed = split, kind, turns, seed
+        self.split, self.kind, self.turns, self.seed, self.sense = split, kind, turns, seed, sense
         self.holdout = HOLDOUT if holdout is None else holdout
         self._folder = _folder() / ("test" if split == "test" else "train")
         self._pictures, self._crc = _questions(self._folder / "questions.json")
@@ -85,7 +91,8 @@ class EasyVqa:
     def __repr__(self) -> str:
         return (
             f"EasyVqa({self.split!r}, kind={self.kind!r}, turns={self.turns}, seed={self.seed}, "
-            f"holdout={self.holdout}, examples={len(self)}, crc={self._crc:08x})"
+            f"holdout={self.holdout}, {f'sense={self.sense!r}, ' if self.sense else ''}examples={len(self)}, "
+            f"crc={self._crc:08x})"
         )
 
     def origin(self, index: int) -> str:
@@ -99,7 +106,8 @@ class EasyVqa:
         for position, (question, answer) in enumerate(rounds):
             asked: tuple[Segment, ...] = (Text(question),) if question else ()
             if position == 0 and self.kind != "text":
-                asked = (Image(str(self._folder / "images" / f"{number}.png")), *asked)
+                picture = str(self._folder / "images" / f"{number}.png")
+                asked = (Features(cells(picture), self.sense) if self.sense else Image(picture), *asked)
             turns += [Turn(role="user", segments=asked), Turn(role="assistant", segments=(Text(answer),))]
         return Example(turns=tuple(turns), id=f"{self.split}/{index}", origin=self.origin(index))
 
@@ -140,10 +148,24 @@ class EasyVqaSplit:
     split: str = "train"
     of: str = "questions"
     turns: int = 1
+    sense: str = ""
 
     def open(self, cache: Any = None, on_bad: str = "raise") -> EasyVqa:
         """The source."""
-        return EasyVqa(self.split, kind=self.of, turns=self.turns)
+        return EasyVqa(self.split, kind=self.of, turns=self.turns, sense=self.sense)
+
+
+CELLS = (16, 6)
+"""Vectors of a picture's `cells`, and values of each."""
+
+
+@functools.lru_cache(maxsize=8192)
+def cells(picture: str) -> Float[np.ndarray, "n C"]:
+    """Features of a picture that no tower sees: mean and deviation of the colours of 4 x 4 cells, row by row."""
+    pixels = np.asarray(load_image(picture), np.float32) / 127.5 - 1
+    height, width = pixels.shape[0] // 4, pixels.shape[1] // 4
+    apart = pixels[: 4 * height, : 4 * width].reshape(4, height, 4, width, 3)
+    return np.concatenate([apart.mean((1, 3)), apart.std((1, 3))], axis=-1).reshape(CELLS)
 
 
 def attributes(rounds: Iterable[tuple[str, str]], origin: str = "") -> Attributes:
@@ -176,28 +198,9 @@ def word_tokenizer() -> "PreTrainedTokenizerFast":
     Ids: the specials, then the role words, then the words in alphabetical order. "?" is a word of its own; "<" and ">"
     are cut off, so that a typed ``<image>`` cannot become the special token. A sequence starts with ``<s>``.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     pictures, _ = _questions(_folder() / "train" / "questions.json")
     said = {text for rounds in pictures.values() for pair in rounds for text in pair}
-    words = sorted({word for text in said for word in text.replace("?", " ? ").split()})
-    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *ROLES, *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    cut = [pre_tokenizers.Split(mark, "isolated") for mark in "?<>"]
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*cut, pre_tokenizers.WhitespaceSplit()])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        clean_up_tokenization_spaces=False,
-    )
+    return words.tokenizer(said, SPECIALS, ROLES)
 
 
 def _folder() -> Path:

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from etils import epath
 
 from lvlm_jax.data.files import part_of
 from lvlm_jax.data.sources import Numbered
+from lvlm_jax.processing import words
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn
 from lvlm_jax.progress import bar as progress_bar
@@ -29,6 +30,9 @@ INSTALL = (
 )
 NAME, GROUP = "What is this?", "What kind of thing is it?"
 """The two questions."""
+
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<begin>", "<end>")
+"""Of `word_tokenizer`: what stands for a picture's tokens, and around them, are the last three."""
 
 COMPONENTS = 2
 """emojibase's group of skin tones and hair, which are parts of drawings."""
@@ -49,8 +53,8 @@ class Emoji(Numbered):
     Args:
       path: the folder that npm installed the packages into (`INSTALL`); drawings are rendered under it.
       vendors: names of `VENDORS`.
-      kind: "captions": a picture and its name, no question. "names": `NAME` and the name. "groups": `GROUP` and one of
-        nine groups. "questions": both, in two rounds.
+      kind: "captions": a picture and its name, no question. "drawings": the name, and the picture as the answer.
+        "names": `NAME` and the name. "groups": `GROUP` and one of nine groups. "questions": both, in two rounds.
       size: pixels of each side of a drawing.
 
     Raises:
@@ -90,21 +94,25 @@ class Emoji(Numbered):
         return str(self._folders[vendor] / f"{self.concepts[number].code}.png")
 
     def _example(self, index: int) -> Example:
-        concept, turns = self.concepts[index % len(self.concepts)], []
-        for asked, answer in KINDS[self.kind](concept):
-            said: tuple[Segment, ...] = (Text(asked),) if asked else ()
-            said = said if turns else (Image(self.origin(index)), *said)
-            turns += [Turn(role="user", segments=said), Turn(role="assistant", segments=(Text(answer),))]
+        concept = self.concepts[index % len(self.concepts)]
+        rounds = KINDS[self.kind](concept, Image(self.origin(index)))
+        turns = [Turn(role=role, segments=said) for pair in rounds for role, said in zip(("user", "assistant"), pair)]
         return Example(turns=tuple(turns), id=f"{self.vendors[index // len(self.concepts)]}/{concept.code}")
 
 
-KINDS = {
-    "captions": lambda concept: [("", concept.name)],
-    "names": lambda concept: [(NAME, concept.name)],
-    "groups": lambda concept: [(GROUP, concept.group)],
-    "questions": lambda concept: [(NAME, concept.name), (GROUP, concept.group)],
+Said = tuple[Segment, ...]
+
+KINDS: dict[str, Callable[[Concept, Image], list[tuple[Said, Said]]]] = {
+    "captions": lambda concept, picture: [((picture,), (Text(concept.name),))],
+    "drawings": lambda concept, picture: [((Text(concept.name),), (picture,))],
+    "names": lambda concept, picture: [((picture, Text(NAME)), (Text(concept.name),))],
+    "groups": lambda concept, picture: [((picture, Text(GROUP)), (Text(concept.group),))],
+    "questions": lambda concept, picture: [
+        ((picture, Text(NAME)), (Text(concept.name),)),
+        ((Text(GROUP),), (Text(concept.group),)),
+    ],
 }
-"""Kind of record -> the (question, answer) pairs about a concept."""
+"""Kind of record -> the rounds about a concept and its picture, what is asked and what is answered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,16 @@ class EmojiDrawings:
     def open(self, cache: Any = None, on_bad: str = "raise") -> Emoji:
         """The source."""
         return Emoji(self.path, self.vendors, self.of)
+
+
+def word_tokenizer(path: str | os.PathLike) -> Any:
+    """A tokenizer of the words in the names of all concepts (`processing.words`); `SPECIALS` come first.
+
+    Args:
+      path: the folder that npm installed the packages into.
+    """
+    concepts, _ = _concepts(epath.Path(path), {vendor: _icons(epath.Path(path), vendor) for vendor in VENDORS})
+    return words.tokenizer([concept.name for concept in concepts], SPECIALS)
 
 
 def _code(text: str) -> str:

@@ -19,6 +19,7 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.shapes import Int
 
 _FIELDS = ("lengths", "pictures", "bad")  # of the kept file
+_SENSE = "sense_"  # before the name of a named sense there
 _BLOCK = 512  # records that one host reads in a row
 
 
@@ -26,12 +27,14 @@ _BLOCK = 512  # records that one host reads in a row
 class Measured:
     """What a plan is made from: lengths int64[n], pictures int64[n] (both 0 for a bad record), and the bad records.
 
-    `pictures` counts vision rows: one a picture, and one a tile where pictures are cut into tiles.
+    `pictures` counts vision rows: one a picture, and one a tile where pictures are cut into tiles. `senses` counts
+    those of each named sense that some record has.
     """
 
     lengths: Int[np.ndarray, " n"]
     pictures: Int[np.ndarray, " n"]
     bad: tuple[Bad, ...] = ()
+    senses: dict[str, Int[np.ndarray, " n"]] = dataclasses.field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.lengths, self.pictures, self.bad))
@@ -115,6 +118,7 @@ def _measure(
 ) -> Measured:
     """Some records measured, all others 0; with `stop` the first bad one is the last."""
     lengths, pictures, bad = np.zeros(len(source), np.int64), np.zeros(len(source), np.int64), []
+    senses: dict[str, np.ndarray] = {}
     records = inspect_all(source, encode, images=images or "present", numbers=numbers, progress=progress, spec=spec)
     for index, found in zip(numbers, records, strict=True):
         if isinstance(found, Bad):
@@ -123,26 +127,32 @@ def _measure(
                 break
         else:
             lengths[index], pictures[index] = len(found.tokens), found.vision_rows
-    return Measured(lengths, pictures, tuple(bad))
+            for name, count in found.sense_rows.items():
+                senses.setdefault(name, np.zeros(len(source), np.int64))[index] = count
+    return Measured(lengths, pictures, tuple(bad), senses)
 
 
 def _joined(parts: list[Measured]) -> Measured:
     """What the hosts measured, each its own records."""
     bad = sorted((entry for part in parts for entry in part.bad), key=lambda entry: entry.index)
-    return Measured(sum(part.lengths for part in parts), sum(part.pictures for part in parts), tuple(bad))
+    names = dict.fromkeys(name for part in parts for name in part.senses)
+    senses = {name: sum(part.senses.get(name, 0) for part in parts) for name in names}
+    return Measured(sum(part.lengths for part in parts), sum(part.pictures for part in parts), tuple(bad), senses)
 
 
 def _packed(measured: Measured) -> bytes:
     out = io.BytesIO()
     bad = json.dumps([dataclasses.astuple(entry) for entry in measured.bad])
-    np.savez_compressed(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad))
+    senses = {f"{_SENSE}{name}": counts for name, counts in measured.senses.items()}
+    np.savez_compressed(out, lengths=measured.lengths, pictures=measured.pictures, bad=np.array(bad), **senses)
     return out.getvalue()
 
 
 def _unpacked(data: bytes) -> Measured:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         bad = tuple(Bad(*entry) for entry in json.loads(str(arrays["bad"])))
-        return Measured(arrays["lengths"], arrays["pictures"], bad)
+        senses = {name.removeprefix(_SENSE): arrays[name] for name in arrays if name.startswith(_SENSE)}
+        return Measured(arrays["lengths"], arrays["pictures"], bad, senses)
 
 
 def fingerprint(source: Source, encode: Encode, images: ImageSpec | bool = False) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +17,18 @@ import numpy as np
 from lvlm_jax.data.check import Encode, origin_of
 from lvlm_jax.data.lengths import Measured, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
+from lvlm_jax.data.senses import Budget, collate_senses
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing import native
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.instruction import PADDING
 from lvlm_jax.processing.pooling import taps
-from lvlm_jax.processing.schema import NEWLINE, TAPS, TEXT, Batch, Blend, Clip, Encoded, Image
+from lvlm_jax.processing.schema import NEWLINE, TAPS, TEXT, Batch, Blend, Clip, Encoded, Image, SenseRows
+from lvlm_jax.processing.senses import SenseSpec
 from lvlm_jax.processing.video import read_rows, spec_of
 from lvlm_jax.processing.weighting import weighted
+from lvlm_jax.shapes import Int
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -52,6 +55,8 @@ def collate(
     share: bool = False,
     blend: bool | None = None,
     instruction: int = 0,
+    senses: Mapping[str, SenseSpec] | None = None,
+    sense_rows: Mapping[str, int] | None = None,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -64,6 +69,7 @@ def collate(
       blend: whether the batch says of each position which visual tokens fill it together; None where an example needs
         it. A run of one shape decides it once.
       instruction: S, positions of what the connector reads beside each vision row; 0 where it reads nothing.
+      senses, sense_rows: how the segments of named senses are read, and the vision rows of a group for each.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -73,6 +79,8 @@ def collate(
         raise ValueError(f"{len(rows)} rows do not divide into {groups} groups; make rows a multiple of groups")
     blend = any(e.blend is not None for row in rows for e in row) if blend is None else blend
     batch = _empty(len(rows), length, groups, vision_rows, pad_id, spec, blend, instruction)
+    read = collate_senses(rows, length=length, groups=groups, specs=senses or {}, room=sense_rows or {})
+    batch = batch.replace(senses=read)
     picture = picture or (lambda image, row, j: read_rows(image, spec))
     if spec is not None and spec.native is not None:
         return _collate_native(batch, rows, picture, spec)
@@ -89,7 +97,9 @@ def collate(
                 _check_room(group, taken + need, vision_rows)
                 slots[key] = here = list(range(taken, taken + need))
                 patches, positions = picture(image, row, len(places))
-                _check_rows(image, len(patches), need)
+                # A picture that is shown as a video that stands still is the same row as often.
+                still = spec is not None and spec.tiles is None and not isinstance(image.source, Clip)
+                _check_rows(image, need if still and len(patches) == 1 else len(patches), need)
                 # A picture that keeps its shape has fewer patches than the row: the rest is padding.
                 at = (group, here, slice(patches.shape[1]))
                 batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1
@@ -254,6 +264,9 @@ class Loader:
       instruction: S, as `collate` takes it.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
       blend: as `collate` takes it.
+      senses: how the segments of named senses are read, as bound in `encode`.
+      budget: the room of a group, by which the plan was made; default the plan's vision rows for pictures alone.
+      pictures: vision rows of each example; default those of the plan, which with named senses counts in other units.
     """
 
     def __init__(
@@ -274,6 +287,9 @@ class Loader:
         weigh_by: str = "token",
         blend: bool | None = None,
         instruction: int = 0,
+        senses: Mapping[str, SenseSpec] | None = None,
+        budget: Budget | None = None,
+        pictures: Sequence[int] | Int[np.ndarray, " n"] | None = None,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -285,7 +301,9 @@ class Loader:
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
         self.blend = blend
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
-        self.instruction = instruction
+        self.blend, self.instruction = blend, instruction
+        self.senses, self.budget = senses or {}, budget or Budget(pictures=plan.vision_rows)
+        self.pictures = plan.pictures if pictures is None else np.asarray(pictures)
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
 
@@ -301,13 +319,15 @@ class Loader:
             [[self._encode(index) for index in row] for row in rows],
             length=self.plan.length,
             groups=self.plan.groups // self.hosts,
-            vision_rows=self.plan.vision_rows,
+            vision_rows=self.budget.pictures,
             visual_tokens=self.visual_tokens,
             pad_id=self.pad_id,
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
             blend=self.blend,
             instruction=self.instruction,
+            senses=self.senses,
+            sense_rows=self.budget.senses,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:
@@ -344,7 +364,7 @@ class Loader:
         What workers send lives in shared memory that ends with grain's wrapper, while the CPU backend may go on reading
         the array in place: so it is copied once, and no wrapper outlives this call.
         """
-        return Batch(**{name: np.array(a) for name, a in arrays.items()} if self.workers else arrays)
+        return _batch_of({name: np.array(a) for name, a in arrays.items()} if self.workers else arrays)
 
     def _encode(self, index: int) -> Encoded:
         try:
@@ -352,7 +372,7 @@ class Loader:
         except Exception as error:
             raise self._with_origin(error, index) from error
         planned = int(self.plan.lengths[index]), int(self.plan.pictures[index])
-        if planned != (len(encoded.tokens), encoded.vision_rows):
+        if planned != (len(encoded.tokens), int(self.budget.cost(encoded.vision_rows, encoded.sense_rows))):
             raise DataError(
                 f"{origin_of(self.source, index)}: {len(encoded.tokens)} tokens and {encoded.vision_rows} pictures "
                 f"(tiles and frames counted), but the plan was made for {planned[0]} and {planned[1]}; data or "
@@ -395,7 +415,7 @@ class Loader:
     def _owner(self, k: int, row: int, j: int) -> int:
         """The example that vision row `j` of a text row belongs to."""
         examples = self.plan.batch(k)[row]
-        ends = np.cumsum(self.plan.pictures[list(examples)])
+        ends = np.cumsum(self.pictures[list(examples)])
         return examples[int(np.searchsorted(ends, j, side="right"))]
 
 
@@ -420,12 +440,26 @@ class _Batches:
         return _FOREVER
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch = self.loader.build(self.start + int(index))
-        found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return {name: array for name, array in found.items() if array is not None}
+        return _arrays_of(self.loader.build(self.start + int(index)))
 
     def __repr__(self) -> str:
         return f"{self.loader!r} from {self.start}"
+
+
+def _arrays_of(batch: Batch) -> dict[str, np.ndarray]:
+    """A batch as arrays by name, those of a named sense as ``NAME/field``."""
+    flat = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "senses"}
+    for name, rows in (batch.senses or {}).items():
+        flat |= {f"{name}/{field.name}": getattr(rows, field.name) for field in dataclasses.fields(rows)}
+    return flat
+
+
+def _batch_of(arrays: Mapping[str, np.ndarray]) -> Batch:
+    """The batch that `_arrays_of` took apart."""
+    names = dict.fromkeys(path.split("/")[0] for path in arrays if "/" in path)
+    fields = [field.name for field in dataclasses.fields(SenseRows)]
+    senses = {name: SenseRows(**{field: arrays[f"{name}/{field}"] for field in fields}) for name in names}
+    return Batch(**{path: a for path, a in arrays.items() if "/" not in path}, senses=senses or None)
 
 
 def _close_at_exit(batches: Generator) -> None:

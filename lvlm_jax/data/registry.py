@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from lvlm_jax.config import ConfigError, near
+from lvlm_jax.data.cc_sbu_align import CcSbuAlignFolder
 from lvlm_jax.data.coco import CocoFile, ReferFile
 from lvlm_jax.data.documents import Mmc4Files, Mmc4TarFiles, ObelicsFiles
 from lvlm_jax.data.easy_vqa import EasyVqaSplit
@@ -21,7 +22,7 @@ from lvlm_jax.data.emoji import EmojiDrawings
 from lvlm_jax.data.files import PATTERN, expand
 from lvlm_jax.data.mixture import LlavaYamlFile, Mixture, Part
 from lvlm_jax.data.parquet import ParquetFiles
-from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source
+from lvlm_jax.data.sources import LlavaJsonFiles, MessagesFiles, Source, VideoChatFiles
 from lvlm_jax.data.tars import TarFiles
 from lvlm_jax.data.tfds import TfdsSplit
 from lvlm_jax.processing.chat_templates import TEMPLATES
@@ -33,8 +34,10 @@ FILES: dict[str, type] = {
     "llava_json": LlavaJsonFiles,
     "llava_yaml": LlavaYamlFile,
     "messages": MessagesFiles,
+    "videochat": VideoChatFiles,
     "coco": CocoFile,
     "refcoco": ReferFile,
+    "cc_sbu_align": CcSbuAlignFolder,
     "parquet": ParquetFiles,
     "webdataset": TarFiles,
     "obelics": ObelicsFiles,

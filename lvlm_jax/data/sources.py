@@ -10,7 +10,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from etils import epath
 
-from lvlm_jax.data.conversations import Find, llava_turns, message_turns, picture_under
+from lvlm_jax.data.conversations import Find, llava_turns, message_turns, picture_under, videochat_turns
 from lvlm_jax.data.records import RecordFile
 from lvlm_jax.processing.schema import Example, Turn
 
@@ -100,6 +100,28 @@ class Messages(_FileSource):
 
     def _turns(self, record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
         return message_turns(record, find, origin)
+
+
+class VideoChatJson(_FileSource):
+    """VideoChat's conversations: ``{"video" or "image": path, "QA": [{"q", "a"}]}``, one about each picture or video.
+
+    Arguments and errors as for `LlavaJson`; `conversations.videochat_turns` says what becomes of a record.
+    """
+
+    def _turns(self, record: dict[str, Any], find: Find, origin: str) -> tuple[Turn, ...]:
+        return videochat_turns(record, find, origin)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoChatFiles:
+    """The recipe's fields of `VideoChatJson`."""
+
+    path: str
+    images: str = ""
+
+    def open(self, cache: str | os.PathLike | None = None, on_bad: str = "raise") -> Source:
+        """The source."""
+        return VideoChatJson(self.path, images=self.images or None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

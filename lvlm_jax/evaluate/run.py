@@ -101,7 +101,7 @@ def evaluate(
     summary = {"data": data} | _summary(system, scored, answers, decoding)
     summary |= {"batch_rows": batch_rows, "seconds": round(seconds, 3)}
     if out is not None:
-        _write(Path(out), rows, summary)
+        write(Path(out), rows, summary)
     return Result(scores=summary["scores"], samples=rows, summary=summary)
 
 
@@ -226,8 +226,8 @@ def _summary(
     }
 
 
-def _write(folder: Path, rows: list[dict], summary: dict) -> None:
-    """Both files, each whole or not at all."""
+def write(folder: Path, rows: list[dict], summary: dict) -> None:
+    """What `load` reads: both files, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     for name, text in ((SAMPLES, lines), (SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")):

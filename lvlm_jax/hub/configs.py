@@ -15,6 +15,7 @@ from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.models.senses import NamedSense
 from lvlm_jax.models.unified import UnifiedConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import limit_of
@@ -71,6 +72,8 @@ def describe(raw: Mapping[str, Any], source: Path, tower: Mapping[str, Any] | No
         if "architecture" in raw and "model_type" not in raw:
             return Described(kind="vision", config=vision.timm.from_config(raw))
         kind = raw.get("model_type") or zoo.UNNAMED.get(next(iter(raw.get("architectures") or ()), None))
+        if kind == zoo.senses.PAIR_TYPE:
+            return Described(kind="sense", config=zoo.senses.pair_from_hf(raw))
         if kind in zoo.READS:
             config, image_token_id = zoo.READS[kind].from_hf(raw)
             return Described(kind="lvlm", config=config, image_token_id=image_token_id)
@@ -98,7 +101,7 @@ READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Config]]] = {
     **{name: ("decoder", family.from_hf) for name, family in llm.FAMILIES.items()},
     **{name: ("encoder_decoder", family.from_hf) for name, family in llm.ENCODER_DECODERS.items()},
     **{name: ("vq", vqgan.from_hf) for name in vqgan.TYPES},
-    chameleon.MODEL_TYPE: ("unified", chameleon.from_hf),
+    **dict.fromkeys((chameleon.MODEL_TYPE, chameleon.OWN_TYPE), ("unified", chameleon.from_hf)),
 }
 """Public ``model_type`` -> kind of model and what reads its config."""
 
@@ -107,6 +110,7 @@ def kind_of(config: Config) -> str:
     """The kind of model that a config of ours describes."""
     kinds = {
         LVLMConfig: "lvlm",
+        NamedSense: "sense",
         UnifiedConfig: "unified",
         DualEncoderConfig: "dual",
         ViTConfig: "vision",
@@ -139,6 +143,8 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             if image_token_id is None:
                 raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
             return zoo.family_of(config).to_hf(config, image_token_id, image)
+        case NamedSense():
+            return zoo.senses.pair_to_hf(config)
         case ViTConfig() | NFNetConfig() | NativeViTConfig():
             name = vision.family_of(config)
             own = {"architectures": [_TOWERS[name]]} if name in _TOWERS else {}

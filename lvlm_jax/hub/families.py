@@ -19,6 +19,7 @@ from lvlm_jax.llm.decoder import Decoder, DecoderConfig, dummy_inputs
 from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.models.contrastive import DualEncoder, DualEncoderConfig
 from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
+from lvlm_jax.models.senses import NamedSense, Pair, dummy_rows
 from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.schema import Batch
@@ -31,6 +32,7 @@ from lvlm_jax.zoo import big_vision, big_vision_gemma, chameleon, dual, llava
 
 Config = (
     LVLMConfig
+    | NamedSense
     | UnifiedConfig
     | DualEncoderConfig
     | ViTConfig
@@ -110,6 +112,10 @@ def _lvlm_rows(config: LVLMConfig, layout: str) -> list[Row]:
     return zoo.family_of(config).rows(config, layout)
 
 
+def _sense_rows(config: NamedSense, layout: str) -> list[Row]:
+    return zoo.senses.pair_rows(config.sense)
+
+
 def _vision_rows(config: VisionConfig, layout: str) -> list[Row]:
     if layout in big_vision.LAYOUTS:
         return big_vision.vision_rows(config, "", "img", scan=layout == "big_vision-scan")
@@ -172,6 +178,13 @@ def _lvlm_shapes(config: LVLMConfig, scan: bool) -> tuple[Params, Params]:
 
 
 @functools.lru_cache(maxsize=8)
+def _sense_shapes(config: NamedSense, scan: bool) -> tuple[Params, Params]:
+    rows = dummy_rows(config.sense, 1, 1)
+    pair = Pair(config.sense, config.width, scan=scan)
+    return abstract(pair, rows.patches, rows.patch_positions, rows.patch_segments)
+
+
+@functools.lru_cache(maxsize=8)
 def _decoder_shapes(config: DecoderConfig, scan: bool) -> tuple[Params, Params]:
     return abstract(Decoder(config, scan=scan), *dummy_inputs(config))
 
@@ -227,6 +240,10 @@ KINDS: dict[str, Kind] = {
             **big_vision_gemma.LAYOUTS,
             **zoo.idefics.LAYOUTS,
             **zoo.open_flamingo.LAYOUTS,
+            **zoo.senses.LAYOUTS,
+            **zoo.videochat2.LAYOUTS,
+            **zoo.videochat.LAYOUTS,
+            **zoo.minigpt4.LAYOUTS,
             **zoo.cogvlm.LAYOUTS,
             **zoo.qwen2_vl.LAYOUTS,
             **{name: at.known for family in (zoo.blip2, zoo.instructblip) for name, at in family.LAYOUTS.items()},
@@ -235,6 +252,7 @@ KINDS: dict[str, Kind] = {
         unused=(*UNUSED, *zoo.blip2.UNUSED),
         default=lambda config: next(iter(zoo.family_of(config).LAYOUTS)),
     ),
+    "sense": Kind(rows=_sense_rows, layouts={"hf": "sense."}, shapes=_sense_shapes),
     "dual": Kind(rows=_dual_rows, layouts={"hf": "vision_model.", **big_vision.LAYOUTS}, shapes=_dual_shapes),
     "vision": Kind(
         rows=_vision_rows,

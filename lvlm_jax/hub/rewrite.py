@@ -36,7 +36,8 @@ def as_folder(
     loaded = import_folder(source)
     path = loaded.folder
     tokenizer = _tokenizer(path)
-    tower = {"dual": lambda c: c.vision, "vision": lambda c: c, "lvlm": lambda c: c.vision}.get(loaded.kind)
+    whole = dict.fromkeys(("dual", "lvlm", "unified"), lambda c: c.vision)
+    tower = {"vision": lambda c: c, **whole}.get(loaded.kind)
     spec = None if tower is None else beside.image_spec(path, tower(loaded.config).patch_size)
     return export_folder(
         out,

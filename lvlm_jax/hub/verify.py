@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lvlm_jax.checkpoint import CheckpointError
-from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_native, verify_queries
+from lvlm_jax.hub import beside, convert, download, formats, verify_fused, verify_native, verify_queries, verify_unified
 from lvlm_jax.hub.comparison import TOLERANCE, Comparison, Part
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.llm.decoder import Decoder
@@ -98,7 +98,7 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     tower, spec = _tower(loaded), _spec(loaded)
     out: dict[str, np.ndarray] = {}
     if tower is not None:
-        if spec.size != tower.image_size and tower.resize == "none":
+        if spec.size != tower.image_size and getattr(tower, "resize", "none") == "none":
             raise CheckpointError(
                 f"{loaded.folder}: pictures are prepared at {spec.size} pixels, but the tower reads "
                 f"{tower.image_size}; see preprocessor_config.json"
@@ -132,6 +132,8 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
             out["weights"][:, -verify_queries.WRITTEN :] = 1
         if loaded.config.instructed:
             out["instruction"] = verify_queries.instruction(loaded.config.connector, loaded.folder, prompt)[None]
+    elif loaded.kind == "unified":
+        out["tokens"], out["image_index"] = verify_unified.row(loaded.config, _tokens(loaded, prompt))
     elif loaded.kind in ("dual", "text"):
         out["tokens"] = _texts(getattr(loaded.config, "text", loaded.config))
     elif loaded.kind in ("decoder", "encoder_decoder"):
@@ -156,7 +158,7 @@ def _spec(loaded: convert.Loaded) -> ImageSpec | None:
     if isinstance(tower, NativeViTConfig):
         return verify_native.spec_of(tower, CLIP_MEAN, CLIP_STD)
     spec = ImageSpec(size=tower.image_size, patch=tower.patch_size, mean=CLIP_MEAN, std=CLIP_STD)
-    if tower.resize == "linear_antialias":  # a tower for pictures of any shape (SigLIP 2)
+    if getattr(tower, "resize", "none") == "linear_antialias":  # a tower for pictures of any shape (SigLIP 2)
         spec = dataclasses.replace(spec, fit="naflex", max_patches=tower.patches)
     tiles = beside.original_tiles(loaded.folder)
     return spec if tiles is None else dataclasses.replace(spec, fit="squash", tiles=tiles)
@@ -261,6 +263,7 @@ def _ours_text(loaded: convert.Loaded, inputs: dict[str, jax.Array]) -> dict[str
 
 _OURS = {
     "lvlm": _ours_lvlm,
+    "unified": lambda loaded, inputs: verify_unified.ours(loaded.config, loaded.params, inputs),
     "decoder": _ours_decoder,
     "encoder_decoder": _ours_encoder_decoder,
     "dual": _ours_dual,
@@ -351,6 +354,12 @@ def _their_lvlm(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarr
     return parts | {"hidden states": out.hidden_states[-1], "logits": out.logits}, keys
 
 
+def _their_unified(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
+    model, keys = _open(None, folder)
+    parts = verify_unified.theirs(loaded.config, model, _tensor(inputs["tokens"]), _tensor(inputs["pixels"]))
+    return parts, keys
+
+
 def _their_decoder(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndarray]) -> Reference:
     import torch
 
@@ -406,6 +415,7 @@ def _their_tower(loaded: convert.Loaded, folder: Path, inputs: dict[str, np.ndar
 
 _REFERENCES = {
     "lvlm": _their_lvlm,
+    "unified": _their_unified,
     "decoder": _their_decoder,
     "encoder_decoder": _their_encoder_decoder,
     "dual": _their_dual,

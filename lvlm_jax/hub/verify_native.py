@@ -14,7 +14,7 @@ from lvlm_jax.processing.shared_rows import Shared
 
 def spec_of(tower: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
     """How pictures come to a tower whose folder does not say."""
-    own = native.Native(merge=tower.merge, frames=tower.frames, window=tower.window)
+    own = native.Native(merge=tower.merge, frames=tower.patch_frames, window=tower.window)
     return ImageSpec(
         size=tower.image_size,
         patch=tower.patch_size,

@@ -83,6 +83,11 @@ def settings(sampling: Sampling, beams: int, length_penalty: float) -> Sampling 
         raise ValueError(
             f"beams={beams} and temperature={sampling.temperature}: a beam search draws nothing; leave one of them out"
         )
+    if sampling.repetition_penalty != 1:
+        raise ValueError(
+            f"beams={beams} and repetition_penalty={sampling.repetition_penalty}: a beam search weighs no repetitions "
+            "here; leave one of them out"
+        )
     return Beams(count=beams, length_penalty=length_penalty)
 
 

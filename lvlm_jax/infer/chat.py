@@ -1,6 +1,7 @@
 """A conversation with a model: many turns, many pictures; and the loop behind ``lvlm chat``."""
 
 import contextlib
+import dataclasses
 import shlex
 import shutil
 import sys
@@ -9,9 +10,10 @@ from io import TextIOBase
 from typing import TYPE_CHECKING, Any
 
 from lvlm_jax.data.show import half_blocks
-from lvlm_jax.infer.prompt import as_images, as_videos
+from lvlm_jax.infer.prompt import as_features, as_images, as_videos
 from lvlm_jax.processing.image import load_image
-from lvlm_jax.processing.schema import Example, Image, Text, Turn, Video
+from lvlm_jax.processing.schema import Example, Features, Image, Text, Turn, Video
+from lvlm_jax.processing.senses import loaded
 from lvlm_jax.processing.video import choose, chosen, frames, held
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from lvlm_jax.infer.system import System
 
 HELP = (
-    "/image PATH and /video PATH add a picture or a video to your next message, /reset starts over, /quit leaves, "
-    "/help says this."
+    "/image PATH and /video PATH add a picture or a video to your next message, /features SENSE=PATH features, /reset "
+    "starts over, /quit leaves, /help says this."
 )
 
 
@@ -47,7 +49,14 @@ class Chat:
         self.turns = self._opening
 
     def ask(
-        self, text: str, images: Any = None, *, videos: Any = None, stream: bool = False, **settings: Any
+        self,
+        text: str,
+        images: Any = None,
+        *,
+        videos: Any = None,
+        features: Any = None,
+        stream: bool = False,
+        **settings: Any,
     ) -> str | Iterator[str]:
         """The model's answer, or with `stream` its pieces; `settings` as in `System.generate`.
 
@@ -60,13 +69,23 @@ class Chat:
         # Pictures are read now: a file that changes or goes away later must not change what was said.
         limit = self._system.spec.max_pixels
         pictures = tuple(Image(load_image(image.source, max_pixels=limit)) for image in as_images(images))
-        asked = Example((Turn("user", (*pictures, *as_videos(videos), Text(text))),), origin="chat")
+        heard = tuple(self._kept(one) for one in as_features(features))
+        asked = Example((Turn("user", (*pictures, *as_videos(videos), *heard, Text(text))),), origin="chat")
         turns = (*self.turns, held(chosen(asked, self._system.video, limit)).turns[0])
         answer = self._system.generate(Example(turns, origin="chat"), stream=stream, **settings)
         if stream:
             return self._listen(turns, answer)
         self._remember(turns, answer)
         return answer
+
+    def _kept(self, one: Features | Image) -> Features | Image:
+        """What a named sense reads, in memory; what it does not read stays: the prompt's encoding says so."""
+        spec = self._system.config.specs.get(one.sense)
+        if spec is None or isinstance(one, Features) != (spec.image is None):
+            return one
+        if isinstance(one, Features):
+            return dataclasses.replace(one, source=loaded(one, spec), key="")
+        return dataclasses.replace(one, source=load_image(one.source, max_pixels=spec.image.max_pixels))
 
     def _listen(self, turns: tuple[Turn, ...], pieces: Iterator[str]) -> Iterator[str]:
         said = ""
@@ -90,6 +109,7 @@ def repl(
     thumbnails: bool | None = None,
     images: Sequence[Any] = (),
     videos: Sequence[Any] = (),
+    features: Sequence[str] = (),
     instruction: str | None = None,
     **settings: Any,
 ) -> None:
@@ -99,14 +119,15 @@ def repl(
       read: asks for a line, given the prompt.
       out: where answers go; default standard output.
       thumbnails: draw pictures in colour blocks; default where `out` is a terminal.
-      images, videos: what the first question shows. instruction: text of the system turn, instead of the template's.
+      images, videos: what the first question shows. features: what its named senses read, ``SENSE=PATH``.
+      instruction: text of the system turn, instead of the template's.
       settings: as in `System.generate`.
     """
     out = sys.stdout if out is None else out
     thumbnails = out.isatty() if thumbnails is None else thumbnails
     chat, pictures = system.chat(instruction), []
     print(HELP, file=out)
-    for kind, paths in (("picture", images), ("video", videos)):
+    for kind, paths in (("picture", images), ("video", videos), ("features", features)):
         if paths:
             pictures += _attach(kind, shlex.join(map(str, paths)), system, out, thumbnails)
     while True:
@@ -130,27 +151,29 @@ def repl(
             pictures = []
 
 
-_COMMANDS = {"/image": "picture", "/video": "video"}
+_COMMANDS = {"/image": "picture", "/video": "video", "/features": "features"}
 
 
-def _waiting(pictures: "Sequence[PIL.Image.Image | Video]") -> str:
+def _waiting(pictures: "Sequence[PIL.Image.Image | Video | tuple[str, str]]") -> str:
     """What the next question shows, for the prompt."""
-    videos = sum(isinstance(one, Video) for one in pictures)
-    counts = ((len(pictures) - videos, "picture"), (videos, "video"))
+    videos, senses = (sum(isinstance(one, kind) for one in pictures) for kind in (Video, tuple))
+    counts = ((len(pictures) - videos - senses, "picture"), (videos, "video"), (senses, "other"))
     said = ", ".join(f"{count} {name}(s)" for count, name in counts if count)
     return f" [{said}]" if said else ""
 
 
 def _attach(
     kind: str, argument: str, system: "System", out: TextIOBase, thumbnails: bool
-) -> "list[PIL.Image.Image | Video]":
-    """The pictures or videos that the paths name; what is wrong with one is printed."""
+) -> "list[PIL.Image.Image | Video | tuple[str, str]]":
+    """The pictures, videos or features that the words name; what is wrong with one is printed."""
     command = next(name for name, what in _COMMANDS.items() if what == kind)
     try:
         paths = shlex.split(argument)
     except ValueError as error:
         print(f"{command}: {error} in {argument}", file=out)
         return []
+    if kind == "features":
+        return _sensed(paths, system, out)
     if not paths:
         print(f"{command}: give the path of a {kind}", file=out)
     found = []
@@ -164,6 +187,20 @@ def _attach(
         if thumbnails:
             print(thumbnail(shown), file=out)
         found.append(one)
+    return found
+
+
+def _sensed(words: Sequence[str], system: "System", out: TextIOBase) -> list[tuple[str, str]]:
+    """(sense, path) of each word ``SENSE=PATH``; what is wrong with one is printed."""
+    found, names = [], ", ".join(system.config.specs)
+    for word in words or [""]:
+        name, equals, path = word.partition("=")
+        if not (equals and path and name in system.config.specs):
+            known = f"; its senses are {names}" if names else "; this model has no named senses"
+            print(f"/features {word}: give SENSE=PATH{known}", file=out)
+            continue
+        print(f"{path}: for sense {name}; now ask about it", file=out)
+        found.append((name, path))
     return found
 
 
@@ -186,8 +223,11 @@ def _say(chat: Chat, line: str, pictures: list, out: TextIOBase, settings: dict)
     pieces = None
     try:
         videos = [one for one in pictures if isinstance(one, Video)]
-        images = [one for one in pictures if not isinstance(one, Video)]
-        pieces = chat.ask(line, images, videos=videos, stream=True, **settings)
+        images = [one for one in pictures if not isinstance(one, Video | tuple)]
+        features: dict[str, list[str]] = {}
+        for name, path in (one for one in pictures if isinstance(one, tuple)):
+            features.setdefault(name, []).append(path)
+        pieces = chat.ask(line, images, videos=videos, features=features, stream=True, **settings)
         for piece in pieces:
             print(piece, end="", file=out, flush=True)
         print(file=out)

@@ -1,10 +1,12 @@
-"""What an answer says of places, drawn over the picture it speaks of."""
+"""What an answer says of places, drawn over the picture it speaks of; and pictures that are an answer themselves."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lvlm_jax.infer.interleaved import Written
 from lvlm_jax.processing.boxes import Box, form_of, read_boxes
 from lvlm_jax.processing.drawing import draw
 from lvlm_jax.processing.masks import paste_mask
@@ -33,6 +35,30 @@ def draw_answer(answer: str, image: Any, out: str | os.PathLike, codec: str | os
     draw(picture, boxes, masks).save(out)
     shaped = sum(mask is not None for mask in masks)
     return f"drawn in {os.fspath(out)}: {len(boxes)} boxes{broken}" + (f", {shaped} masks" if shaped else "")
+
+
+def write_pictures(written: Written, out: str | os.PathLike | None) -> str:
+    """An answer of texts and pictures as one text; the pictures go to `out`, from the second on to out-2, out-3.
+
+    Raises:
+      ValueError: an ending that is no format of pictures.
+    """
+    import PIL.Image
+
+    said, count = [], 0
+    for part in written:
+        if isinstance(part, str):
+            said.append(part.strip())
+            continue
+        count += 1
+        if out is None:
+            said.append("[picture]")
+            continue
+        first = Path(out)
+        file = first if count == 1 else first.with_stem(f"{first.stem}-{count}")
+        PIL.Image.fromarray(part).save(file)
+        said.append(f"[picture: {file}]")
+    return " ".join(filter(None, said))
 
 
 def decode_masks(

@@ -52,6 +52,10 @@ def _embed(model: Model, params: Params, *pictures: Array) -> Array:
     return model.apply({"params": params}, *pictures, method="embed_images")
 
 
+_NOTHING = Encoded(*(np.zeros(0, kind) for kind in (np.int32, np.float32, np.int32)))
+"""A row that only fills a batch up."""
+
+
 def _no_text(tokens: Sequence[int]) -> str:
     return ""
 
@@ -220,6 +224,10 @@ class Generator:
         # Of a model that may shrink a grid, all pictures run in the program of one that does.
         limited = self.spec.tiles is not None and self.spec.tiles.most is not None
         said = max((len(text) for p in prompts for text in p.instructions), default=0)
+        room = {}
+        for name in sorted({name for prompt in prompts for name in prompt.sense_rows}):
+            needs = [p.sense_rows.get(name, 0) for row in filled for p in (row or [_NOTHING])]
+            room[name] = power(max(sum(needs[i : i + share]) for i in range(0, count, share)))
         batch = collate(
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
@@ -231,6 +239,8 @@ class Generator:
             share=shared,
             blend=bool(pictures) if limited else None,
             instruction=bucket(said) if said else 0,
+            senses=getattr(self.model.config, "specs", None),
+            sense_rows=room,
         )
         batch = batch if self.spec.native is None else short_rows(batch, self.spec.native.merge)
         return left_padded(batch)

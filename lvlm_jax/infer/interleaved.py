@@ -32,6 +32,7 @@ class InterleavedSystem:
       spec: how pictures become patches, each one token.
       rows: the most prompts of one batch.
       mesh: devices to run on.
+      name: what it was loaded from.
     """
 
     model: Unified
@@ -40,6 +41,7 @@ class InterleavedSystem:
     spec: ImageSpec
     rows: int = 16
     mesh: Mesh | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         vision = self.config.vision

@@ -1,12 +1,13 @@
 """What a user hands over, as an `Example`: a text, a list of messages, or a list of texts, pictures and videos."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lvlm_jax.processing.schema import Example, Image, Segment, Text, Turn, Video
+from lvlm_jax.processing.schema import Example, Features, Image, Segment, Text, Turn, Video
 
 ROLES = ("system", "user", "assistant")
 
@@ -30,7 +31,37 @@ def as_videos(videos: Any) -> tuple[Video, ...]:
     return tuple(map(_video, videos)) if several else (_video(videos),)
 
 
-def as_example(prompt: Any, images: Any = None, system: str | None = None, videos: Any = None) -> Example:
+def as_features(features: Any) -> tuple[Features | Image, ...]:
+    """``{sense: source}``, or a list of sources for a sense, as what named senses read. None is none.
+
+    A source is an array float[n, C], the path of a .npy or .npz file, or of a picture for a sense that sees.
+    """
+    if features is None:
+        return ()
+    if not isinstance(features, Mapping):
+        raise ValueError(f"features: {type(features).__name__}; give {{sense: features}}, such as {{'audio': 'a.npy'}}")
+    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in features.items()}
+    return tuple(_sensed(one, name) for name, values in several.items() for one in values)
+
+
+def _sensed(source: Any, sense: str) -> Features | Image:
+    if isinstance(source, Features | Image):
+        return dataclasses.replace(source, sense=sense)
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        return Features(path, sense) if path.endswith((".npy", ".npz")) else Image(path, sense=sense)
+    if not hasattr(source, "__array__") or hasattr(source, "getbands"):
+        raise ValueError(f"features[{sense!r}]: {type(source).__name__}; give a path, or an array float[n, C]")
+    return Features(np.asarray(source), sense)
+
+
+def as_example(
+    prompt: Any,
+    images: Any = None,
+    system: str | None = None,
+    videos: Any = None,
+    features: Any = None,
+) -> Example:
     """A conversation whose last turn the model is to answer.
 
     Args:
@@ -41,6 +72,7 @@ def as_example(prompt: Any, images: Any = None, system: str | None = None, video
         a source; with no such part they go before the last user message.
       system: text of the system turn, instead of the template's.
       videos: the same of videos and ``{"type": "video"}``; they follow the pictures.
+      features: what named senses read, as `as_features` takes it; it follows those, before the last question.
 
     Raises:
       ValueError: a prompt of another form, a role or part that there is not, more pictures than places or the reverse.
@@ -59,8 +91,8 @@ def as_example(prompt: Any, images: Any = None, system: str | None = None, video
             f"prompt: {type(prompt).__name__} is no prompt; give a text, a list of texts and pictures, or a list of "
             '{"role": ..., "content": ...} messages'
         )
-    if pictures:
-        turns = _before_last_question(turns, pictures)
+    if shown := (*pictures, *as_features(features)):
+        turns = _before_last_question(turns, shown)
     if system is not None:
         turns = (Turn("system", (Text(system),)), *(turn for turn in turns if turn.role != "system"))
     if isinstance(prompt, Example):
@@ -81,17 +113,17 @@ def _video(source: Any) -> Video:
 
 
 def _segment(value: Any) -> Segment:
-    if isinstance(value, Text | Video):
+    if isinstance(value, Text | Video | Features):
         return value
     if isinstance(value, Image | os.PathLike | np.ndarray | bytes) or hasattr(value, "getbands"):
         return _image(value)
     raise ValueError(
         f"prompt: {type(value).__name__} among the segments; a segment is a text (str), a picture (a pathlib path, a "
-        "PIL image, a uint8 array, bytes) or a Video"
+        "PIL image, a uint8 array, bytes), a Video or Features"
     )
 
 
-def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image | Video, ...]) -> tuple[Turn, ...]:
+def _before_last_question(turns: tuple[Turn, ...], pictures: tuple[Image | Video | Features, ...]) -> tuple[Turn, ...]:
     asked = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if not asked:
         raise ValueError("prompt: there is no user turn to put the pictures in")
@@ -139,10 +171,14 @@ def _part(part: Any, where: str) -> Segment | type:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
+    if kind == "features" and isinstance(part.get("sense"), str) and part.get("features") is not None:
+        return _sensed(part["features"], part["sense"])
     made = {"image": (Image, _image), "video": (Video, _video)}
     if kind in made:
         source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-        return made[kind][0] if source is None else made[kind][1](source)
+        if source is None:
+            return made[kind][0]
+        return dataclasses.replace(made[kind][1](source), sense=part.get("sense", ""))
     if kind in ("image_url", "video_url"):
         url = part.get(kind)
         url = url.get("url") if isinstance(url, Mapping) else url
@@ -150,6 +186,6 @@ def _part(part: Any, where: str) -> Segment | type:
             return made[kind.removesuffix("_url")][1](url)
     raise ValueError(
         f"{where}.content: {part!r:.80} is no part; parts are "
-        '{"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...} and '
-        '{"type": "image_url", "image_url": {"url": ...}}'
+        '{"type": "text", "text": ...}, {"type": "image", "image": ...}, {"type": "video", "video": ...}, '
+        '{"type": "image_url", "image_url": {"url": ...}} and {"type": "features", "features": ..., "sense": ...}'
     )

@@ -1,5 +1,6 @@
 """Prompts as rows of a few shapes, so that few programs are compiled."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -38,4 +39,8 @@ def left_padded(batch: Batch) -> Batch:
         moved |= {f: np.take_along_axis(getattr(batch, f), order[..., None], 1) for f in several}
     if batch.axes is not None:
         moved["axes"] = np.take_along_axis(batch.axes, order[..., None], 1)
-    return batch.replace(**moved)
+    senses = batch.senses and {
+        name: dataclasses.replace(one, index=np.take_along_axis(one.index, order, 1))
+        for name, one in batch.senses.items()
+    }
+    return batch.replace(**moved, senses=senses)

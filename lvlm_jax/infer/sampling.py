@@ -7,9 +7,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lvlm_jax.shapes import Array, Float, Int
+from lvlm_jax.shapes import Array, Bool, Float, Int
 
 Mode = Literal["greedy", "temperature", "filtered"]
+Numbers = tuple[Array, Array, Array, Array | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,9 @@ class Sampling:
     """Decoding settings: temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole.
 
     The filters apply to the tempered distribution, top-k first, as the torch library does. The same seed gives the same
-    tokens for a row whatever stands beside it in the batch.
+    tokens for a row whatever stands beside it in the batch. repetition_penalty (CTRL, arXiv 1909.05858, section 4.1)
+    divides the scores above zero of tokens that the answer has already, and multiplies those below; 1 turns it off. The
+    prompt does not count, as in the torch library where a model is given embeddings, not ids (MiniGPT-4: 1.05).
 
     Raises:
       ValueError: a value out of its range, naming field and range.
@@ -27,8 +30,12 @@ class Sampling:
     top_k: int = 0
     top_p: float | int = 1.0
     seed: int = 0
+    repetition_penalty: float | int = 1.0
 
     def __post_init__(self):
+        _number("repetition_penalty", self.repetition_penalty, "above 0, finite")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}: must be above 0, finite (1 turns it off)")
         _number("temperature", self.temperature, "0 (greedy) or above, finite")
         _number("top_p", self.top_p, "above 0, at most 1")
         if not 0 <= self.temperature < math.inf:
@@ -47,9 +54,10 @@ class Sampling:
         return "filtered" if self.top_k or self.top_p < 1 else "temperature"
 
     @property
-    def numbers(self) -> tuple[Array, Array, Array]:
-        """(temperature, top_k, top_p) as arrays, for `choose`."""
-        return jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p)
+    def numbers(self) -> Numbers:
+        """(temperature, top_k, top_p, repetition_penalty) as arrays, for `choose`; None for a penalty that is off."""
+        penalty = None if self.repetition_penalty == 1 else jnp.float32(self.repetition_penalty)
+        return jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p), penalty
 
 
 def _number(name: str, value: float, valid: str) -> None:
@@ -57,23 +65,32 @@ def _number(name: str, value: float, valid: str) -> None:
         raise ValueError(f"{name}={value!r}: must be a number, {valid}")
 
 
-def sample(logits: Float[Array, "B V"], key: Array | None, sampling: Sampling) -> Int[Array, "B"]:
+def sample(
+    logits: Float[Array, "B V"], key: Array | None, sampling: Sampling, written: Bool[Array, "B V"] | None = None
+) -> Int[Array, "B"]:
     """The next token of each row.
 
     Args:
       logits: float32 scores.
       key: one random key for all rows, or one a row [B]. Greedy reads none of it.
+      written: the tokens that each row's answer has already, for a repetition penalty.
     """
-    return choose(logits, key, sampling.mode, sampling.numbers)
+    return choose(logits, key, sampling.mode, sampling.numbers, written)
 
 
 def choose(
-    logits: Float[Array, "B V"], key: Array | None, mode: Mode, numbers: tuple[Array, Array, Array]
+    logits: Float[Array, "B V"],
+    key: Array | None,
+    mode: Mode,
+    numbers: Numbers,
+    written: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, "B"]:
     """`sample` with the settings taken apart: `mode` static, `numbers` traced."""
+    temperature, top_k, top_p, penalty = numbers
+    if penalty is not None and written is not None:
+        logits = jnp.where(written, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
     if mode == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    temperature, top_k, top_p = numbers
     # Shifted first: a tiny temperature would otherwise overflow, and inf - inf is NaN.
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if mode == "filtered":

@@ -16,7 +16,7 @@ from lvlm_jax.infer.sampling import Mode, choose
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.models.unified import Unified
 from lvlm_jax.processing.schema import Batch
-from lvlm_jax.shapes import Array, Int, Params, pytree
+from lvlm_jax.shapes import Array, Bool, Int, Params, pytree
 
 Model = LVLM | Unified
 """What can be asked."""
@@ -27,7 +27,8 @@ Model = LVLM | Unified
 class Place:
     """Where each row stands: its newest token and that token's position, its first cache slot, the slot to write.
 
-    writing: where in a picture it is, for a model that writes pictures.
+    writing: where in a picture it is, for a model that writes pictures. written: the tokens of its answer, where those
+    count (`Sampling.repetition_penalty`).
     """
 
     tokens: Int[Array, "B"]
@@ -36,6 +37,7 @@ class Place:
     index: Int[Array, ""]
     keys: Any  # a random key a row, None when greedy
     writing: Writing | None = None
+    written: Bool[Array, "B V"] | None = None
 
 
 def _pick(
@@ -49,6 +51,7 @@ def _pick(
     numbers: Any,
     grammar: PictureGrammar | None,
     writing: Writing | None,
+    written: Array | None = None,
 ):
     """Tokens after the last of `hidden` [B, T, D]; only that position's logits exist. Whole on every device."""
     logits = model.apply({"params": params}, hidden[:, -1], method="logits")
@@ -56,7 +59,7 @@ def _pick(
         logits = jnp.where(grammar.allowed(writing, logits.shape[-1]), logits, -jnp.inf)
     if mode != "greedy":
         keys = jax.vmap(jax.random.fold_in)(keys, at)
-    tokens = choose(logits, keys, mode, numbers)
+    tokens = choose(logits, keys, mode, numbers, written)
     return tokens if mesh is None else jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -96,7 +99,12 @@ def prefill(
     writing = None if grammar is None else grammar.start(batch.tokens, batch.segments, left)
     tokens = _pick(model, mesh, mode, params, hidden, keys, positions, numbers, grammar, writing)
     writing = None if grammar is None else grammar.after(writing, tokens)
-    return _keep(mesh, cache), Place(tokens, positions, length - positions, jnp.int32(length), keys, writing)
+    written = None if numbers[-1] is None else _added(jnp.zeros((rows, model.config.vocab), bool), tokens)
+    return _keep(mesh, cache), Place(tokens, positions, length - positions, jnp.int32(length), keys, writing, written)
+
+
+def _added(written: Bool[Array, "B V"], tokens: Int[Array, "B"]) -> Bool[Array, "B V"]:
+    return written.at[jnp.arange(len(tokens)), tokens].set(True)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "grammar"), donate_argnames=("cache",))
@@ -116,9 +124,10 @@ def decode(
         method="decode",
     )  # fmt: skip
     at = place.positions + 1
-    tokens = _pick(model, mesh, mode, params, hidden, place.keys, at, numbers, grammar, place.writing)
+    tokens = _pick(model, mesh, mode, params, hidden, place.keys, at, numbers, grammar, place.writing, place.written)
     writing = None if grammar is None else grammar.after(place.writing, tokens)
-    return _keep(mesh, cache), Place(tokens, at, place.start, place.index + 1, place.keys, writing)
+    written = None if place.written is None else _added(place.written, tokens)
+    return _keep(mesh, cache), Place(tokens, at, place.start, place.index + 1, place.keys, writing, written)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "mode", "ends", "room"))

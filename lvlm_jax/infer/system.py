@@ -22,7 +22,7 @@ from lvlm_jax.processing.encode import encode
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.processing.image import ImageSpec, load_image, to_rows
 from lvlm_jax.processing.instruction import Instruction
-from lvlm_jax.processing.schema import Clip, Encoded, Example, Image
+from lvlm_jax.processing.schema import Clip, Encoded, Example, Image, Shown
 from lvlm_jax.processing.shared_rows import Shared
 from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
@@ -74,6 +74,7 @@ class System:
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
         check_pictures(vision, self.spec)
+        self.video.check_reads(vision.frames)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "
@@ -134,18 +135,20 @@ class System:
             spec=self.spec,
             video=self.video,
             instruction=self.instruction,
+            senses=self.config.specs,
         )
 
     def prompt_text(self, example: Example) -> str:
-        """The prompt as text, to print and keep beside a score: ``<image>`` and ``<video>`` where such a one stands."""
+        """The prompt as text, to print and keep beside a score: ``<image>``, ``<video>`` or a sense's ``<name>``."""
         shown = chosen(example, self.video, self.spec.max_pixels)
         pieces = self.template.render(shown.turns, generate=True)
         opening, start = Piece(BOS, special=True), self.tokenizer.hf.bos_token if self.tokenizer.adds_bos else ""
-        marks = {True: "<video>", False: "<image>"}
-        return "".join(
-            marks[isinstance(p.source, Clip)] if isinstance(p, Image) else start if p == opening else p.text
-            for p in pieces
-        )
+
+        def mark(piece: Shown) -> str:
+            kind = "video" if isinstance(piece.source, Clip) else "image"
+            return f"<{piece.sense or kind}>"
+
+        return "".join(mark(p) if isinstance(p, Shown) else start if p == opening else p.text for p in pieces)
 
     def generate(
         self,
@@ -156,6 +159,7 @@ class System:
         temperature: float | int = 0.0,
         top_k: int = 0,
         top_p: float | int = 1.0,
+        repetition_penalty: float | int = 1.0,
         seed: int = 0,
         beams: int = 1,
         length_penalty: float | int = 1.0,
@@ -163,6 +167,7 @@ class System:
         system: str | None = None,
         stream: bool = False,
         videos: Any = None,
+        features: Any = None,
     ) -> str | Iterator[str]:
         """The answer to one prompt, or with `stream` an iterator over its pieces.
 
@@ -171,18 +176,20 @@ class System:
             stays text: ``<image>`` or ``</s>`` in it are those characters.
           images: one picture or several (path, PIL image, uint8 array, bytes); any number.
           max_new_tokens: default 256, or what the context has left if that is less.
-          temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+          temperature: 0 is greedy. top_k, top_p, repetition_penalty, seed: see `Sampling`.
           beams: above 1 for a beam search, whose pieces come all at the end; length_penalty: see `Beams`.
           stop: strings that end the answer, beside the template's own.
           system: text of the system turn, instead of the template's.
           videos: one video or several (path, bytes, a `Video`), of which the frames that `video` chooses are shown.
+          features: what named senses read, computed elsewhere: ``{"audio": "a.npy"}`` (path or array float[n, C]).
 
         Raises:
           ValueError: settings out of range, a prompt that does not fit the context; ImageError for a bad picture or
             video.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        encoded = self.encode(as_example(prompt, images, system, videos))
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling = Sampling(repetition_penalty=repetition_penalty, **drawn)
+        encoded = self.encode(as_example(prompt, images, system, videos, features))
         settings = {
             "max_new_tokens": self.room(encoded) if max_new_tokens is None else max_new_tokens,
             "sampling": beam.settings(sampling, beams, length_penalty),
@@ -203,6 +210,7 @@ class System:
         for name in sorted(settings.keys() - set(taken)):
             fixes = {"images": ". Put each picture into its prompt: [[Path('a.png'), 'What is this?'], ...]"}
             fixes |= {"videos": ". Put each video into its prompt: [[Video('a.mp4'), 'What happens?'], ...]"}
+            fixes |= {"features": ". Put them into their prompt: [[Features('a.npy', 'audio'), 'What is it?'], ...]"}
             fixes |= {name: f". Give sampling=Sampling({name}=...)" for name in Sampling.__dataclass_fields__}
             fixes |= {"beams": ". Give sampling=Beams(count=...)"}
             fixes |= {name: f". Give sampling=Beams({name}=...)" for name in beam.Beams.__dataclass_fields__}

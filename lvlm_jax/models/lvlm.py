@@ -15,10 +15,14 @@ from lvlm_jax.fusion.words import Words
 from lvlm_jax.llm.decoder import Decoder, DecoderConfig, new_cache
 from lvlm_jax.llm.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from lvlm_jax.mesh import constrain
+from lvlm_jax.models.senses import Sense, Senses, check_width, dummy_rows
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import TAPS, Batch
+from lvlm_jax.processing.senses import SenseSpec
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
 from lvlm_jax.vision import NativeViTConfig, VisionConfig
+
+_TAKEN = ("image", "video")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,9 @@ class LVLMConfig:
     fusion: gated cross-attention between the decoder's layers, instead of soft tokens in the text.
     words: so many words beyond the decoder's vocabulary, in matrices of their own beside its (Idefics).
     public: the public ``model_type`` to write where several hold the same parts; None takes the first that does.
+    senses: further pairs of encoder and connector by name (`models.senses`); vision and connector are the first.
+    compat_bos_bug: the id of a start token in whose embedding's place each value is that id itself, as VideoChat's
+    instruction tuning had it (videochat_it.py writes the id where the embedding belongs); None looks it up.
     """
 
     vision: VisionConfig
@@ -44,6 +51,8 @@ class LVLMConfig:
     fusion: CrossAttentionConfig | None = None
     words: int = 0
     public: str | None = None
+    senses: tuple[tuple[str, Sense], ...] = ()
+    compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
         if self.two_stacks:
@@ -54,6 +63,12 @@ class LVLMConfig:
                     "encoder sees a prefix whole, and knows neither expert, fusion nor words beside its own; set "
                     "attention='prefix' and leave those out"
                 )
+        self._check_senses()
+        if (made := self.connector.tokens(self.vision.features)) % self.vision.frames:
+            raise ValueError(
+                f"{made} visual tokens of a clip do not divide among its frames={self.vision.frames} vision rows; "
+                "choose another number of frames, or of the connector's queries"
+            )
         if self.expert:
             visual_expert.check(self.llm)
             if self.newline or self.attention != "causal":
@@ -105,6 +120,25 @@ class LVLMConfig:
         """To how many of the decoder's layers a tapped layer of the tower is added."""
         return self.connector.taps if isinstance(self.connector, MergerConfig) else 0
 
+    def _check_senses(self) -> None:
+        names = [name for name, _ in self.senses]
+        for name in names:
+            if not name.isidentifier() or name in _TAKEN or names.count(name) > 1:
+                raise ValueError(
+                    f"senses: {name!r}: a name is letters, digits and _, there once, and not {' or '.join(_TAKEN)}, "
+                    "which records mark pictures and videos with"
+                )
+        if self.fusion is None:
+            check_width(self.connector, self.vision.width, self.llm.width, "connector", "vision")
+        for name, sense in self.senses:
+            at = f"senses.{name}"
+            check_width(sense.connector, sense.encoder.width, self.llm.width, f"{at}.connector", f"{at}.encoder")
+
+    @property
+    def specs(self) -> dict[str, SenseSpec]:
+        """How the segments of each named sense are read."""
+        return {name: sense.spec for name, sense in self.senses}
+
     @property
     def visual_tokens(self) -> int:
         """Text positions of one vision row (Q), a picture or a tile of one; 1 where text looks at them (`fusion`)."""
@@ -113,7 +147,8 @@ class LVLMConfig:
     @property
     def row_tokens(self) -> int:
         """Visual tokens of one vision row, in the text or beside it."""
-        return self.connector.tokens(self.vision.features) + (visual_expert.ENDS if self.expert else 0)
+        made = self.connector.tokens(self.vision.features) // self.vision.frames
+        return made + (visual_expert.ENDS if self.expert else 0)
 
     @property
     def two_stacks(self) -> bool:
@@ -161,7 +196,8 @@ class LVLM(nn.Module):
       >>> shapes["connector"]["linear_1"]["kernel"].shape, axes["connector"]["linear_1"]["kernel"]
       ((1024, 4096), ('embed', 'mlp'))
 
-    Parameters: ``vision``, ``connector``, ``llm``; ``newline``, ``ends``, ``fusion``, ``words`` where there are some.
+    Parameters: ``vision``, ``connector``, ``llm``; ``newline``, ``ends``, ``fusion``, ``words``, ``senses/NAME`` where
+    there are some.
     """
 
     config: LVLMConfig
@@ -185,6 +221,8 @@ class LVLM(nn.Module):
             self.fusion = CrossAttention(c.fusion, c.llm.width, c.llm.depth, self.dtype, self.scan, self.remat)
         if c.words:
             self.words = Words(c.words, c.llm.width, c.llm.tied, self.dtype)
+        if c.senses:
+            self.senses = Senses(c.senses, c.llm.width, self.dtype, self.scan, self.remat)
 
     def __call__(self, batch: Batch, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
         """A whole batch -> (hidden states after the final norm, cache filled from position 0 where one is given)."""
@@ -252,7 +290,7 @@ class LVLM(nn.Module):
 
     def _fused(self, batch: Batch, cache: Any, index: Any) -> tuple[Float[Array, "B T D"], Any]:
         """`__call__` with gated cross-attention."""
-        x, ranges, media = self.embed_tokens(batch.tokens), self.ranges(batch), self.media(batch)
+        x, ranges, media = self.embed(batch), self.ranges(batch), self.media(batch)
         if self.is_initializing():
             self.fusion(x, media)
             return self.llm(x, batch.positions, ranges)
@@ -285,7 +323,11 @@ class LVLM(nn.Module):
 
     def _embed(self, batch: Batch) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T D"], ...]]:
         """(`embed`, what is added behind the first layers: zeros where a position is text)."""
-        text = self.embed_tokens(batch.tokens)
+        text, start = self.embed_tokens(batch.tokens), self.config.compat_bos_bug
+        if start is not None:
+            text = jnp.where((batch.tokens == start)[..., None], jnp.asarray(start, text.dtype), text)
+        if batch.senses:
+            text = self._sensed(text, batch)
         if self.config.fusion is not None:
             return text, ()
         if batch.patches.shape[1] == 0 and not self.is_initializing():
@@ -303,6 +345,15 @@ class LVLM(nn.Module):
 
     def _visual(self, batch: Batch) -> Float[Array, "G M D"]:
         return self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments, batch.instruction)
+
+    def _sensed(self, text: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B T D"]:
+        """The embeddings with what the named senses give in its places."""
+        if not self.config.senses:
+            names = sorted(batch.senses)
+            raise ValueError(f"batch.senses names {names}; this model has no named senses (config.senses)")
+        for name, tokens in self.senses(batch.senses).items():
+            text = soft_tokens.fill(text, tokens, batch.senses[name].index)
+        return text
 
     def embed_images(
         self,
@@ -326,7 +377,7 @@ class LVLM(nn.Module):
             tokens = self.connector(features, jnp.maximum(said, 0), (said >= 0).astype(jnp.int32))
         if self.config.expert:
             tokens = self.ends(tokens)
-        return tokens.reshape(groups, rows * tokens.shape[1], tokens.shape[2])
+        return tokens.reshape(groups, -1, tokens.shape[2])
 
     def ranges(self, batch: Batch) -> R.Ranges:
         """The keys each position sees."""
@@ -373,7 +424,7 @@ def dummy_batch(
     picture, where it reads anything.
     """
     text = jnp.zeros((rows, length), jnp.int32)
-    n, p, c = pictures, config.vision.patches, config.vision.values
+    n, p, c = pictures * getattr(config.vision, "frames", 1), config.vision.patches, config.vision.values
     return Batch(
         tokens=text,
         weights=jnp.zeros((rows, length), jnp.float32),
@@ -386,4 +437,5 @@ def dummy_batch(
         blend_index=jnp.zeros((rows, length, TAPS), jnp.int32) if blend else None,
         blend_weight=jnp.zeros((rows, length, TAPS), jnp.float32) if blend else None,
         instruction=jnp.zeros((1, n, instruction), jnp.int32) if getattr(config, "instructed", False) else None,
+        senses={name: dummy_rows(sense, rows, length) for name, sense in getattr(config, "senses", ())} or None,
     )

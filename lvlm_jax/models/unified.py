@@ -53,6 +53,11 @@ class UnifiedConfig:
             raise ValueError(f"token id {wrong[0]} of a picture is outside the vocabulary of {self.llm.vocab}")
 
     @property
+    def vocab(self) -> int:
+        """All words, codes of pictures among them."""
+        return self.llm.vocab
+
+    @property
     def decoding(self) -> tuple[str, ...]:
         """The parts of the parameters that a decoding step reads."""
         return ("llm",)

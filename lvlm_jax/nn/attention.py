@@ -124,7 +124,7 @@ class Attention(nn.Module):
     [-clip, clip]. With `alibi` scores fall with the distance between query and key (`positions.alibi`), with `relative`
     queries are compared with it, too. `key_bias` False leaves keys without the bias that `qkv_bias` gives.
     `inner_norm` is the epsilon of a layer norm of all heads together, before the output product (EVA-02, arXiv
-    2303.11331).
+    2303.11331). `out_std` is the deviation of the output product's fresh weights.
     """
 
     heads: int
@@ -143,6 +143,7 @@ class Attention(nn.Module):
     alibi: float | None = None
     relative: bool = False
     dtype: DTypeLike = jnp.float32
+    out_std: float | None = None
 
     @nn.compact
     def __call__(
@@ -184,8 +185,8 @@ class Attention(nn.Module):
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         if self.inner_norm is not None:
             out = LayerNorm(self.inner_norm, self.dtype, axes=("heads",), name="norm")(out)
-        out = linear(x.shape[-1], ("heads", "embed"), use_bias=self.out_bias, dtype=self.dtype, name="o")(out)
-        return out, cache
+        whole = functools.partial(linear, use_bias=self.out_bias, dtype=self.dtype, std=self.out_std, name="o")
+        return whole(x.shape[-1], ("heads", "embed"))(out), cache
 
     def _normed(self, x: Float[Array, "B T F"], heads: int, name: str) -> Float[Array, "B T H E"]:
         """Queries or keys as heads, normalised where the layer does."""

@@ -22,18 +22,22 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between."""
+    """Two dense layers with an activation between; `out_std` is the deviation of the last one's fresh weights."""
 
     hidden: int
     activation: str = "gelu"
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    out_std: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         hidden = linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, dtype=self.dtype, name="up")(x)
         hidden = ACTIVATIONS[self.activation](hidden)
-        return linear(x.shape[-1], ("mlp", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="down")(hidden)
+        last = linear(
+            x.shape[-1], ("mlp", "embed"), use_bias=self.use_bias, dtype=self.dtype, std=self.out_std, name="down"
+        )
+        return last(hidden)
 
 
 class GatedMlp(nn.Module):

@@ -17,7 +17,7 @@ from lvlm_jax.models.lvlm import LVLM, LVLMConfig, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.plan.stage import Memory, Plan, Wait, batch_of, planned, share, topology_recipe
 from lvlm_jax.plan.topology import Topology, devices_or_absent
-from lvlm_jax.recipe import Recipe
+from lvlm_jax.recipe import Model, Recipe
 from lvlm_jax.shapes import Params
 from lvlm_jax.train.flops import step_flops
 
@@ -45,6 +45,8 @@ def plan_answers(
       ConfigError: no such shape, a mesh that does not divide, a prompt beyond the context, or an encoder-decoder.
     """
     recipe = dataclasses.replace(topology_recipe(recipe), remat="none")
+    if not isinstance(recipe.model, Model):
+        raise ConfigError(f"--program {program} is of vision-language models; {recipe.name} trains another kind")
     config = recipe.model.lvlm
     if config.two_stacks:
         raise ConfigError(
@@ -64,7 +66,8 @@ def plan_answers(
     numbers = jax.eval_shape(lambda: Sampling().numbers)
     static = model, mesh, "greedy"
     if program == "prefill":
-        batch = batch_of(config, rows, length, rows, shards, meshes.batch_sharding(mesh))
+        whole = functools.partial(dummy_batch, config, rows, length, rows)
+        batch = batch_of(whole, rows * config.vision.frames, shards, meshes.batch_sharding(mesh))
         held = {"frozen": share(params), "batch": share(batch)}
         lower = functools.partial(steps.prefill.lower, *static, ROOM, params, batch, None, numbers)
     else:

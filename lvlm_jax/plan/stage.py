@@ -15,7 +15,7 @@ from lvlm_jax import assemble
 from lvlm_jax import mesh as meshes
 from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError
-from lvlm_jax.models.lvlm import LVLMConfig, dummy_batch
+from lvlm_jax.kinds import KINDS
 from lvlm_jax.nn import lora
 from lvlm_jax.plan import hlo, nvidia
 from lvlm_jax.plan.topology import Topology, devices_or_absent
@@ -147,9 +147,9 @@ def plan_stage(
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
-    said = recipe.model.instruction.length if recipe.model.instruction else 0
-    shape = data.rows, data.length, data.pictures, data.groups
-    batch = batch_of(recipe.model.lvlm, *shape, program.batch, assemble.blends(recipe, stage), said)
+    kind, shape = KINDS[stage.loss], (data.rows, data.length, data.pictures)
+    whole = lambda: kind.batch(recipe, *shape, **kind.holds(recipe, stage))  # noqa: E731
+    batch = batch_of(whole, data.pictures, data.groups, program.batch, data.senses)
     held = Memory(
         trained=share(program.state.trained),
         frozen=share(frozen),
@@ -192,7 +192,7 @@ def planned(
         remat=recipe.remat,
         memory=memory,
         work=work,
-        kernel_flops=kernel_flops(work, recipe.model.attention) if work else 0.0,
+        kernel_flops=kernel_flops(work, getattr(recipe.model, "attention", "causal")) if work else 0.0,
         compiled=not absent,
         seconds=time.perf_counter() - began,
         versions=versions(("jax", "flax", "optax", *(("libtpu",) if topology.chip.tpu else nvidia.PACKAGES))),
@@ -207,13 +207,14 @@ def stage_program(recipe: Recipe, name: str, stage: StageRecipe, mesh: Any) -> t
     what = stage.stage(name)
     mask = what.mask(shapes)
     flops = assemble.flops_of(recipe, stage, shapes) or 0.0
-    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.dtype_of(recipe)), shapes)
+    running = jax.eval_shape(lambda p: in_stage_dtype(p, mask, assemble.frozen_dtype(recipe, stage)), shapes)
     trained, frozen = trees.split(running, mask)
     if stage.lora and stage.lora.base:
         low = lora.split(trained)[1]
         frozen = jax.eval_shape(lambda p: lora.quantized(p, low, stage.lora.base), frozen)
-    loss_fn = assemble.loss_of(stage, model, assemble.trains_head(recipe, mask), mesh)
-    program = Program(what, loss_fn, trained, frozen, mesh, axes)
+    loss_fn = assemble.loss_of(stage, model, assemble.trains_head(mask), mesh)
+    key = jax.random.key(recipe.seed) if KINDS[stage.loss].draws else None
+    program = Program(what, loss_fn, trained, frozen, mesh, axes, key)
     at = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)  # noqa: E731
     return program, jax.tree.map(at, frozen, program.frozen), flops
 
@@ -238,22 +239,20 @@ def kernel_flops(work: hlo.Work, attention: str) -> float:
 
 
 def batch_of(
-    config: LVLMConfig,
-    rows: int,
-    length: int,
-    pictures: int,
-    groups: int,
-    where: Any,
-    blend: bool = False,
-    instruction: int = 128,
+    make: Callable[[], Any], pictures: int, groups: int, where: Any, senses: Mapping[str, int] | None = None
 ) -> Any:
-    """The shapes of a batch, every leaf lying as `where` says; blend: as `assemble.blends`."""
-    whole = jax.eval_shape(lambda: dummy_batch(config, rows, length, pictures, blend, instruction))
+    """The shapes of the batch that `make` gives, its pictures in so many groups, every leaf lying as `where` says.
 
-    def grouped(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = leaf.shape
-        if path[0].name.startswith("patch"):  # what travels in groups: [1, N, ...]
-            shape = (groups, pictures // groups, *shape[2:])
+    senses: vision rows of each named sense.
+    """
+    whole = jax.eval_shape(make)
+
+    def grouped(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        shape, name = leaf.shape, path[0].name
+        count = (senses or {}).get(path[1].key, 0) if name == "senses" else pictures
+        # What travels in groups: [1, N, ...]; of a named sense all but its index.
+        if name.startswith(("patch", "instruction")) or (name == "senses" and len(shape) > 2):
+            shape = (groups, count // groups, *shape[2:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(grouped, whole)

@@ -24,13 +24,14 @@ _WORDS = (
     "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
 )
-_SYSTEM = (
+SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{% set system = write(messages[0]['content']) %}"
     "{% set rounds = messages[1:] %}{% else %}{% set system = %SYSTEM% %}{% set rounds = messages %}{% endif %}"
 )
+"""Sets `system` and `rounds`; a template that has it defines the macro `write` before."""
 
 VICUNA = (
-    _CONTENT + _SYSTEM + "{% if system %}{{ system + ' ' }}{% endif %}{% for message in rounds %}"
+    _CONTENT + SYSTEM + "{% if system %}{{ system + ' ' }}{% endif %}{% for message in rounds %}"
     "{% if message['role'] == 'user' %}{{ 'USER: ' + write(message['content']) + ' ' }}"
     "{% else %}{{ 'ASSISTANT: ' + write(message['content']) + '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -73,7 +74,7 @@ IDEFICS = (
 )
 
 LLAMA_3 = (
-    _CONTENT + _SYSTEM + "{% if system %}"
+    _CONTENT + SYSTEM + "{% if system %}"
     "{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' + system + '<|eot_id|>' }}{% endif %}"
     "{% for message in rounds %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
     "{{ write(message['content']) + '<|eot_id|>' }}{% endfor %}"
@@ -81,7 +82,7 @@ LLAMA_3 = (
 )
 
 GEMMA = (
-    _CONTENT + _SYSTEM + "{% for message in rounds %}"
+    _CONTENT + SYSTEM + "{% for message in rounds %}"
     "{{ '<start_of_turn>' + ('user' if message['role'] == 'user' else 'model') + '\\n' }}"
     "{% if loop.first and system %}{{ system + '\\n\\n' }}{% endif %}"
     "{{ write(message['content']) + '<end_of_turn>\\n' }}{% endfor %}"
@@ -89,7 +90,7 @@ GEMMA = (
 )
 
 MISTRAL_V3 = (
-    _CONTENT + _SYSTEM + "{% for message in rounds %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    _CONTENT + SYSTEM + "{% for message in rounds %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
     "{% if loop.first and system %}{{ system + '\\n\\n' }}{% endif %}{{ write(message['content']) + '[/INST]' }}"
     "{% else %}{{ ' ' + write(message['content']) + '</s>' }}{% endif %}{% endfor %}"
 )
@@ -123,7 +124,7 @@ def chatml(newline: str, around: tuple[str, str] | None = None) -> str:
     close = "'<|im_end|>" + newline.replace("\n", "\\n") + "'"
     content = _CONTENT if around is None else _BETWEEN.replace("FIRST", around[0]).replace("LAST", around[1])
     return (
-        content + _SYSTEM + "{% if system %}{{ '<|im_start|>system\\n' + system + CLOSE }}{% endif %}"
+        content + SYSTEM + "{% if system %}{{ '<|im_start|>system\\n' + system + CLOSE }}{% endif %}"
         "{% for message in rounds %}"
         "{{ '<|im_start|>' + message['role'] + '\\n' + write(message['content']) + CLOSE }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -134,7 +135,7 @@ def inst(before: str, after: str, end: str, again: str) -> str:
     """``[INST]`` as plain text: what stands around the system text, what ends an answer, what starts a later round."""
     return (
         (
-            _CONTENT + _SYSTEM + "{% for message in rounds %}{% if message['role'] == 'user' %}"
+            _CONTENT + SYSTEM + "{% for message in rounds %}{% if message['role'] == 'user' %}"
             "{{ AGAIN if not loop.first else '' }}{{ '[INST] ' }}"
             "{% if loop.first and system %}{{ BEFORE + system + AFTER }}{% endif %}{{ write(message['content']) }}"
             "{{ ' [/INST]' }}{% else %}{{ ' ' + write(message['content']) + END }}{% endif %}{% endfor %}"

@@ -8,10 +8,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from lvlm_jax.processing import chat_cogvlm, chat_jinja
+from lvlm_jax.processing import chat_cogvlm, chat_jinja, chat_tagged
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.query_templates import pictures_first, read_and_written
-from lvlm_jax.processing.schema import Image, Text, Turn
+from lvlm_jax.processing.schema import Image, Shown, Text, Turn
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -19,7 +19,7 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     turns = list(turns)
     system = None
     if turns and turns[0].role == "system":
-        if any(isinstance(s, Image) for s in turns[0].segments):
+        if any(isinstance(s, Shown) for s in turns[0].segments):
             raise ValueError("turn 0 (system): a picture in the system turn; move it to the first user turn")
         system = plain_text(turns.pop(0))
     offset = 0 if system is None else 1
@@ -112,7 +112,7 @@ def _segments(turn: Turn, weight: float = 0.0, around: tuple[str, str] | None = 
             continue
         out.append(segment)
         following = turn.segments[index + 1] if index + 1 < len(turn.segments) else None
-        if isinstance(following, Image) or (isinstance(following, Text) and not following.text.startswith("\n")):
+        if isinstance(following, Shown) or (isinstance(following, Text) and not following.text.startswith("\n")):
             out.append(Piece("\n", weight))
     return out
 
@@ -125,9 +125,9 @@ def _plain(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
             "another chat template"
         )
     out: Rendered = [Piece(BOS, special=True)]
-    out += [s for s in turns[0].segments if isinstance(s, Image)]
+    out += [s for s in turns[0].segments if isinstance(s, Shown)]
     if not generate:
-        out += [s if isinstance(s, Image) else Piece(s.text, 1.0) for s in turns[1].segments]
+        out += [s if isinstance(s, Shown) else Piece(s.text, 1.0) for s in turns[1].segments]
         out.append(Piece("\n", 1.0))
     return out
 
@@ -238,10 +238,10 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
         )
     if system:
         raise ValueError("turns: the paligemma template has no place for a system text; put it into the question")
-    out: Rendered = [s for s in turns[0].segments if isinstance(s, Image)]
+    out: Rendered = [s for s in turns[0].segments if isinstance(s, Shown)]
     out += [Piece("<bos>", special=True), Piece(plain_text(turns[0])), Piece("\n", alone=True)]
     if not generate:
-        if any(isinstance(s, Image) for s in turns[1].segments):
+        if any(isinstance(s, Shown) for s in turns[1].segments):
             raise ValueError("turn 1 (assistant): a picture in the answer, which the paligemma template cannot write")
         out += [Piece(plain_text(turns[1]), 1.0), Piece("<eos>", 1.0, special=True)]
     return out
@@ -343,6 +343,24 @@ def _query_template(name: str, end: Piece, stop: tuple[str, ...], start: float =
     return Template(name=name, system="", builder=builder, stop=stop, source=source)
 
 
+def _human_template(name: str, system: str, gap: str, tag: str = "Img") -> Template:
+    builder = functools.partial(chat_tagged.human, gap=gap, tag=tag)
+    source = chat_tagged.human_jinja(chat_jinja.SYSTEM, gap, tag)
+    return Template(name=name, system=system, builder=builder, stop=("###",), source=source)
+
+
+def _tagged_inst_template(name: str, system: str, gap: str) -> Template:
+    builder = functools.partial(chat_tagged.inst, gap=gap)
+    source = chat_tagged.inst_jinja(chat_jinja.SYSTEM, gap)
+    return Template(name=name, system=system, builder=builder, stop=("</s>",), source=source)
+
+
+def _videochat_template(name: str, system: str, gap: str, behind: str) -> Template:
+    builder = functools.partial(chat_tagged.videochat, gap=gap, behind=behind)
+    source = chat_tagged.videochat_jinja(chat_jinja.SYSTEM, gap, behind)
+    return Template(name=name, system=system, builder=builder, stop=("###",), source=source)
+
+
 _LLAMA_2 = {"before": "<<SYS>>\n", "after": "\n<</SYS>>\n\n", "space": " "}
 
 TEMPLATES: dict[str, Template] = {
@@ -364,6 +382,14 @@ TEMPLATES: dict[str, Template] = {
         _llama_3_template("llava_llama_3", _LLAMA_2_SYSTEM),  # LLaVA-NeXT on Llama-3-Instruct
         Template(name="gemma", system="", builder=_gemma, stop=("<end_of_turn>",), source=chat_jinja.GEMMA),
         Template(name="paligemma", system="", builder=_paligemma, stop=("<eos>",), source=chat_jinja.PALIGEMMA),
+        _human_template("minigpt4", chat_tagged.MINIGPT4_SYSTEM, ""),  # MiniGPT-4 on Vicuna v0, asked
+        _human_template("minigpt4_align", "", " "),  # and as it trains
+        _tagged_inst_template("minigpt4_llama2", chat_tagged.MINIGPT4_SYSTEM, " "),  # MiniGPT-4 on Llama-2-chat
+        _tagged_inst_template("minigpt4_llama2_align", "", " "),
+        _tagged_inst_template("minigpt_v2", "", ""),
+        _human_template("videochat_align", "", " ", ""),
+        _videochat_template("videochat", "", "\n", ""),  # VideoChat, asked
+        _videochat_template("videochat_instruct", "", " ", " "),  # and as it trains
         Template(
             name="document",
             system="",

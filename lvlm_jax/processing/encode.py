@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.instruction import Instruction
 from lvlm_jax.processing.picture import MAX_PIXELS, picture_size
 from lvlm_jax.processing.pieces import BOS, EOS, Piece
-from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Image, Turn
+from lvlm_jax.processing.schema import TAPS, TEXT, Blend, Clip, Encoded, Example, Features, Image, Placed, Shown, Turn
+from lvlm_jax.processing.senses import SenseSpec, place
 from lvlm_jax.processing.shared_rows import Shared
 from lvlm_jax.processing.tiles import Span, span, whole
 from lvlm_jax.processing.tokenizer import Tokenizer
@@ -35,6 +37,7 @@ def encode(
     spec: ImageSpec | None = None,
     video: VideoSpec = DEFAULT,
     instruction: Instruction | None = None,
+    senses: Mapping[str, SenseSpec] | None = None,
 ) -> Encoded:
     """Write `example` down by `template`: ids, the weight of each as a target, and which visual token fills it.
 
@@ -42,14 +45,15 @@ def encode(
     that cuts tiles, or keeps a picture's own resolution, as many as its width and height ask for (its header is read,
     nothing is decoded). Of a video the frames that `video` chooses are pictures, by its header too, and its sentence
     follows them. `instruction` writes down what the connector reads beside each picture, where it reads anything.
-    `generate` gives the prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only,
-    after a whole answer where one fits. Raises DataError: roles out of order, no answer, no trained token, an id
-    outside the `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
+    `senses` says how the segments of named senses are read, which take positions of their own. `generate` gives the
+    prompt up to where the assistant begins, all weights 0. `max_length` drops trailing text only, after a whole answer
+    where one fits. Raises DataError: roles out of order, no answer, no trained token, an id outside the
+    `embedding_size` rows of the embedding, a text too long to cut without losing a picture.
     """
     try:
         shown = chosen(example, video, MAX_PIXELS if spec is None else spec.max_pixels)
         pieces = template.render(_whole_pictures(shown.turns, spec), generate)
-        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video)
+        encoded = _assemble(pieces, tokenizer, visual_tokens, image_token_id, spec, video, senses or {})
         if instruction is not None:
             said = instruction.beside(shown.turns, len(encoded.images))
             encoded = dataclasses.replace(encoded, instructions=said)
@@ -101,23 +105,35 @@ def _span(image: Image, spec: ImageSpec | None, video: VideoSpec, visual_tokens:
         return video.span(len(image.source.indices), visual_tokens)
     if image.whole:
         return whole(visual_tokens, newline=bool(visual_tokens))
+    if video.stills and visual_tokens:
+        return video.span(video.frames, visual_tokens)
     if spec is None or spec.tiles is None or not visual_tokens:
         return whole(visual_tokens)
     return span(*picture_size(image, max_pixels=spec.max_pixels), spec.tiles, spec.size, visual_tokens)
 
 
+def _sensed(piece: Shown, senses: Mapping[str, SenseSpec], start: int) -> Placed:
+    """A segment of a named sense, from a position on."""
+    if piece.sense not in senses:
+        known = f"its senses are {', '.join(senses)}" if senses else "it has none"
+        raise ValueError(f"sense {piece.sense!r}: the model has no such sense, {known} (config.model.senses)")
+    return place(piece, piece.sense, senses[piece.sense], start)
+
+
 def _assemble(
-    pieces: list[Piece | Image],
+    pieces: list[Piece | Shown],
     tokenizer: Tokenizer,
     visual_tokens: int,
     image_token_id: int,
     spec: ImageSpec | None,
     video: VideoSpec,
+    senses: Mapping[str, SenseSpec],
 ) -> Encoded:
-    """Tokenize runs of adjacent text, and put special tokens and pictures between them."""
+    """Tokenize runs of adjacent text, and put special tokens, pictures and features between them."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     images: list[Image] = []
     spans: list[Span] = []
+    placed: list[Placed] = []
     run: list[Piece] = []
     native = Shared(spec) if spec is not None and spec.native is not None and visual_tokens else None
     # The tokenizer's own BOS does not count: text after it begins as text at the start of a string does.
@@ -130,7 +146,11 @@ def _assemble(
         if text:
             run, first = run + [piece] * bool(piece.text), first or piece.fresh
             continue
-        if isinstance(piece, Image):
+        if isinstance(piece, Features) or (isinstance(piece, Image) and piece.sense):
+            one = _sensed(piece, senses, sum(len(part[0]) for part in parts))
+            parts.append((np.full(one.size, image_token_id), np.zeros(one.size), np.full(one.size, TEXT)))
+            placed.append(one)
+        elif isinstance(piece, Image):
             here = native.add(piece) if native else _span(piece, spec, video, visual_tokens)
             before = 0 if native else visual_tokens * sum(one.rows for one in spans)
             index = np.where(here.index < 0, here.index, here.index + before)
@@ -158,6 +178,7 @@ def _assemble(
         rows=tuple(one.rows for one in spans),
         sizes=tuple(len(one.index) for one in spans),
         blend=_blend(np.asarray(visual, np.int32), spans, visual_tokens),
+        placed=tuple(placed),
     )
     return native.finished(encoded) if native else encoded
 
@@ -213,7 +234,13 @@ def _truncate(encoded: Encoded, example: Example, max_length: int, generate: boo
     says = f"{_where(example)}: {total} tokens do not fit max_length {max_length}"
     if generate:
         raise DataError(f"{says}: a prompt cannot be cut without losing the question; shorten it or raise max_length")
-    needed = max((stop for _, stop in encoded.spans), default=0)
+    needed = max([stop for _, stop in encoded.spans] + [one.stop for one in encoded.placed], default=0)
+    for one in encoded.placed:
+        if one.stop > max_length:
+            raise DataError(
+                f"{says}: what sense {one.sense!r} reads fills positions {one.start} to {one.stop - 1}; raise "
+                f"max_length above {needed}, split the conversation or shorten it"
+            )
     if needed > max_length:
         picture, (first, stop) = next((j, one) for j, one in enumerate(encoded.spans) if one[1] > max_length)
         verb = "would cut a picture in half" if first < max_length else "would lose a picture"
@@ -250,17 +277,23 @@ def decode_view(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float
     """
     view: list[tuple[str, float, bool]] = []
     at = 0
-    for number, (first, stop) in enumerate([*encoded.spans, (len(encoded.tokens),) * 2]):
-        if stop == 0 and number < len(encoded.spans):  # a picture that takes no position
-            continue
+    for first, stop, name in [*sorted(_marks(encoded)), (len(encoded.tokens), len(encoded.tokens), "")]:
         run = encoded.tokens[at:first].tolist()
         weights = encoded.weights[at:first].tolist()
         view += [(text, weight, False) for text, weight in zip(_token_texts(run, tokenizer), weights)]
-        if stop > first:
-            kind = "video" if isinstance(encoded.images[number].source, Clip) else "image"
-            view.append((f"[{kind} {number}: {stop - first} tokens]", 0.0, True))
+        if name:
+            view.append((f"[{name}: {stop - first} tokens]", 0.0, name.startswith(("image ", "video "))))
         at = stop
     return view
+
+
+def _marks(encoded: Encoded) -> list[tuple[int, int, str]]:
+    """(first position, one past the last, what to call it) of each picture that takes some, and of named senses."""
+    found = []
+    for number, (first, stop) in enumerate(encoded.spans):
+        kind = "video" if isinstance(encoded.images[number].source, Clip) else "image"
+        found += [(first, stop, f"{kind} {number}")] if stop > first else []
+    return found + [(one.start, one.stop, f"sense {one.sense}") for one in encoded.placed]
 
 
 def _token_texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:

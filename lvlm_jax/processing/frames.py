@@ -128,7 +128,8 @@ class VideoSpec:
     samplers "fps", "head", "tail" and "every"; least, multiple: for "fps" (see `by_rate`). newline: a word of
     `NEWLINES`, for models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the
     square of a frame's visual tokens is made smaller. stamp: a key of `STAMPS`, for models that are told the time of
-    each `multiple` frames, in the middle of them.
+    each `multiple` frames, in the middle of them. stills: a picture is shown as a video that stands still, as many
+    times as a video has frames, to a model that reads so many at a time.
     """
 
     sampler: str = "uniform"
@@ -140,6 +141,7 @@ class VideoSpec:
     sentence: str = "none"
     pool: str = "none"
     stamp: str = "none"
+    stills: bool = False
 
     def __post_init__(self) -> None:
         known = {
@@ -172,6 +174,24 @@ class VideoSpec:
           ValueError: a clip that is too short for the sampler.
         """
         return SAMPLERS[self.sampler](self, total, rate)
+
+    def check_reads(self, frames: int, newline: bool = True) -> None:
+        """That a model which reads so many frames as one is shown so many of each video, and of each picture.
+
+        Args:
+          newline: whether the model learned one.
+
+        Raises:
+          ValueError: another number, a sampler that may give fewer, a newline that there is not.
+        """
+        if self.newline != "none" and not newline:
+            raise ValueError(f"video.newline={self.newline!r} with newline=False: this model learns none")
+        if frames > 1 and (self.frames, self.sampler, self.stills) != (frames, "videochat", True):
+            raise ValueError(
+                f"video: frames={self.frames}, sampler={self.sampler!r}, stills={self.stills}, but the vision tower "
+                f"reads frames={frames} as one; set frames={frames}, sampler='videochat' (which repeats those of a "
+                "short clip) and stills=True"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "VideoSpec | None":
@@ -223,6 +243,7 @@ _FIELDS = {
     "sentence": "sentence",
     "pool": "pool",
     "stamp": "stamp",
+    "stills": "stills",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

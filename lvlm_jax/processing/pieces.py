@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lvlm_jax.processing.schema import Image, Text, Turn
+from lvlm_jax.processing.schema import Shown, Text, Turn
 
 BOS = "bos"
 """Name of the piece where a text of its own begins, with the tokenizer's start token; for a tokenizer that adds none
@@ -27,10 +27,10 @@ class Piece:
     fresh: bool = False
 
 
-Rendered = list[Piece | Image]
+Rendered = list[Piece | Shown]
 """What a template makes of a conversation."""
 
 
 def plain_text(turn: Turn) -> str:
-    """A turn's text, its pictures left out."""
+    """What a turn says, less its pictures."""
     return "".join(s.text for s in turn.segments if isinstance(s, Text))

@@ -33,24 +33,41 @@ class Image:
     """A picture: a path, encoded bytes, a PIL image, uint8[H, W, 3], or a `Clip`, a picture of several frames.
 
     under: of a path that a record names, the folder that such paths start from; for messages. whole: in one vision row,
-    also where pictures are cut into tiles (`encode` decides it).
+    also where pictures are cut into tiles (`encode` decides it). sense: which of a model's named senses sees it; "" is
+    the model's own eye.
     """
 
     source: Any
     under: str = dataclasses.field(default="", compare=False, repr=False)
     whole: bool = False
+    sense: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
     """A clip: a path, encoded bytes, or its frames uint8[N, H, W, 3], of which `fps` are shown a second.
 
-    under: as for `Image`.
+    under, sense: as for `Image`.
     """
 
     source: Any
     under: str = dataclasses.field(default="", compare=False, repr=False)
     fps: float | None = None
+    sense: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features computed elsewhere, float[n, C]: an array, or the path of a .npy or .npz file.
+
+    sense: which of a model's named senses reads them. key: which array of an .npz file; one that holds a single array
+    needs none. under: as for `Image`.
+    """
+
+    source: Any
+    sense: str
+    key: str = ""
+    under: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +86,9 @@ class Clip:
     total: int = 0
 
 
-Segment = Text | Image | Video
+Segment = Text | Image | Video | Features
+Shown = Image | Features
+"""What a template leaves among the pieces of text: videos have become the `Image` of a `Clip` by then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +137,28 @@ class Blend:
         return Blend(self.index[part], self.weight[part])
 
 
+class Placed:
+    """A segment of a named sense in an encoded text.
+
+    start, size: the positions that it fills, in the order of the sense's tokens; rows: vision rows that it takes.
+    """
+
+    segment: Image | Features
+    start: int
+    size: int
+    rows: int = 1
+
+    @property
+    def sense(self) -> str:
+        """The name of its sense."""
+        return self.segment.sense
+
+    @property
+    def stop(self) -> int:
+        """One past its last position."""
+        return self.start + self.size
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """An `Example` as ids: what the packer packs.
@@ -128,7 +169,8 @@ class Encoded:
     one; a tile or a frame is one), sizes: positions of each (default equal shares). A picture's vision rows follow one
     another, and so do its positions. blend: the positions that several visual tokens fill, in the same numbers, of
     which `visual` holds one there; None where there are none. instructions: int32[s] of each picture, the text that the
-    connector reads beside it, for one that reads any (`processing.instruction`).
+    connector reads beside it, for one that reads any (`processing.instruction`). placed: what named senses read;
+    `visual` says `TEXT` there.
 
     Of pictures that share vision rows (`processing.native`): places, of each picture where each of its parts stands
     (vision row, first patch, patches), `rows` being how many it is the first in; and axes int32[n, 3], the position of
@@ -145,6 +187,7 @@ class Encoded:
     places: tuple[tuple[tuple[int, int, int], ...], ...] = ()
     axes: np.ndarray | None = None
     instructions: tuple[np.ndarray, ...] = ()
+    placed: tuple[Placed, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -160,11 +203,36 @@ class Encoded:
         return sum(self.rows)
 
     @property
+    def sense_rows(self) -> dict[str, int]:
+        """Vision rows of each named sense that has some."""
+        names = dict.fromkeys(one.sense for one in self.placed)
+        return {name: sum(one.rows for one in self.placed if one.sense == name) for name in names}
+
+    @property
     def spans(self) -> list[tuple[int, int]]:
         """(first position, one past the last) of each picture; (0, 0) for one that takes none."""
         places = np.flatnonzero(self.visual != TEXT)
         ends = np.cumsum([0, *self.sizes])
         return [(int(places[a]), int(places[b - 1]) + 1) if b > a else (0, 0) for a, b in itertools.pairwise(ends)]
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class SenseRows:
+    """What one named sense of a `Batch` is fed, and where its tokens go.
+
+    | field           | shape            | meaning                                                                |
+    | --------------- | ---------------- | ---------------------------------------------------------------------- |
+    | index           | int32[B, T]      | the sense's token of the group that fills the position, -1 for none    |
+    | patches         | float32[G,N,P,C] | patches of pictures, or the vectors of a sequence of features          |
+    | patch_positions | int32[G,N,P,2]   | (row, column) of a patch; (0, place) of a feature                      |
+    | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a row                     |
+    """
+
+    index: Int[Array, "B T"] | Int[np.ndarray, "B T"]
+    patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
+    patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
+    patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
 
 
 @pytree
@@ -189,6 +257,7 @@ class Batch:
     | blend_weight    | float32[B, T, 4] | None, or their weights; where one fills it alone 1, 0, 0, 0            |
     | axes            | int32[B, T, 3]   | position by time, row and column, where the decoder counts so (M-RoPE) |
     | instruction     | int32[G,N,S]     | ids that the connector reads beside a vision row, -1 padding; or None  |
+    | senses          | name: SenseRows  | of a model with named senses: what each is fed; None for none          |
 
     Where `blend_index` is given it says what fills a position, and `image_index` which positions are filled at all.
     """
@@ -205,6 +274,7 @@ class Batch:
     blend_weight: Float[Array, "B T 4"] | Float[np.ndarray, "B T 4"] | None = None
     axes: Int[Array, "B T 3"] | Int[np.ndarray, "B T 3"] | None = None
     instruction: Int[Array, "G N S"] | Int[np.ndarray, "G N S"] | None = None
+    senses: dict[str, SenseRows] | None = None
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with some fields changed."""

@@ -53,7 +53,7 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
                 segments.append(segment)
                 continue
             clip = choose(segment, spec, max_pixels)
-            segments += _stamped(clip, spec)
+            segments += _stamped(clip, spec, segment.sense)
             if sentence := SENTENCES[spec.sentence](clip.times, clip.duration):
                 goes_on = number + 1 < len(turn.segments) and isinstance(turn.segments[number + 1], Text)
                 segments.append(Text(sentence + "\n" * goes_on))
@@ -61,17 +61,17 @@ def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> E
     return dataclasses.replace(example, turns=tuple(turns))
 
 
-def _stamped(clip: Clip, spec: VideoSpec) -> list[Segment]:
+def _stamped(clip: Clip, spec: VideoSpec, sense: str = "") -> list[Segment]:
     """A clip as one picture, or each few of its frames as one of their own behind their time."""
     if spec.stamp == "none":
-        return [Image(clip)]
+        return [Image(clip, sense=sense)]
     out: list[Segment] = []
     for first in range(0, len(clip.indices), spec.multiple):
         here = slice(first, first + spec.multiple)
         own = {"indices": clip.indices[here], "times": clip.times[here], "total": len(clip.indices)}
         part = dataclasses.replace(clip, **own)
         # The last frame is shown again where some are missing (`native.cut`), so its time counts as theirs.
-        out += [Text(STAMPS[spec.stamp]((part.times[0] + part.times[-1]) / 2)), Image(part)]
+        out += [Text(STAMPS[spec.stamp]((part.times[0] + part.times[-1]) / 2)), Image(part, sense=sense)]
     return out
 
 
@@ -83,7 +83,8 @@ def held(example: Example) -> Example:
         if not isinstance(clip, Clip):
             return segment
         shown = Video(np.stack([np.asarray(frame) for frame in frames(clip)]), fps=clip.rate)
-        return Image(dataclasses.replace(clip, video=shown, indices=tuple(range(len(clip.indices)))))
+        clip = dataclasses.replace(clip, video=shown, indices=tuple(range(len(clip.indices))))
+        return dataclasses.replace(segment, source=clip)
 
     turns = tuple(dataclasses.replace(t, segments=tuple(map(hold, t.segments))) for t in example.turns)
     return dataclasses.replace(example, turns=turns)

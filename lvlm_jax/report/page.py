@@ -55,6 +55,7 @@ figcaption { color: var(--soft); font-size: .8125rem; }
 .chart .rule { stroke: var(--rule); } .chart .raw { stroke: var(--raw); } .chart .line { stroke: var(--accent); }
 .chart .raw, .chart .line { fill: none; stroke-width: 1.25; stroke-linejoin: round; stroke-linecap: round; }
 .chart .line { stroke-width: 2.25; }
+.chart .beside { fill: none; stroke: var(--soft); stroke-width: 1.75; stroke-dasharray: 6 4; }
 .chart .dot { fill: var(--accent); }
 .spot { opacity: 0; } .spot:hover { opacity: 1; } .spot rect { fill: transparent; } .spot line { stroke: var(--soft); }
 .picture { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .5rem;
@@ -187,6 +188,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return sorted({below, *inside, above})
 
 
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
 def _smooth(values: Sequence[float], reach: int) -> list[float]:
     """Centred moving mean over ``reach`` neighbours on each side."""
     sums = [0.0]
@@ -237,12 +242,17 @@ def _spots(points: Sequence[tuple[float, float, str]], x_at: Any, y_at: Any) -> 
     return parts
 
 
-def line_chart(points: Sequence[tuple[float | int, float | int, str]], *, label: str, x_name: str, y_name: str) -> str:
-    """One curve with axes as an inline SVG figure.
+Points = Sequence[tuple[float | int, float | int, str]]
+"""(x, y, note) of a curve."""
+
+
+def line_chart(points: Points, beside: Points = (), *, label: str, x_name: str, y_name: str) -> str:
+    """One curve with axes as an inline SVG figure, and perhaps another to compare it with.
 
     points: (x, y, note), x increasing; the note is shown when the pointer rests there. Values that are not finite are
         left out and counted under the chart. Long noisy curves are drawn faint with a moving mean on top; the y axis
         is logarithmic where the values span a factor of 30 or more.
+    beside: a second curve, drawn dashed, without notes.
     label: one sentence for those who do not see the chart.
     """
     drawn = [(float(x), float(y), note) for x, y, note in points if math.isfinite(x) and math.isfinite(y)]
@@ -250,31 +260,36 @@ def line_chart(points: Sequence[tuple[float | int, float | int, str]], *, label:
     remarks = [f"{missing} of {len(points)} values are not finite and are left out."] if missing else []
     if not drawn:
         return f"<figure><figcaption>{escape(' '.join(['Nothing to draw.', *remarks]))}</figcaption></figure>"
+    other = [(float(x), float(y)) for x, y, _ in beside if math.isfinite(x) and math.isfinite(y)]
     xs, ys = [x for x, _, _ in drawn], [y for _, y, _ in drawn]
-    log = min(ys) > 0 and max(ys) / min(ys) >= LOG_FROM
+    heights, first, last = [*ys, *(y for _, y in other)], *_span([*xs, *(x for x, _ in other)])
+    log = min(heights) > 0 and max(heights) / min(heights) >= LOG_FROM
     scale = math.log10 if log else float
-    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(min(ys), max(ys), 5)
-    x_ticks = [tick for tick in _ticks(xs[0], xs[-1], 5) if xs[0] <= tick <= xs[-1] and tick == int(tick)]
+    y_ticks = _log_ticks(*_span(heights)) if log else _ticks(*_span(heights), 5)
+    x_ticks = [tick for tick in _ticks(first, last, 5) if first <= tick <= last and tick == int(tick)]
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     bottom, span = scale(y_ticks[0]), scale(y_ticks[-1]) - scale(y_ticks[0])
 
     def x_at(x: float) -> float:
-        return LEFT + (width * (x - xs[0]) / (xs[-1] - xs[0]) if xs[-1] > xs[0] else width / 2)
+        return LEFT + (width * (x - first) / (last - first) if last > first else width / 2)
 
     def y_at(y: float) -> float:
         return TOP + height * (1 - (scale(y) - bottom) / span)
 
-    def path(kind: str, values: Sequence[float]) -> str:
-        where = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in _thinned(list(zip(xs, values)), POINTS_DRAWN))
+    def path(kind: str, curve: list[tuple[float, float]]) -> str:
+        where = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in _thinned(curve, POINTS_DRAWN))
         return f'<polyline class="{kind}" points="{where}"/>'
 
     parts = _axes(x_ticks, y_ticks, x_at, y_at, (x_name, f"{y_name} (log scale)" if log else y_name))
+    if other:
+        parts.append(path("beside", other))
     if len(drawn) == 1:
         parts.append(f'<circle class="dot" cx="{x_at(xs[0]):.1f}" cy="{y_at(ys[0]):.1f}" r="4"/>')
     elif len(drawn) <= SPOTS:
-        parts.append(path("line", ys))
+        parts.append(path("line", list(zip(xs, ys))))
     else:
-        parts += [path("raw", ys), path("line", _smooth(ys, max(1, len(ys) // 60)))]
+        smooth = _smooth(ys, max(1, len(ys) // 60))
+        parts += [path("raw", list(zip(xs, ys))), path("line", list(zip(xs, smooth)))]
         remarks.insert(0, "Faint: every logged value. Strong: moving mean.")
     parts += _spots(_thinned(drawn, SPOTS), x_at, y_at)
     caption = f"<figcaption>{escape(' '.join(remarks))}</figcaption>" if remarks else ""

@@ -13,6 +13,7 @@ from lvlm_jax.report import page
 SHOWN = 48  # sample cards on a page; failures come first, so these are what a reader wants
 # Scores that are fractions begin with one of these.
 PERCENT = ("exact", "vqa", "accuracy", "bleu", "rouge", "mean_iou", "without_box", "f1", "precision", "recall")
+PERCENT += ("drawn", "written_and_drawn")
 
 
 def _is_fraction(name: str) -> bool:
@@ -129,8 +130,12 @@ def _stage(stage: Mapping[str, Any]) -> str:
         ends = f"loss {float(rows[0]['loss']):.4g} → {float(rows[-1]['loss']):.4g}"
         facts += f" {ends[:1].upper()}{ends[1:]} at step {rows[-1]['step']:,}."
         label = f"Loss of stage {stage['name']} up to step {rows[-1]['step']:,}: {ends}."
-    points = [(float(row["step"]), float(row["loss"]), _note(row)) for row in rows]
-    chart = page.line_chart(points, label=label, x_name="step", y_name="loss")
+    curve = lambda rows: [(float(row["step"]), float(row["loss"]), _note(row)) for row in rows]  # noqa: E731
+    other = stage.get("beside", {"name": "", "rows": []})
+    beside = curve([row for row in other["rows"] if row.get("loss") is not None])
+    if beside:
+        facts += f" Dashed: the same stage of {other['name']}, loss {beside[-1][1]:.4g} at step {beside[-1][0]:,.0f}."
+    chart = page.line_chart(curve(rows), beside, label=label, x_name="step", y_name="loss")
     return (
         f'<section class="card"><h3>{page.escape(_title_case(stage["name"]))}</h3>\n'
         f'<p class="soft">{page.escape(facts)}</p>{page.bar(_share(stage))}\n{chart}</section>'
@@ -159,7 +164,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
     """One card: picture, question, both answers, and in words whether they agree."""
     kind, verdict = ("good", "✓ Correct") if sample["correct"] else ("bad", "✗ Wrong")
     return (
-        f'<li class="card sample {kind}-answer">{_picture(sample)}\n'
+        f'<li class="card sample {kind}-answer">{"" if sample["image"] is None else _picture(sample)}\n'
         f'<p class="question">{page.escape(sample["question"])}</p>\n'
         f"<dl><dt>Answer</dt><dd>{page.escape(sample['answer'])}</dd>"
         f"<dt>Model</dt><dd>{page.escape(sample['prediction']) or '(nothing)'}</dd></dl>\n"
@@ -222,7 +227,8 @@ def write(
     """Write the self-contained report of a training run.
 
     stages: {"name", "trained_params", "total_params", "rows": [{"step", "loss", "lr", ...}]}, one loss curve each;
-        every number of a row appears when the pointer rests on its step.
+        every number of a row appears when the pointer rests on its step. "beside": {"name", "rows"} of another run,
+        drawn dashed into the same chart.
     evaluations: {"when": "before align", "scores": {name: value}, "floor": fraction or None, "count": questions}, in
         order; the last one's first score is the headline.
     samples: {"image": image bytes, path, uint8 array [height, width, 3] or PIL image, "question", "answer",

@@ -10,32 +10,54 @@ Recomputation (remat) does not count.
 from collections.abc import Mapping
 
 from lvlm_jax import params as trees
+from lvlm_jax.llm.decoder import DecoderConfig
+from lvlm_jax.llm.encoder_decoder import EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
+from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import Params
 
 ORDER = ("vision", "connector", "fusion", "llm")
 """The way of the gradient, backwards."""
 
+SENSES = "senses/"
+"""What the paths of named senses begin with: beside the pictures' way, and before the language model too."""
+
 
 def factors(trained: Mapping[str, bool]) -> dict[str, int]:
-    """FLOPs a weight and token of each part, 6, 4 or 2; `trained` says which parts have a trained leaf."""
+    """FLOPs a weight and token of each part, 6, 4 or 2; `trained` says which parts have a trained leaf.
+
+    A named sense begins a way of its own, which meets the pictures' before the language model.
+    """
+    senses = {part: 6 if hit else 2 for part, hit in trained.items() if part.startswith(SENSES)}
     out, upstream = {}, False
     for part in filter(trained.__contains__, ORDER):
-        out[part] = 6 if trained[part] else 4 if upstream else 2
+        before = upstream or (part in ("fusion", "llm") and 6 in senses.values())
+        out[part] = 6 if trained[part] else 4 if before else 2
         upstream = upstream or trained[part]
-    return out
+    return out | senses
 
 
-def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, length: int, pictures: int) -> float:
+def step_flops(
+    config: LVLMConfig,
+    shapes: Params,
+    mask: Mapping,
+    *,
+    rows: int,
+    length: int,
+    pictures: int,
+    senses: Mapping[str, int] | None = None,
+) -> float:
     """Model FLOPs of one step of `rows` text rows of `length` positions and `pictures` pictures, all full.
 
     Args:
       shapes: parameter shapes of the whole model (any layout), adapters among them.
       mask: boolean tree of the same structure, True where a leaf is trained.
+      senses: vision rows of each named sense.
     """
     flat, chosen = trees.flatten(shapes), trees.flatten(mask)
-    factor = factors({part: any(hit for p, hit in chosen.items() if p.startswith(f"{part}/")) for part in ORDER})
+    names = (*ORDER, *(f"{SENSES}{name}" for name, _ in config.senses))
+    factor = factors({part: any(hit for p, hit in chosen.items() if p.startswith(f"{part}/")) for part in names})
     # A table is looked up, not multiplied; a tied one is multiplied once, as the head.
     products = {path: leaf for path, leaf in flat.items() if path.endswith(("/kernel", lora.A, lora.B))}
     if config.llm.tied:
@@ -57,19 +79,52 @@ def step_flops(config: LVLMConfig, shapes: Params, mask: Mapping, *, rows: int, 
         blocks = len(fusion.spots(llm.depth))  # a position sees one picture's tokens, or more where it sees all
         total += factor["fusion"] / 2 * blocks * 4 * text * config.row_tokens * fusion.heads * fusion.head_dim
     total += factor["vision"] / 2 * pictures * vision.attention_flops
-    total += factor["llm"] / 2 * 4 * tokens["llm"] * _seen_by_all(config, length) * llm.heads * llm.head_width
+    for name, sense in config.senses:
+        own = {path: (leaf, chosen[path]) for path, leaf in products.items() if path.startswith(f"{SENSES}{name}/")}
+        total += _sense_flops(sense, own, f"{SENSES}{name}/") * (senses or {}).get(name, 0)
+    seen = _seen_by_all(llm, length, config.attention)
+    return total + factor["llm"] / 2 * _attention(llm, text, seen)
+
+
+def decoder_flops(llm: DecoderConfig, shapes: Params, mask: Mapping, *, rows: int, length: int) -> float:
+    """The same of a decoder alone, trained or not at all: what stands before it is counted by nobody.
+
+    Args:
+      shapes, mask: of the decoder's own tree.
+    """
+    flat, chosen = trees.flatten(shapes), trees.flatten(mask)
+    products = [leaf for path, leaf in flat.items() if path.endswith("/kernel")]
+    products += [flat["embed/table"]] if llm.tied else []
+    factor, text = 6 if any(chosen.values()) else 2, rows * length
+    return factor * (text * trees.size(products) + _attention(llm, text, _seen_by_all(llm, length, "causal")) / 2)
+
+
+def _attention(llm: DecoderConfig | EncoderDecoderConfig, tokens: int, seen: float) -> float:
+    """FLOPs of both products of attention, forward alone; `seen`: keys of a position, in all layers together."""
+    return 4 * tokens * seen * llm.heads * llm.head_width
+
+
+def _sense_flops(sense: Sense, products: Mapping[str, tuple], at: str) -> float:
+    """Of one row of a named sense; `products` are its kernels, and whether each is trained."""
+    encoder, total = sense.encoder, 0.0
+    sees = any(hit for path, (_, hit) in products.items() if path.startswith(f"{at}vision/"))
+    if not isinstance(encoder, FeatureSlot):
+        total += (3 if sees else 1) * encoder.attention_flops
+    for path, (leaf, hit) in products.items():
+        part, _, rest = path.removeprefix(at).partition("/")
+        uses = encoder.places(rest) if part == "vision" else sense.tokens
+        total += uses * trees.size(leaf) * (6 if hit else 4 if sees else 2)
     return total
 
 
-def _seen_by_all(config: LVLMConfig, length: int) -> float:
+def _seen_by_all(llm: DecoderConfig | EncoderDecoderConfig, length: int, pattern: str) -> float:
     """Keys that a position of a full row sees on average, in all layers together.
 
     Of two stacks both run over every position of a row; the second sees what is before it, and all of the first.
     """
-    llm = config.llm
-    if config.two_stacks:
+    if isinstance(llm, EncoderDecoderConfig):
         return llm.depth * length + llm.decoder_depth * (length / 2 + length)
-    return sum(_seen(length, llm.window if kind == "local" else None, config.attention) for kind in llm.layer_kinds)
+    return sum(_seen(length, llm.window if kind == "local" else None, pattern) for kind in llm.layer_kinds)
 
 
 def _seen(length: int, window: int | None, attention: str) -> float:

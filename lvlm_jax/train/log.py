@@ -17,18 +17,21 @@ from lvlm_jax.progress import bar as progress_bar
 from lvlm_jax.train.stages import Stage
 
 WRITERS = ("tensorboard", "wandb")
+_KNOWN = {"loss", "lr", "grad_norm", "correct", "weight", "tokens", "targets", "images", "data_wait"}
+_KNOWN |= {"skip", "skipped", "streak"}
+"""Metrics of a step that have columns of their own, or none; any other is a part of the loss."""
 
 
 class Log:
     """A hook that writes one row every `stage.log_every` steps.
 
-    Columns: step, loss, lr, grad_norm, accuracy (where the loss counts it), tokens_per_s, images_per_s, data_wait
-    (share of the time in which the device had nothing to do but wait for a batch), mfu, goodput (share of all the time
-    since this process took up the stage that went into steps), trained (share of the weights), labelled (share of the
-    tokens), skipped. Speeds are averages since the last row; compilation, evaluation and saving do not count. Several
-    processes: data_wait is that of the one that waits most, `waits` says which, and `spread` is how much longer the
-    steps of the slowest took, as a share. On resume, rows of steps that will run again are dropped: each step stands
-    there once.
+    Columns: step, loss, lr, grad_norm, accuracy (where the loss counts it), each part that a loss names, tokens_per_s,
+    images_per_s, data_wait (share of the time in which the device had nothing to do but wait for a batch), mfu, goodput
+    (share of all the time since this process took up the stage that went into steps), trained (share of the weights),
+    labelled (share of the tokens), skipped. Speeds are averages since the last row; compilation, evaluation and saving
+    do not count. Several processes: data_wait is that of the one that waits most, `waits` says which, and `spread` is
+    how much longer the steps of the slowest took, as a share. On resume, rows of steps that will run again are dropped:
+    each step stands there once.
     """
 
     def __init__(
@@ -80,8 +83,10 @@ class Log:
 
     def _values(self, metrics: dict) -> dict:
         values = {name: float(metrics[name]) for name in ("loss", "lr", "grad_norm") if name in metrics}
+        of = max(float(metrics["weight"]), 1e-9) if "weight" in metrics else 1.0
         if "correct" in metrics:
-            values["accuracy"] = float(metrics["correct"]) / max(float(metrics["weight"]), 1e-9)
+            values["accuracy"] = float(metrics["correct"]) / of
+        values |= {name: float(value) / of for name, value in metrics.items() if name not in _KNOWN}
         seconds = time.perf_counter() - self._since
         if self._steps:
             counted = jax.device_get(self._counted)
@@ -182,6 +187,12 @@ def read_rows(file: str | os.PathLike) -> list[dict]:
         else:
             print(f"{path}:{number} was cut off or damaged, and is left out", file=sys.stderr)
     return rows
+
+
+def curve(workdir: str | os.PathLike, stage: str) -> dict[str, Any]:
+    """{"name" of a run's folder, "rows" of a stage that have a loss}; no rows where it has no such stage."""
+    rows = read_rows(os.path.join(workdir, stage, "metrics.jsonl"))
+    return {"name": os.path.basename(os.path.normpath(workdir)), "rows": [row for row in rows if "loss" in row]}
 
 
 def _reopen(folder: str | os.PathLike, start: int) -> tuple[Any, Any, int]:

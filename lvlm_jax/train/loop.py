@@ -99,6 +99,7 @@ def fit(
     writers: Sequence[str] = (),
     hang: float = 0.0,
     recipe: str = "",
+    key: jax.Array | None = None,
 ) -> dict:
     """Runs one stage in ``workdir/<stage.name>`` and returns the parameters after it.
 
@@ -106,7 +107,7 @@ def fit(
     `params` stay valid: trained leaves are copied, frozen ones come back as the originals.
 
     Args:
-      loss_fn: (params, batch) -> (loss_sum, weight_sum, dict of sums).
+      loss_fn: (params, batch) -> (loss_sum, weight_sum, dict of sums); with a `key`, (params, batch, key).
       mesh, axes: where to run (`lvlm_jax.mesh`) and the logical axis names of each leaf; None for one device.
       evaluate: called every `stage.eval_every` steps with (params, step); its numbers go to the log.
       earlier: folders of stages that ran before: frozen leaves that stand there are not stored again.
@@ -114,6 +115,7 @@ def fit(
       flops: model FLOPs of one step, for MFU. writers: "tensorboard", "wandb".
       hang: seconds without a finished step after which the process ends (`hosts.Watchdog`); 0: never.
       recipe: digest of what the run was asked, kept in each checkpoint; those of another one are refused.
+      key: of a loss that draws; see `step.make_train_step`.
 
     Raises:
       Diverged: `stage.spike.patience` skipped updates in a row.
@@ -125,7 +127,7 @@ def fit(
     began, folder = time.perf_counter(), os.path.join(os.fspath(workdir), stage.name)
     saved = Checkpoints(os.path.join(folder, "checkpoints"), keep=stage.keep, recipe=recipe)
     start = saved.begin(resume)
-    run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start))
+    run = _Run(stage, loss_fn, params, mesh, axes, folder, tuple(earlier), frozen_dtype, bool(start), key)
     del params  # kernels that run in few bits leave the device, unless the caller holds them
     state = saved.restore(like=run.program.state) if start else run.fresh()
     start = int(state.step)  # an earlier one where the newest was damaged
@@ -192,7 +194,7 @@ def _every(steps: int, step: int) -> bool:
 class _Run:
     """A stage's program, and its parameters placed on the devices."""
 
-    def __init__(self, stage, loss_fn, params, mesh, axes, folder, earlier, frozen_dtype, resumed) -> None:
+    def __init__(self, stage, loss_fn, params, mesh, axes, folder, earlier, frozen_dtype, resumed, key) -> None:
         self.folder, self.earlier, self.mesh, self.average = folder, earlier, mesh, stage.average
         mask = stage.mask(params)
         self.share = trained_share(params, mask)[-1].percent / 100
@@ -206,7 +208,7 @@ class _Run:
             frozen = lora.quantized(frozen, lora.split(trained)[1], stage.lora.base)
             # Memory is saved only if the full weights leave the device; they wait on the host for the stage's end.
             self.originals = self.originals if jax.process_count() > 1 else jax.device_get(self.originals)
-        self.program = Program(stage, loss_fn, trained, frozen, mesh, axes)
+        self.program = Program(stage, loss_fn, trained, frozen, mesh, axes, key)
         self.frozen = jax.device_put(frozen, self.program.frozen)
 
     def fresh(self) -> TrainState:

@@ -19,6 +19,7 @@ class Program:
     Args:
       trained, frozen: the stage's two halves as it runs them (`stages.in_stage_dtype`): arrays, or shapes alone.
       mesh, axes: where to run, and the logical axis names of each leaf of both; without a mesh on the first device.
+      key: of a loss that draws (`step.make_train_step`).
 
     step: (state, frozen, batch) -> (state, metrics). state: shapes and shardings of a `TrainState`. frozen: shardings
     of the frozen tree. batch: the sharding of every leaf of a batch, its leading axis over the data axes.
@@ -32,6 +33,7 @@ class Program:
         frozen: Mapping,
         mesh: meshes.AnyMesh | None = None,
         axes: Any = None,
+        key: jax.Array | None = None,
     ) -> None:
         self._smooth = stage.average is not None
         self._tx = make_optimizer(stage.optimizer, stage.steps, trained)
@@ -54,6 +56,7 @@ class Program:
             schedule=make_schedule(stage.optimizer, stage.steps),
             shardings=at,
             decay=stage.average.decay if stage.average else 0.0,
+            key=key,
         )
 
     def init(self, trained: Mapping) -> TrainState:

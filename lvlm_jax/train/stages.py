@@ -13,8 +13,6 @@ from lvlm_jax.nn.lora import Lora
 from lvlm_jax.shapes import DTypeLike
 from lvlm_jax.train.optim import OptimizerConfig
 
-LOSSES = ("language", "contrastive")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpikePolicy:
@@ -70,7 +68,6 @@ class Stage:
     optimizer: OptimizerConfig
     lora: Lora | None = None
     average: Average | None = None
-    loss: str = "language"
     accumulate: int = 1
     log_every: int = 10
     save_every: int = 0
@@ -85,8 +82,6 @@ class Stage:
         at = f"stages.{self.name}"
         if isinstance(self.trains, str) or not (self.trains or self.lora):
             raise ValueError(f"{at}.trains={self.trains!r}: a tuple of path patterns, ('connector/**',)")
-        if self.loss not in LOSSES:
-            raise ValueError(f"{at}.loss={self.loss!r}: choose one of {list(LOSSES)}")
         for name, least in (("steps", 1), ("accumulate", 1), ("log_every", 0), ("save_every", 0), ("keep", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{at}.{name}={getattr(self, name)}: must be at least {least}")
@@ -96,11 +91,6 @@ class Stage:
             )
         if self.eval_every < 0:
             raise ValueError(f"{at}.eval_every={self.eval_every}: must be at least 0")
-        if self.loss == "contrastive" and self.accumulate > 1:
-            raise ValueError(
-                f"{at}.accumulate={self.accumulate}: a contrastive loss couples all rows of the "
-                "batch, so microbatches would change it; use accumulate=1 and more devices"
-            )
 
     def mask(self, params: Mapping) -> dict:
         """Boolean tree in the layout of `params` (adapters and all), True where this stage trains.

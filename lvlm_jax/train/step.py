@@ -17,8 +17,8 @@ from lvlm_jax.processing.schema import Batch
 from lvlm_jax.train.optim import Schedule
 from lvlm_jax.train.stages import SpikePolicy
 
-LossFn = Callable[[dict, Any], tuple[Any, Any, dict]]
-"""loss_fn(params, batch) -> (loss_sum, weight_sum, dict of further sums)."""
+LossFn = Callable[..., tuple[Any, Any, dict]]
+"""loss_fn(params, batch) -> (loss_sum, weight_sum, dict of further sums); one that draws takes a random key, too."""
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +56,7 @@ def make_train_step(
     schedule: Schedule | None = None,
     shardings: Any = None,
     decay: float = 0.0,
+    key: jax.Array | None = None,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """step(state, frozen, batch) -> (state, metrics), compiled, the state donated.
 
@@ -64,13 +65,16 @@ def make_train_step(
     moments and the schedule's count stay as they were. `tx` is for the trained tree alone.
     shardings: those of the state, which comes out as it went in; None on one device. decay: of the moving average of
     the trained leaves, where the state has one; an update that is thrown away does not enter it.
+    key: of a loss that draws: it gets this one folded with the number of the batch (and split among microbatches), so
+    that a run that is resumed draws what it would have drawn.
 
     metrics: loss, grad_norm (over trained leaves), weight (trained tokens), skip (bool, this update), skipped, streak,
     lr where `schedule` is given, tokens and images where the batch is a `Batch`, and the sums that `loss_fn` returns.
     """
 
     def step(state: TrainState, frozen: dict, batch: Any) -> tuple[TrainState, dict]:
-        grads, loss, weight, sums = _gradients(loss_fn, state.trained, frozen, batch, accumulate)
+        drawn = None if key is None else jax.random.fold_in(key, state.step)
+        grads, loss, weight, sums = _gradients(loss_fn, state.trained, frozen, batch, accumulate, drawn)
         per = 1 / jnp.where(weight > 0, weight, 1.0)
         grads = jax.tree.map(lambda g: (g * per).astype(g.dtype), grads)
         loss, norm = loss * per, _norm(grads)
@@ -106,27 +110,32 @@ def _movable(state: TrainState) -> tuple:
     return state.trained, state.opt_state, state.average, state.smooth
 
 
-def _gradients(loss_fn: LossFn, trained: dict, frozen: dict, batch: Any, accumulate: int) -> tuple:
+def _gradients(
+    loss_fn: LossFn, trained: dict, frozen: dict, batch: Any, accumulate: int, key: jax.Array | None = None
+) -> tuple:
     """(gradient of the loss sum, loss sum, weight sum, other sums), added up over microbatches."""
 
-    def total(trained: dict, batch: Any) -> tuple:
-        loss, weight, sums = loss_fn(trees.merge(trained, frozen), batch)
+    def total(trained: dict, batch: Any, *key: jax.Array) -> tuple:
+        loss, weight, sums = loss_fn(trees.merge(trained, frozen), batch, *key)
         return jnp.float32(loss), (jnp.float32(weight), sums)
 
-    def one(batch: Any) -> tuple:
-        (loss, (weight, sums)), grads = jax.value_and_grad(total, has_aux=True)(trained, batch)
+    def one(batch: Any, *key: jax.Array) -> tuple:
+        (loss, (weight, sums)), grads = jax.value_and_grad(total, has_aux=True)(trained, batch, *key)
         return grads, loss, weight, sums
 
+    keys = () if key is None else (key,)
     if accumulate == 1:
-        return one(batch)
+        return one(batch, *keys)
     leaves, treedef = jax.tree.flatten(batch)
-    pieces = microbatches(leaves, accumulate)
+    pieces = microbatches(leaves, accumulate), *(jax.random.split(key, accumulate) for key in keys)
 
-    def add(sums: tuple, piece: list) -> tuple:
-        part = one(jax.tree.unflatten(treedef, piece))
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, part), None
+    def part(piece: list, *key: jax.Array) -> tuple:
+        return one(jax.tree.unflatten(treedef, piece), *key)
 
-    shapes = jax.eval_shape(lambda p: one(jax.tree.unflatten(treedef, p)), [x[0] for x in pieces])
+    def add(sums: tuple, piece: tuple) -> tuple:
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, part(*piece)), None
+
+    shapes = jax.eval_shape(lambda p: part(*p), jax.tree.map(lambda x: x[0], pieces))
     # Gradients add up in float32 whatever the dtype of the weights.
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0])
     zeros = (start, *jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1:]))

@@ -4,15 +4,29 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from lvlm_jax.vision import blip2_vit, clip, dinov2, eva, nfnet, plain_vit, qwen_vl, siglip, siglip2, timm, vit_jax
+from lvlm_jax.vision import (
+    blip2_vit,
+    clip,
+    dinov2,
+    eva,
+    nfnet,
+    plain_vit,
+    qwen_vl,
+    siglip,
+    siglip2,
+    timm,
+    video,
+    vit_jax,
+)
 from lvlm_jax.vision.native import NativeViT, NativeViTConfig, check_pictures
 from lvlm_jax.vision.nfnet import NFNet, NFNetConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
+from lvlm_jax.vision.video import ClipConfig
 from lvlm_jax.vision.vit import ViT, ViTConfig, patchify
 
-VisionConfig = ViTConfig | NFNetConfig | NativeViTConfig
+VisionConfig = ViTConfig | ClipConfig | NFNetConfig | NativeViTConfig
 """What a model may hold as its tower: image_size, patch_size, patches and values say how it is fed, features and width
-what it gives, `build` makes the module."""
+what it gives, `build` makes the module; `frames` vision rows are read as one (1: each by itself)."""
 
 FAMILIES: dict[str, ModuleType] = {
     "clip_vision_model": clip,
@@ -94,6 +108,7 @@ __all__ = [
     "CONVOLUTIONAL",
     "FAMILIES",
     "TEXT_FAMILIES",
+    "ClipConfig",
     "NFNet",
     "NFNetConfig",
     "NativeViT",
@@ -114,5 +129,6 @@ __all__ = [
     "siglip",
     "text_family_of",
     "timm",
+    "video",
     "vit_jax",
 ]

@@ -9,7 +9,9 @@ which is what `Blip2Model` and its kin hold under ``vision_model.``
 from collections.abc import Mapping
 from typing import Any
 
-from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Row, dense, fields, joined, layer_norm, one_of, patches
+import numpy as np
+
+from lvlm_jax.keymap import TRANSPOSE, UNBATCHED, Change, Row, dense, fields, joined, layer_norm, one_of, patches
 from lvlm_jax.vision.clip import public_vision_values, vision_values
 from lvlm_jax.vision.plain_vit import TOKEN
 from lvlm_jax.vision.vit import ViTConfig
@@ -86,6 +88,45 @@ def rows(config: ViTConfig, ours: str = "vision", theirs: str = "vision_model.")
             Row(tuple(f"{x}/kernel" for x in qkv), f"{b}.self_attn.qkv.weight", joined(3, TRANSPOSE)),
             Row(tuple(f"{x}/bias" for x in qkv), f"{b}.self_attn.qkv.bias", joined(3)),
             *dense(f"{a}/attn/o", f"{b}.self_attn.projection", bias=True),
+            *dense(f"{a}/mlp/up", f"{b}.mlp.fc1", bias=True),
+            *dense(f"{a}/mlp/down", f"{b}.mlp.fc2", bias=True),
+        ]
+    return out
+
+
+_NO_KEY_BIAS = Change(lambda x: (x, np.zeros_like(x)), lambda q, k: q)
+"""The queries' bias, of a tower whose keys have none; no score feels that of the keys, so that it may go."""
+
+
+def authors_rows(
+    config: ViTConfig, ours: str = "vision", theirs: str = "visual_encoder.", norm: str = "ln_vision"
+) -> list[Row]:
+    """The key table under the authors' names, which are EVA's own; the last norm is BLIP-2's.
+
+    Args:
+      ours: path of the tower's parameters.
+      theirs: prefix of its keys ("" in EVA's file).
+      norm: the last norm's.
+    """
+    out = [
+        Row(f"{ours}/trunk/class_embed", f"{theirs}cls_token", TOKEN),
+        Row(f"{ours}/trunk/position_embed", f"{theirs}pos_embed", UNBATCHED),
+        Row(f"{ours}/trunk/patch_embed/kernel", f"{theirs}patch_embed.proj.weight", patches(config.patch_size)),
+        Row(f"{ours}/trunk/patch_embed/bias", f"{theirs}patch_embed.proj.bias"),
+        *layer_norm(f"{ours}/post_norm", norm),
+    ]
+    for i in range(config.depth):
+        a, b = f"{ours}/trunk/layers/{i}", f"{theirs}blocks.{i}"
+        out += layer_norm(f"{a}/norm1", f"{b}.norm1") + layer_norm(f"{a}/norm2", f"{b}.norm2")
+        out += [
+            Row(tuple(f"{a}/attn/{x}/kernel" for x in "qkv"), f"{b}.attn.qkv.weight", joined(3, TRANSPOSE)),
+            (
+                Row((f"{a}/attn/q/bias", f"{a}/attn/k/bias"), f"{b}.attn.q_bias", _NO_KEY_BIAS)
+                if config.key_bias
+                else Row(f"{a}/attn/q/bias", f"{b}.attn.q_bias")
+            ),
+            Row(f"{a}/attn/v/bias", f"{b}.attn.v_bias"),
+            *dense(f"{a}/attn/o", f"{b}.attn.proj", bias=True),
             *dense(f"{a}/mlp/up", f"{b}.mlp.fc1", bias=True),
             *dense(f"{a}/mlp/down", f"{b}.mlp.fc2", bias=True),
         ]

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -33,9 +33,9 @@ ROTARY_THETA = 10000.0
 class NativeViTConfig:
     """Sizes of a tower; the defaults are Qwen2-VL's make.
 
-    frames: pictures that one patch reads. merge: side of the square of patches that becomes one token behind the tower.
-    `norm` is a key of `nn.norms.NORMS`. window: side of the squares, in patches, within which a block attends, save
-    those blocks that `whole` names; None lets all see the whole picture. position_grid: side of a learned table of
+    patch_frames: pictures that a patch reads. merge: side of the square of patches that becomes one token behind the
+    tower. `norm` is a key of `nn.norms.NORMS`. window: side of the squares, in patches, within which a block attends,
+    save those blocks that `whole` names; None lets all see the whole picture. position_grid: side of a learned table of
     places, resized to each picture's grid; queries and keys are rotated by their place in any case. taps: blocks whose
     output is read beside the last one's. max_patches: patches of a vision row (P), the most that a picture may have.
     """
@@ -50,13 +50,14 @@ class NativeViTConfig:
     norm_eps: float = 1e-6
     gated: bool = False
     patch_bias: bool = False
-    frames: int = 2
+    patch_frames: int = 2
     merge: int = 2
     window: int | None = None
     whole: tuple[int, ...] = ()
     position_grid: int | None = None
     taps: tuple[int, ...] = ()
     max_patches: int = 5120
+    frames: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width // self.heads % 4:
@@ -99,7 +100,7 @@ class NativeViTConfig:
     @property
     def values(self) -> int:
         """Values of a patch (C), in (frame, row, column, channel) order."""
-        return 3 * self.frames * self.patch_size**2
+        return 3 * self.patch_frames * self.patch_size**2
 
     @property
     def features(self) -> int:
@@ -206,9 +207,10 @@ def check_pictures(config: object, spec: ImageSpec) -> None:
             f"a tower of {type(config).__name__} with pictures prepared by fit={spec.fit!r}: pictures keep their own "
             "resolution (fit='native') for a NativeViTConfig, and for it alone"
         )
-    for name in ("merge", "frames", "window") if native is not None else ():
-        if getattr(config, name) != getattr(native, name):
+    named = (("merge", "merge"), ("patch_frames", "frames"), ("window", "window"))
+    for ours, theirs in named if native is not None else ():
+        if getattr(config, ours) != getattr(native, theirs):
             raise ValueError(
-                f"vision.{name}={getattr(config, name)}, but pictures are prepared with image.native.{name}="
-                f"{getattr(native, name)}: patches would not stand where the tower takes them to; make them equal"
+                f"vision.{ours}={getattr(config, ours)}, but pictures are prepared with image.native.{theirs}="
+                f"{getattr(native, theirs)}: patches would not stand where the tower takes them to; make them equal"
             )

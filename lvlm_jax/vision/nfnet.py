@@ -9,7 +9,7 @@ are not read here; timm's ``dm_nfnet`` releases hold the same weights, and `AUTH
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -50,6 +50,7 @@ class NFNetConfig:
     standardization: Standardization = "timm"
     feature_layer: int = -2
     classes: int = 0
+    frames: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.image_size % STRIDE:

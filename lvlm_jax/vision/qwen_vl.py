@@ -128,7 +128,7 @@ def rows(config: NativeViTConfig, ours: str = "vision", theirs: str = "visual.")
     """
     base, mlp = f"{ours}/" if ours else "", _MLPS[type_of(config)]
     patch = f"{theirs}patch_embed.proj"
-    out = [Row(f"{base}patch_embed/kernel", f"{patch}.weight", clips(config.frames, config.patch_size))]
+    out = [Row(f"{base}patch_embed/kernel", f"{patch}.weight", clips(config.patch_frames, config.patch_size))]
     if config.patch_bias:
         out.append(Row(f"{base}patch_embed/bias", f"{patch}.bias"))
     if config.position_grid is not None:
@@ -160,7 +160,7 @@ def _shared(f: Mapping[str, Any]) -> dict[str, Any]:
         "heads": f["num_heads"],
         "patch_size": square("patch_size", f["patch_size"]),
         "activation": activation("hidden_act", f["hidden_act"]),
-        "frames": square("temporal_patch_size", f["temporal_patch_size"]),
+        "patch_frames": square("temporal_patch_size", f["temporal_patch_size"]),
         "merge": f["spatial_merge_size"],
         "max_patches": f["max_patches"],
     }
@@ -234,7 +234,7 @@ def to_hf(config: NativeViTConfig, out_width: int | None = None) -> dict[str, An
         "hidden_act": act,
         "patch_size": config.patch_size,
         "spatial_merge_size": config.merge,
-        "temporal_patch_size": config.frames,
+        "temporal_patch_size": config.patch_frames,
         "max_patches": config.max_patches,
     }
     if name == "qwen2_vl_vision":

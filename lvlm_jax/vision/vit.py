@@ -7,7 +7,8 @@ norms, or norms behind the branches). They differ in field values only. Source: 
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -74,6 +75,7 @@ class ViTConfig:
     resize_offset: float = 0.0
     max_patches: int | None = None
     classes: int = 0
+    frames: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not self.class_token and self.pool in ("class", "token", "token_twice", "tanh"):
@@ -213,6 +215,8 @@ class ViT(nn.Module):
         segments: Int[Array, "N P"],
         take: int | None = None,
         masked: Bool[Array, "N P"] | None = None,
+        places: Float[Array, "P D"] | None = None,
+        through: Callable | None = None,
     ) -> Float[Array, "N Q D"]:
         """Raw output of the first `take` blocks (default all): class token, registers, patches.
 
@@ -221,6 +225,8 @@ class ViT(nn.Module):
           positions: (row, column) of each patch.
           segments: 0 padding, 1.. the pictures that share the row.
           masked: patches to hide behind the mask token, for training by what is hidden.
+          places: added to the patches instead of a learned table's, where there is no class token.
+          through: how the stack is run, (stack, block, x, what its layers share) -> x, instead of `run_stack`.
         """
         x = linear(self.width, ("patch", "embed"), use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")(
             patches
@@ -229,7 +235,10 @@ class ViT(nn.Module):
             token = self.param("mask_embed", named(nn.initializers.zeros, ("embed",)), (self.width,))
             x = x if masked is None else jnp.where(masked[..., None], token.astype(self.dtype), x)
         turns = self._turns(positions, segments)
-        x, segments = self._placed(x, positions, segments)
+        if places is None:
+            x, segments = self._placed(x, positions, segments)
+        else:
+            x += places.astype(self.dtype)
         if self.pre_norm:
             x = LayerNorm(self.norm_eps, self.dtype, name="pre_norm")(x)
         block = functools.partial(
@@ -246,7 +255,10 @@ class ViT(nn.Module):
             dtype=self.dtype,
         )
         stack = make_stack(block, self.depth, self.scan, self.remat, name="layers")
-        return run_stack(stack, self.depth, x, None, R.packed_full(segments), turns, take=take)[0]
+        shared = R.packed_full(segments), turns
+        if through is not None:
+            return through(stack, block, x, shared)
+        return run_stack(stack, self.depth, x, None, *shared, take=take)[0]
 
     def _turns(self, positions: Int[Array, "N P 2"], segments: Int[Array, "N P"]) -> tuple[Turned, Turned] | None:
         """How patches are rotated, behind a class token and registers that are not: those stand at an angle of zero."""
@@ -281,6 +293,16 @@ class ViT(nn.Module):
         return jnp.concatenate(spread, axis=1), jnp.concatenate([*ids, segments], axis=1)
 
 
+def trunk_of(config: ViTConfig, dtype: DTypeLike, scan: bool, remat: str) -> ViT:
+    """The trunk of a tower."""
+    same = (
+        *("grid", "width", "depth", "heads", "mlp_dim", "activation", "norm_eps", "class_token", "pre_norm"),
+        *("patch_bias", "layer_scale", "gated", "registers", "mask_token", "key_bias", "inner_norm", "norm_after"),
+        *("rotary_grid", "resize", "resize_offset"),
+    )
+    return ViT(**{name: getattr(config, name) for name in same}, dtype=dtype, scan=scan, remat=remat)
+
+
 class VisionTower(nn.Module):
     """A ViT with what pools it: features for a language model, or one vector a picture.
 
@@ -296,31 +318,7 @@ class VisionTower(nn.Module):
     def setup(self) -> None:
         """The trunk, its final norm and its pooling head."""
         c = self.config
-        self.trunk = ViT(
-            grid=c.grid,
-            width=c.width,
-            depth=c.depth,
-            heads=c.heads,
-            mlp_dim=c.mlp_dim,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            class_token=c.class_token,
-            pre_norm=c.pre_norm,
-            patch_bias=c.patch_bias,
-            layer_scale=c.layer_scale,
-            gated=c.gated,
-            registers=c.registers,
-            mask_token=c.mask_token,
-            key_bias=c.key_bias,
-            inner_norm=c.inner_norm,
-            norm_after=c.norm_after,
-            rotary_grid=c.rotary_grid,
-            resize=c.resize,
-            resize_offset=c.resize_offset,
-            dtype=self.dtype,
-            scan=self.scan,
-            remat=self.remat,
-        )
+        self.trunk = trunk_of(c, self.dtype, self.scan, self.remat)
         self.post_norm = LayerNorm(c.norm_eps, self.dtype)
         if c.pool == "map":
             self.head = MapHead(c.heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype)

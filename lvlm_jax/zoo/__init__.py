@@ -1,46 +1,27 @@
 """Whole systems by name: data only. One public class of the torch library is one family, one file."""
 
+import dataclasses
 import difflib
 from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
 from lvlm_jax.zoo import (
-    blip2,
+    chameleon,
     cogvlm,
     flamingo,
-    idefics,
-    instructblip,
     llava,
-    llava_next,
-    llava_onevision,
     llava_small,
+    minigpt4,
     nanovlm,
     open_flamingo,
-    paligemma,
-    qwen2_5_vl,
-    qwen2_vl,
-    qwen3_vl,
+    senses,
+    videochat,
+    videochat2,
 )
 from lvlm_jax.zoo.spec import Spec
 
-FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family
-    for family in (
-        llava,
-        llava_next,
-        llava_onevision,
-        paligemma,
-        idefics,
-        open_flamingo,
-        cogvlm,
-        qwen2_vl,
-        qwen2_5_vl,
-        qwen3_vl,
-        blip2,
-        instructblip,
-    )
-}
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (senses, *senses.BASES)}
 """Public ``model_type`` -> family: a module with
 
 | name | what it is |
@@ -53,7 +34,10 @@ FAMILIES: dict[str, ModuleType] = {
 | processor(config) | fields of processor_config.json |
 """
 
-OWN_TYPES = (llava.OWN_TYPE, open_flamingo.MODEL_TYPE, cogvlm.MODEL_TYPE)
+OWN_TYPES = (
+    *(llava.OWN_TYPE, open_flamingo.MODEL_TYPE, cogvlm.MODEL_TYPE, senses.MODEL_TYPE, chameleon.OWN_TYPE),
+    *(minigpt4.MODEL_TYPE, videochat.MODEL_TYPE, videochat2.MODEL_TYPE),
+)
 """``model_type`` of models that the torch library has no class for."""
 
 UNNAMED = {cogvlm.ARCHITECTURE: cogvlm.MODEL_TYPE}
@@ -82,8 +66,9 @@ def family_of(config: LVLMConfig) -> ModuleType:
 
 
 def video_of(config: LVLMConfig) -> VideoSpec:
-    """How the systems of a model's family read videos, where nobody says otherwise."""
-    return next((spec.video for spec in family_of(config).SYSTEMS.values()), DEFAULT)
+    """How the systems of a model's family read videos, where nobody says otherwise; so many frames as its tower."""
+    found, frames = next((spec.video for spec in family_of(config).SYSTEMS.values()), DEFAULT), config.vision.frames
+    return dataclasses.replace(found, frames=frames) if frames > 1 else found
 
 
 def spec(name: str) -> Spec:

@@ -6,9 +6,11 @@ authors' shards had their own; ``model_parallel_size`` says how many, and bears 
 give instead of what they get (``swin_norm``).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lvlm_jax.config import build
 from lvlm_jax.keymap import Row, fields, one_of
 from lvlm_jax.llm import llama
 from lvlm_jax.llm.decoder import DecoderConfig
@@ -17,6 +19,9 @@ from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision import vqgan
 
 MODEL_TYPE, ARCHITECTURE = "chameleon", "ChameleonForConditionalGeneration"
+
+OWN_TYPE = "lvlm_jax_unified"
+"""``model_type`` of a model of this make that the torch library has no class for."""
 
 PARTS = {"qk_norm": "head_layer"}
 """What its decoders have and LLaMA's has not."""
@@ -134,12 +139,13 @@ def _words(words: Mapping[str, int] | None, codes: int) -> dict[str, Any]:
 
 
 def from_hf(config: Mapping[str, Any]) -> UnifiedConfig:
-    """The model from the torch library's config.json.
+    """The model from the torch library's config.json, or one that `to_hf` wrote.
 
     Raises:
       ValueError: a value that cannot be run, naming the field and what is supported.
     """
-    one_of("model_type", config.get("model_type"), [MODEL_TYPE])
+    if one_of("model_type", config.get("model_type"), [MODEL_TYPE, OWN_TYPE]) == OWN_TYPE:
+        return _own_from_hf(config)
     f = fields(config, DEFAULTS)
     one_of("hidden_act", f["hidden_act"], ["silu"])
     one_of("attention_bias", f["attention_bias"], [False])
@@ -155,22 +161,28 @@ def from_hf(config: Mapping[str, Any]) -> UnifiedConfig:
     )
 
 
+_OWN = ("code_ids", "begin_id", "end_id", "image_id", "text_only")
+
+
+def _own_from_hf(config: Mapping[str, Any]) -> UnifiedConfig:
+    """What `to_hf` wrote of a model that the torch library has no class for."""
+    if missing := [name for name in ("vq_config", "decoder", *_OWN) if name not in config]:
+        raise ValueError(f"config.json: {', '.join(missing)} missing; was it written by lvlm_jax?")
+    parts = {"vision": config["vq_config"], "llm": config["decoder"]}
+    return build(UnifiedConfig, parts | {name: config[name] for name in _OWN}, "config.json")
+
+
 def to_hf(config: UnifiedConfig) -> dict[str, Any]:
     """The config.json that the torch library reads; `from_hf` reads it back.
 
-    Of the vocabulary it names what the class reads: the picture tokens and those around them.
-
-    Raises:
-      ValueError: the public class has no place for a part.
+    Of the vocabulary it names what the class reads: the picture tokens and those around them. A model that it has no
+    class for (one that writes pictures, or whose decoder has other parts) gets our own ``model_type`` and fields, its
+    weights the same keys.
     """
     if not fits(config):
-        parts = ", ".join(f"{name}={value!r}" for name, value in config.llm.parts.items())
-        raise ValueError(
-            f"Chameleon's public class holds no model with text_only={config.text_only}, a tokenizer with "
-            f"decoder={config.vision.decoder} and a language model with {parts or 'no parts of its own'} and "
-            f"norm_eps={config.llm.norm_eps}; it never predicts picture tokens, has no decoder of pictures, a norm on "
-            f"queries and keys and norm_eps={QK_EPS}. Set text_only=True and leave the decoder out to export the rest"
-        )
+        parts = {"vq_config": dataclasses.asdict(config.vision), "decoder": dataclasses.asdict(config.llm)}
+        own = {name: getattr(config, name) for name in _OWN}
+        return {"model_type": OWN_TYPE, **parts, **own, "code_ids": list(config.code_ids)}
     words = {code_name(code): token for code, token in enumerate(config.code_ids)}
     return {
         "model_type": MODEL_TYPE,

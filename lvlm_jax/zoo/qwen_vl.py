@@ -149,5 +149,5 @@ def pictures(tower: NativeViTConfig, native: Native, mean: tuple[float, ...], st
         resample="bicubic",
         fit="native",
         max_patches=tower.max_patches,
-        native=dataclasses.replace(native, merge=tower.merge, frames=tower.frames, window=tower.window),
+        native=dataclasses.replace(native, merge=tower.merge, frames=tower.patch_frames, window=tower.window),
     )

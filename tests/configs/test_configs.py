@@ -22,17 +22,25 @@ ARGUMENTS = {
     "flamingo": ("9b", "80b"),
     "idefics_interleaved": ("80b",),
     "openflamingo_interleaved": ("4b", "9b"),
+    "quickstart_senses": ("tiny",),
     "llava15_align": ("13b", "perceiver"),
     "llava15_instruct": ("13b", "perceiver", "full"),
     "llava_onevision_align": ("0.5b", "72b"),
     "llava_onevision_instruct": ("0.5b", "72b"),
     "llava_onevision_mid": ("0.5b", "72b"),
     "llavanext_instruct": ("13b",),
+    "minigpt4_align": ("13b", "llama2"),
+    "minigpt4_instruct": ("13b", "llama2"),
     "nanovlm_222m": (),
     "paligemma_finetune": ("448", "896", "v2"),
     "qwen2_5_vl_finetune": ("3b", "32b"),
     "qwen3_llava_small": ("1.7b", "4b", "gemma3_1b", "gemma3_4b"),
+    "videochat_align": ("13b",),
+    "videochat_instruct": ("13b",),
     "smollm2_emoji": ("noto", "twemoji", "openmoji"),
+    "unified_emoji": ("plain", "tiny"),
+    "blip2_stage1": ("pformer", "tiny"),
+    "pformer_pretrain": ("tiny",),
 }
 WORDS = [*config.names(), *(f"{name}:{arg}" for name, args in ARGUMENTS.items() for arg in args)]
 # (weights of the whole model, share in percent) of each stage that trains a vision-language model.
@@ -60,6 +68,10 @@ FULL = {
     "llava_onevision_instruct": {"single": (8_030_807_584, 100), "onevision": (8_030_807_584, 100)},
     "llava_onevision_instruct:72b": {"onevision": (73_181_570_592, 100)},
     "llavanext_instruct": {"instruct": (7_063_431_168, 100)},
+    # A tower of 985,952,256 and a Q-Former of 105,162,240 before one dense layer of 3,149,824.
+    "minigpt4_align": {"align": (7_832_688_128, 0.0402)},
+    "minigpt4_align:13b": {"align": (14_110_926_336, 0.0279)},
+    "minigpt4_align:llama2": {"align": (7_747_448_832, 0.2978)},
     "nanovlm_222m": {"train": (222_118_464, 100)},
     "paligemma_finetune": {"transfer": (2_923_466_480, 100)},
     "paligemma_finetune:v2": {"transfer": (3_032_242_416, 100)},
@@ -103,8 +115,8 @@ def test_a_recipe(word):
         mask = stage.stage(name).mask(shapes)
         rows = trained_share(shapes, mask)
         assert 0 < rows[-1].trained <= rows[-1].total
-        assert set(stage.start) <= {*shapes, "all"}
-        assert dataclasses.is_dataclass(found.model.lvlm)
+        assert {part.split("/")[0] for part in stage.start} <= {*shapes, "all"}
+        assert dataclasses.is_dataclass(found.model)
         assert set(axes) == set(shapes)
         if name in FULL.get(word, {}):
             total, share = FULL[word][name]
@@ -187,6 +199,23 @@ def test_blip2s_authors_settings():
         recipe.load("blip2_stage2", ["--config.model.connector.vocab=30523"])
 
 
+def test_what_minigpt4_trains():
+    for name in ("minigpt4_align", "minigpt4_instruct"):
+        assert recipe.load(name) == recipe.load(f"{name}:7b")
+    align, tune = (recipe.load(f"minigpt4_{name}").stages[name] for name in ("align", "instruct"))
+    assert align.trains == tune.trains == ("connector/linear_1/**",)
+    rates = [
+        (o.learning_rate, round(o.learning_rate * o.end_factor, 9), o.warmup) for o in (align.optimizer, tune.optimizer)
+    ]
+    assert rates == [(1e-4, 8e-5, 5000), (3e-5, 1e-5, 200)]
+    wide = recipe.load("minigpt_v2_instruct")
+    assert wide.model.lvlm.visual_tokens == 256
+    stage, shapes = wide.stages["instruct"], shapes_of(wide, "instruct")[0]
+    rows = trained_share(shapes, stage.stage("instruct").mask(shapes))
+    adapters = 32 * 2 * (4096 * 64 + 64 * 4096 + 1)
+    assert rows[-1].trained == 5632 * 4096 + 4096 + adapters
+
+
 def test_the_authors_settings():
     for name in ("llava15_align", "llava15_instruct"):
         assert recipe.load(name) == recipe.load(f"{name}:7b")
@@ -206,6 +235,8 @@ OVERRIDES = {
     "--config.stages.align.optimizer.clip=0.5": lambda r: r.stages["align"].optimizer.clip == 0.5,
     "--config.stages.align.optimizer.b1=0.8": lambda r: r.stages["align"].optimizer.b1 == 0.8,
     "--config.stages.align.spike.factor=3.0": lambda r: r.stages["align"].spike.factor == 3.0,
+    "--config.stages.align.settings.z_loss=0.001": lambda r: r.stages["align"].settings == {"z_loss": 0.001},
+    "--config.stages.align.settings.z_loss=0.0": lambda r: r.stages["align"].settings == {},
     "--config.stages.align.data.threads=3": lambda r: r.stages["align"].data.threads == 3,
     "--config.model.llm.depth=2": lambda r: r.model.llm.depth == 2,
     "--config.model.system=Be brief.": lambda r: r.model.system == "Be brief.",

@@ -30,11 +30,13 @@ CASES = {
     "idefics": PerceiverConfig(**IDEFICS),
     "idefics2": PerceiverConfig(**IDEFICS2),
     "pixel_shuffle": PixelShuffleConfig(factor=4),
+    "four of a row": PixelShuffleConfig(factor=1, across=4, bias=True),
     "average_pool": AveragePoolConfig(side=2),
     "gated": GatedConfig(hidden=40),
     "qformer": QFormerConfig(queries=8, width=16, depth=4, heads=2, mlp_dim=24),
 }
-SIZES = {"linear": 16, "mlp": 16, "gated": 16, "flamingo": 4, "pixel_shuffle": 1, "average_pool": 4, "qformer": 8}
+SIZES = {"linear": 16, "mlp": 16, "gated": 16, "flamingo": 4, "average_pool": 4, "qformer": 8}
+SIZES |= {"pixel_shuffle": 1, "four of a row": 4}
 """Visual tokens of a picture with 16 features; 64 the others."""
 FEATURES = jnp.zeros((2, 16, 32))
 
@@ -94,6 +96,9 @@ def test_where_neighbours_go():
     assert joined.shape == (1, 4, 8)
     # The token at the right of the first row: columns 2 and 3 of row 0, then of row 1.
     assert joined[0, 1].reshape(4, 2).tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+    # MiniGPT-v2's four: as the features stand in memory.
+    four = np.asarray(pixel_shuffle(jnp.asarray(places), 1, 4))
+    np.testing.assert_array_equal(four, places.reshape(1, 4, 8))
     assert np.asarray(average_pool(jnp.asarray(places), 2))[0].tolist() == [
         [0.5, 0.5],
         [0.5, 2.5],
@@ -106,6 +111,7 @@ def test_where_neighbours_go():
     ("config", "features", "message"),
     [
         (PixelShuffleConfig(factor=3), 16, r"pixel shuffle: factor=3 does not divide the 4 x 4 features"),
+        (PixelShuffleConfig(factor=1, across=3), 16, r"pixel shuffle: across=3 does not divide the 4 x 4 features"),
         (PixelShuffleConfig(), 17, r"pixel shuffle reads the features of a square picture, and 17 are none; a class"),
         (AveragePoolConfig(side=3), 16, r"average pool: side=3 does not divide the 4 x 4 features"),
         (AveragePoolConfig(), 257, r"average pool reads the features of a square picture, and 257 are none"),
@@ -128,6 +134,8 @@ def test_the_size_of_fresh_weights(std, expected):
 def test_sizes_of_none():
     with pytest.raises(ValueError, match=r"factor=0: how many neighbours"):
         PixelShuffleConfig(factor=0)
+    with pytest.raises(ValueError, match=r"across=0: how many neighbours"):
+        PixelShuffleConfig(across=0)
     with pytest.raises(ValueError, match=r"std=0.0: the deviation of fresh weights is positive"):
         PixelShuffleConfig(std=0.0)
     with pytest.raises(ValueError, match=r"side=0: how many tokens"):

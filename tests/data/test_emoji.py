@@ -14,6 +14,7 @@ from lvlm_jax.data.registry import Choice
 from lvlm_jax.data.sources import Source
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.processing.schema import Image, Text
+from lvlm_jax.processing.tokenizer import Tokenizer
 
 RECORDS = [
     {"hexcode": "1F600", "label": "grinning face", "group": 0},
@@ -86,15 +87,26 @@ def test_drawings_are_rendered_once_on_white(root):
 
 
 def test_kinds_of_records(root):
-    kinds = ("captions", "names", "groups", "questions")
-    caption, name, group, question = (Emoji(root, ("twemoji",), kind)[2] for kind in kinds)
+    kinds = ("captions", "drawings", "names", "groups", "questions")
+    caption, drawing, name, group, question = (Emoji(root, ("twemoji",), kind)[2] for kind in kinds)
     picture = Image(Emoji(root, ("twemoji",)).origin(2))
     assert [turn.segments for turn in caption.turns] == [(picture,), (Text("red apple"),)]
+    assert [turn.segments for turn in drawing.turns] == [(Text("red apple"),), (picture,)]
     assert [turn.segments for turn in name.turns] == [(picture, Text(NAME)), (Text("red apple"),)]
     assert [turn.segments for turn in group.turns] == [(picture, Text(GROUP)), (Text("food & drink"),)]
     more = [(Text(GROUP),), (Text("food & drink"),)]
     assert [turn.segments for turn in question.turns] == [*(turn.segments for turn in name.turns), *more]
     assert [turn.role for turn in question.turns] == ["user", "assistant"] * 2
+
+
+def test_a_tokenizer_of_the_names(root):
+    words = Tokenizer(emoji.word_tokenizer(root))
+    assert words.vocab_size == len(emoji.SPECIALS) + len({"grinning", "face", "red", "heart", "apple"})
+    assert [words.special_id(name) for name in emoji.SPECIALS] == list(range(7))
+    ids, _ = words.encode_text("red heart")
+    assert words.decode(ids) == "red heart"
+    assert ids.min() >= 7
+    assert words.encode_text("<begin>")[0].min() > 6 or words.unknown_id in words.encode_text("<begin>")[0]
 
 
 def test_repr_names_the_content_and_it_travels(root, tmp_path):
@@ -122,7 +134,7 @@ def test_a_recipe_opens_it(root):
         ({"vendors": ("apple",)}, r"vendors=\['apple'\]: choose among \['noto', 'twemoji', 'fluent', 'openmoji'\]"),
         ({"vendors": ()}, r"vendors=\(\): name at least one, each once"),
         ({"vendors": ("noto", "noto")}, "each once"),
-        ({"kind": "tags"}, r"of='tags': choose one of \['captions', 'names', 'groups', 'questions'\]"),
+        ({"kind": "tags"}, r"of='tags': choose one of \['captions', 'drawings', 'names', 'groups', 'ques"),
     ],
 )
 def test_bad_fields(root, change, message):

@@ -1,4 +1,4 @@
-"""docs/: two pages run whole, block by block in one folder; the others' commands are parsed and their Python runs."""
+"""docs/: some pages run whole, block by block in one folder; the others' commands are parsed and their Python runs."""
 
 import contextlib
 import importlib.util
@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 
 import lvlm_jax
-from lvlm_jax import cli, recipe
+from lvlm_jax import cli, llm, recipe, run, vision
+from lvlm_jax.connectors import PerceiverConfig, QFormerConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
-WHOLE = ("your_data.md", "your_checkpoint.md")
+WHOLE = ("your_data.md", "your_checkpoint.md", "your_mixture.md")
 """Pages whose every block runs."""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """(language and flags, text) of each fenced block."""
+    """(language and flags, text) of each fenced block; a flag that ends in .py is the file that the block is."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(r"^```(\w+(?: \w+)*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\w+(?: [\w.]+)*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -38,6 +39,9 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
     names = {"__name__": "page"}
     for kind, text in blocks(page):
+        if kind.endswith(".py"):
+            Path(kind.split()[-1]).write_text(text, encoding="utf-8")
+            continue
         if kind == "python":
             with contextlib.redirect_stdout(sys.stderr):
                 exec(compile(text, page, "exec"), names)
@@ -76,6 +80,28 @@ def test_python_runs(page, home):
     for kind, text in blocks(page):
         if kind == "python":
             exec(compile(text, page, "exec"), {"__name__": "page"})
+
+
+def test_a_mixture_of_ones_own(tmp_path):
+    """The file of docs/your_mixture.md, at both sizes: its parts, and what its two stages train."""
+    ((kind, text),) = [block for block in blocks("your_mixture.md") if block[0].endswith(".py")]
+    file = tmp_path / kind.split()[-1]
+    file.write_text(text, encoding="utf-8")
+    shares = {}
+    for size in ("", "tiny"):
+        found = recipe.load(f"{file}:{size}")
+        model = found.model.lvlm
+        assert vision.family_of(model.vision) == "siglip_vision_model"
+        assert llm.family_of(model.llm) == "qwen2"
+        assert isinstance(model.connector, PerceiverConfig)
+        assert model.fusion is not None
+        shares[size] = {name: run.share_of(found, name)[-1] for name in found.run}
+    full = shares[""]
+    assert list(full) == ["align", "instruct"]
+    assert full["align"].total == full["instruct"].total
+    assert full["instruct"].trained - full["align"].trained == 494_032_768  # Qwen2.5-0.5B's, its one table tied
+    swapped = recipe.load(f"{file}:tiny", ["--config.model.connector=qformer", "--config.model.connector.depth=2"])
+    assert swapped.model.lvlm.connector == QFormerConfig(depth=2)
 
 
 @pytest.mark.parametrize("page", sorted(page.name for page in DOCS.glob("*.md")))

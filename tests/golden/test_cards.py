@@ -264,6 +264,11 @@ def test_what_a_picture_costs_in_tokens():
         "llavanext_7b": 576,  # of each tile
         **dict.fromkeys(("llavanext_13b", "llavanext_34b", "llavanext_mistral_7b", "llavanext_llama3_8b"), 576),
         **{f"llava_onevision_{size}_{stage}": 729 for size in ("0_5b", "7b", "72b") for stage in ("si", "ov")},
+        "minigpt4_7b": 32,
+        "minigpt4_13b": 32,
+        "minigpt4_llama2_7b": 64,
+        "minigpt_v2_7b": 256,
+        **dict.fromkeys(("videochat_7b", "videochat_13b", "videochat2_7b"), 12),  # of each of 8 frames: 96 of a clip
         "nanovlm_222m": 49,
         "nanovlm_450m": 64,
         **dict.fromkeys(("llava_qwen3_0.6b", "llava_qwen3_1.7b", "llava_qwen3_4b"), 729),

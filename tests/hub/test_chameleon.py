@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import transformers as hf
 
+from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.hub.convert import export_folder, import_folder
 from lvlm_jax.hub.safetensors_io import TensorFolder
 from lvlm_jax.hub.verify import verify
 from lvlm_jax.zoo import chameleon
 from tests.hub import tiny
+from tests.tiny import weights
 
 torch = tiny.torch
 VQ = {
@@ -66,8 +68,10 @@ def test_in_and_out(tmp_path, make, kind):
     tokens = torch.tensor([[1, 40, 9, 33]])
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, theirs.eval()(tokens).logits)
-    with pytest.raises(ValueError, match="of kind 'unified'; this command compares lvlm, decoder"):
-        verify(folder)
+    found = verify(folder)
+    assert found.passed, str(found)
+    assert [part.name for part in found.parts] == ["picture tokens", "hidden states", "logits"]
+    assert verify(tmp_path / "out", folder).passed
 
 
 RAW = {"model_type": "chameleon", "vq_config": {**VQ, "resolution": 8}, "vocab_size": 512, "vocabulary_map": WORDS}
@@ -105,7 +109,22 @@ def test_what_cannot_be_run(change, message):
         chameleon.from_hf(RAW | change)
 
 
-def test_what_the_public_class_cannot_hold():
-    writer = dataclasses.replace(chameleon.from_hf(RAW), text_only=False)
-    with pytest.raises(ValueError, match=r"holds no model with text_only=False.*Set text_only=True"):
-        chameleon.to_hf(writer)
+def test_what_the_public_class_cannot_hold_is_written_in_our_own_words(tmp_path):
+    """A model that writes pictures, with a decoder of them: the same keys, and a config.json that only we read."""
+    plain = chameleon.from_hf(RAW | tiny.DECODER)
+    vision = dataclasses.replace(plain.vision, decoder=True)
+    writer = dataclasses.replace(plain, text_only=False, vision=vision)
+    public = json.loads(json.dumps(chameleon.to_hf(writer)))
+    assert public["model_type"] == chameleon.OWN_TYPE
+    assert chameleon.from_hf(public) == writer
+    with pytest.raises(ValueError, match=r"config\.json: decoder, end_id missing; was it written by lvlm_jax"):
+        chameleon.from_hf({key: value for key, value in public.items() if key not in ("decoder", "end_id")})
+    with pytest.raises(ValueError, match=r"config\.json\.vision\.codez: no such field \(did you mean 'codes'"):
+        chameleon.from_hf(public | {"vq_config": public["vq_config"] | {"codez": 3}})
+    params = weights(writer)
+    export_folder(tmp_path / "own", writer, params)
+    loaded = import_folder(tmp_path / "own")
+    assert (loaded.kind, loaded.config) == ("unified", writer)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    with pytest.raises(CheckpointError, match="the torch library has no class for this model"):
+        verify(tmp_path / "own")

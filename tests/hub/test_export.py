@@ -318,9 +318,10 @@ def test_every_kind_names_its_layouts():
     released = ["hf-4", "hf-5", "hf-vit", "hf-vit-classifier"]
     assert {name: list(kind.layouts) for name, kind in KINDS.items()} == {
         "lvlm": [
-            *("hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"),
-            *("idefics", "open_flamingo", "cogvlm", "big_vision-paligemma"),
+            *("senses", "hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"),
+            *("idefics", "open_flamingo", "cogvlm", "videochat2", "videochat", "minigpt4", "big_vision-paligemma"),
         ],
+        "sense": ["hf"],
         "dual": ["hf", "big_vision", "big_vision-scan"],
         "vision": [*released, "big_vision", "big_vision-scan", "timm", "nfnet", "vit_jax"],
         "text": ["hf-4", "hf-5"],

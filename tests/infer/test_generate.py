@@ -72,6 +72,16 @@ def test_cached_batched_padded_decoding_equals_full_passes(scan, prompts):
 
 
 @pytest.mark.slow
+def test_a_repetition_penalty_counts_what_the_answer_has(system, prompts):
+    plain = tokens_of(free(system).generate(prompts, max_new_tokens=8))
+    drawn = {"max_new_tokens": 8, "sampling": Sampling(repetition_penalty=1e6)}
+    for tokens, before in zip(tokens_of(free(system).generate(prompts, **drawn)), plain):
+        assert len(set(tokens)) == len(tokens)
+        new = next((i for i in range(8) if before[i] in before[:i]), 8)
+        assert tokens[:new] == before[:new]  # until one comes again
+
+
+@pytest.mark.slow
 def test_pictures_of_any_resolution():
     """Wide, tall and square ones, two in one prompt, one in two prompts; its tiles are read once."""
     system = tiny_system(tiles=True)

@@ -72,9 +72,27 @@ def test_a_key_a_row_draws_independently_of_the_neighbours():
         ({"top_p": float("nan")}, "top_p=nan"),
         ({"top_k": -1}, "top_k=-1: must be a whole number, 0 or above"),
         ({"seed": -3}, "seed=-3"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be above 0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty=nan: must be a number"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         Sampling(**settings)
     assert message in str(error.value)
+
+
+def test_a_repetition_penalty_is_the_torch_librarys():
+    torch = pytest.importorskip("torch")
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    scores = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    ids = np.stack([scores.argmax(-1), [0, 0, 5]], axis=1)
+    theirs = RepetitionPenaltyLogitsProcessor(5.0)(torch.tensor(ids), torch.tensor(scores)).numpy()
+    written = np.zeros(scores.shape, bool)
+    np.put_along_axis(written, ids, True, axis=1)
+    sampling = Sampling(repetition_penalty=5.0)
+    got = sample(jnp.asarray(scores), None, sampling, jnp.asarray(written))
+    assert got.tolist() == theirs.argmax(-1).tolist()
+    assert got.tolist() != scores.argmax(-1).tolist()
+    assert Sampling().numbers[-1] is None

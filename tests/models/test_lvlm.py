@@ -64,7 +64,8 @@ def split_at(batch, at):
         for name in ("pixel_shuffle", "average_pool", "eva", "nfnet", "visual_expert", "flamingo")
     ]
     + [pytest.param(name, True, marks=pytest.mark.slow) for name in ("siglip_gemma3", "visual_expert")]
-    + [pytest.param("flamingo", True, marks=pytest.mark.nightly)],
+    + [pytest.param("flamingo", True, marks=pytest.mark.nightly)]
+    + [pytest.param(name, False, marks=pytest.mark.nightly) for name in ("minigpt4", "minigpt_v2")],
 )
 def test_prefill_and_decode_equal_the_full_pass(name, scan):
     model, params = system(name)
@@ -134,6 +135,8 @@ def agree(got, name, atol):
         pytest.param("qformer", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("siglip_qwen2", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("pixel_shuffle", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("minigpt4", "FSDP_TP", marks=pytest.mark.nightly),
+        pytest.param("minigpt_v2", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("average_pool", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("eva", "FSDP_TP", marks=pytest.mark.nightly),
         pytest.param("nfnet", "FSDP_TP", marks=pytest.mark.nightly),

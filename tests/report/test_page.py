@@ -84,6 +84,18 @@ def test_degenerate_curves_stay_inside_the_frame(points):
     assert len(texts(markup)) > 3
 
 
+def test_a_second_curve_shares_the_axes():
+    other = [(0, 8.0, ""), (20, 4.0, ""), (30, math.nan, "")]
+    markup = page.line_chart([(0, 3.0, "a"), (10, 2.0, "b")], other, label="", x_name="step", y_name="loss")
+    (line,) = re.findall('class="beside" points="(.*?)"', markup)
+    first, last = (tuple(map(float, point.split(","))) for point in line.split())
+    assert (first[0], last[0]) == (page.LEFT, page.WIDTH - page.RIGHT)
+    own = curve(markup)
+    assert own[-1][0] == pytest.approx((first[0] + last[0]) / 2)  # ten of twenty steps
+    assert first[1] < last[1] < own[0][1] < own[1][1]  # on the page down is less
+    assert re.findall("<title>(.*?)</title>", markup) == ["a", "b"]
+
+
 def test_labels_are_escaped():
     markup = page.line_chart([(0, 1.0, "<b>&")], label='"><script>', x_name="<x>", y_name="<y>")
     assert "<b>" not in markup

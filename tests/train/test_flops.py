@@ -12,7 +12,7 @@ from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn import lora
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.nn.lora import Lora
-from lvlm_jax.train.flops import factors, step_flops
+from lvlm_jax.train.flops import decoder_flops, factors, step_flops
 from lvlm_jax.train.optim import OptimizerConfig
 from lvlm_jax.train.stages import Stage
 from lvlm_jax.zoo import SYSTEMS
@@ -73,6 +73,16 @@ def test_adapters_cost_six_and_the_kernels_under_them_four():
     kernels = sum(math.prod(x.shape) for p, x in trees.flatten(shapes["llm"]).items() if p.endswith("kernel"))
     extra = sum(math.prod(x.shape) for p, x in trees.flatten(grown).items() if p.endswith((lora.A, lora.B)))
     assert got == pytest.approx(full + 2 * 2048 * (6 * extra - 2 * kernels))
+
+
+@pytest.mark.parametrize("name", ["llava15", "clip_llama3"])
+def test_a_decoder_alone_costs_what_it_does_in_a_larger_model(name):
+    config = tiny.SYSTEMS[name]
+    shapes, _ = abstract(LVLM(config), dummy_batch(config))
+    for on in (True, False):
+        whole = mask(shapes, *(["llm"] if on else []))
+        got = decoder_flops(config.llm, shapes["llm"], whole["llm"], rows=3, length=16)
+        assert got == step_flops(config, shapes, whole, rows=3, length=16, pictures=0)
 
 
 def test_a_visual_expert_costs_what_pictures_bring():

@@ -10,10 +10,8 @@ from tests.train import tiny
         ({"name": "a/b"}, "stage.name='a/b'"),
         ({"trains": "connector/**"}, r"stages.align.trains='connector/\*\*'.*tuple"),
         ({"trains": ()}, r"stages.align.trains=\(\)"),
-        ({"loss": "languag"}, r"stages.align.loss='languag'.*\['language', 'contrastive'\]"),
         ({"steps": 0}, "stages.align.steps=0"),
         ({"keep": 0}, "stages.align.keep=0"),
-        ({"loss": "contrastive", "accumulate": 2}, "contrastive loss couples all rows"),
     ],
 )
 def test_bad_values_name_the_field(change, says):

@@ -112,6 +112,34 @@ def test_batch_of_the_library(accumulate):
     assert float(metrics["loss"]) == 1.0
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_a_loss_draws_follows_from_the_seed_and_the_step(accumulate):
+    """Taken up after two of four steps, in a program of its own, a run draws what it would have drawn."""
+
+    def loss_fn(params, batch, key):
+        drawn = jax.random.normal(key, ())
+        return (params["w"]["kernel"] * drawn * batch["x"]).sum(), jnp.float32(len(batch["x"])), {"drawn": drawn}
+
+    trained, tx = {"w": {"kernel": jnp.ones(())}}, optax.sgd(0.1)
+    make = lambda seed: make_train_step(loss_fn, tx, accumulate=accumulate, key=jax.random.key(seed))  # noqa: E731
+    batch = {"x": np.ones(4, np.float32)}
+
+    def run(step, state, steps):
+        drawn = []
+        for _ in range(steps):
+            state, metrics = step(state, {}, batch)
+            drawn.append(float(metrics["drawn"]))
+        return state, drawn
+
+    whole, drawn = run(make(0), init_state(trained, tx), 4)
+    half, first = run(make(0), init_state(trained, tx), 2)
+    again, rest = run(make(0), half, 2)
+    assert len(set(drawn)) == 4
+    assert first + rest == drawn
+    _bits_equal(again.trained, whole.trained)
+    assert run(make(1), init_state(trained, tx), 1)[1] != drawn[:1]
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e6])
 def test_bad_updates_are_thrown_away_and_counted(poison):
     state, frozen, step, _ = _setup(spike=SpikePolicy(factor=10.0))
