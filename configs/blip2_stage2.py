@@ -18,7 +18,7 @@ are a tenth of the Q-Former's activations dropped, as BERT's config has it.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 SIZES = {

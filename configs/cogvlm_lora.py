@@ -18,7 +18,7 @@ Layers stand one by one (scan="no"), since only some of the tower's train.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

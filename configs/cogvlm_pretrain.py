@@ -23,7 +23,7 @@ model, where it is as it was before; Vicuna's repository holds pickle files, see
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 CAPTIONS = {"source": "webdataset", "path": "data/laion_coyo/{00000..09999}.tar"}

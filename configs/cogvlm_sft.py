@@ -14,7 +14,7 @@ cogvlm-chat; --config.model.template=cogvlm_vqa asks for short answers.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -21,7 +21,7 @@ and language model start at random unless stages.train.start says otherwise. Ove
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

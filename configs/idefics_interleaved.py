@@ -18,7 +18,7 @@ override stages.train.data.members. LLaMA's weights come by stages.train.start.l
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 PAGES = {"source": "obelics", "template": "idefics"}

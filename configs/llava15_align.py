@@ -15,7 +15,7 @@ to a folder, and override stages.align.start.llm.hub with that folder.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -14,7 +14,7 @@ Data: llava_v1_5_mix665k.json with coco, gqa, ocr_vqa, textvqa and vg beside it;
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

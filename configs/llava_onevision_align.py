@@ -19,7 +19,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from lvlm_jax.processing.frames import DEFAULT
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

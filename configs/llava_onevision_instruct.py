@@ -23,7 +23,7 @@ Stage 1.5's weights: override stages.single.start.all.workdir. Vision rows count
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from lvlm_jax.processing.frames import DEFAULT
 from lvlm_jax.processing.tiles import Tiles
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 # (height, width); theirs are [[384, 768], [768, 384], ...], width first, and hold the same sizes.

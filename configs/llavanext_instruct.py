@@ -17,7 +17,7 @@ stages.instruct.start.connector.workdir. Vicuna's repository holds pickle files;
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of, model_of_folder
+from lvlm_jax.recipe_model import model_of, model_of_folder
 from lvlm_jax.zoo import SYSTEMS
 
 

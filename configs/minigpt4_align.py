@@ -18,7 +18,7 @@ pickles. Override stages.align.data.members.*.path and stages.align.start.*.hub.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

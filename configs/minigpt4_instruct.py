@@ -14,7 +14,7 @@ the end of a minigpt4_align run: override stages.instruct.start.all.workdir.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

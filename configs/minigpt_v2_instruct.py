@@ -19,7 +19,7 @@ To begin with its adapters too, load it with `lvlm_jax.load`, export it, and sta
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 DRAWN = {

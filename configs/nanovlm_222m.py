@@ -16,7 +16,7 @@ Data: any LLaVA JSON with its pictures (theirs is the Cauldron); override stages
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -22,7 +22,7 @@ folder, and override stages.train.start.llm.hub and model.tokenizer.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -16,7 +16,7 @@ pictures beside it; override stages.transfer.data.path and .images. For captions
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

@@ -17,7 +17,7 @@ rows hold 256 patches, one picture of 50,176 pixels; small pictures of one conve
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

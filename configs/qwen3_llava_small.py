@@ -15,7 +15,7 @@ Data: as llava15_align and llava15_instruct; override stages.align.data.path, st
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

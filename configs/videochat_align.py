@@ -21,7 +21,7 @@ go through the torch library once. Override stages.align.start.*.hub.
 
 from ml_collections import ConfigDict
 
-from lvlm_jax.recipe import model_of
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 
 

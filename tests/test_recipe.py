@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lvlm_jax import config, llm, recipe, run
+from lvlm_jax import config, llm, recipe, recipe_model, run
 from lvlm_jax.config import ConfigError
 from lvlm_jax.connectors import GatedConfig, PerceiverConfig
 from lvlm_jax.fusion.cross_attention import CrossAttentionConfig
@@ -119,7 +119,7 @@ def test_a_stage_that_is_not_run_may_start_from_any():
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_of_the_zoo_as_a_model(name):
     spec = SYSTEMS[name]
-    model = config.build(recipe.Model, recipe.model_of(spec).to_dict())
+    model = config.build(recipe.Model, recipe_model.model_of(spec).to_dict())
     assert model.lvlm == spec.config
     words = spec.tokenizer or spec.source
     assert (model.image, model.template, model.tokenizer) == (spec.image, spec.template, words)
@@ -128,7 +128,7 @@ def test_a_system_of_the_zoo_as_a_model(name):
 
 def test_a_tower_that_is_no_vit():
     """Which of the towers a recipe means is told by its fields; a misspelt one is named, with its like."""
-    fields = recipe.model_of(SYSTEMS["llava15_7b"]).to_dict()
+    fields = recipe_model.model_of(SYSTEMS["llava15_7b"]).to_dict()
     tower = config.to_dict(NFNetConfig(image_size=64, depths=(1, 1, 2, 1)))
     fields |= {"vision": tower, "image": fields["image"] | {"size": 64, "patch": 32}}
     model = config.build(recipe.Model, fields)

@@ -14,7 +14,7 @@ from lvlm_jax.bench.case import PAD, Case, make_examples, write_inputs
 from lvlm_jax.bench.reference import ReferenceFailed
 from lvlm_jax.bench.rounds import OURS, Row, clocked, interleaved
 from lvlm_jax.bench.setting import Setting
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.recipe import Data, Model, Recipe, StageRecipe
 from lvlm_jax.train.optim import OptimizerConfig

@@ -124,7 +124,7 @@ def collate_senses(
     """The named senses' part of a batch; None where there is room for none.
 
     Args:
-      rows: as `loader.collate` takes them, which the examples' positions follow.
+      rows: as `collate.collate` takes them, which the examples' positions follow.
       room: vision rows of a group for each sense; one that is left out is not fed.
 
     Raises:

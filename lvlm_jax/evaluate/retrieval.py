@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lvlm_jax.data.loader import picture_key
+from lvlm_jax.data.collate import picture_key
 from lvlm_jax.evaluate.rerank import match_pairs, rerank
 from lvlm_jax.evaluate.run import PACKAGES, Result, write
 from lvlm_jax.models.image_text import ImageText

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_jax.data.loader import picture_key
+from lvlm_jax.data.collate import picture_key
 from lvlm_jax.evaluate import scores as scoring
 from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.generate import Answer, bucket

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lvlm_jax import mesh as M
-from lvlm_jax.data.loader import collate, picture_key
+from lvlm_jax.data.collate import collate, picture_key
 from lvlm_jax.infer.beam import Beams
 from lvlm_jax.infer.grammar import PictureGrammar
 from lvlm_jax.infer.rows import bucket, left_padded, power, short_rows

@@ -8,10 +8,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from lvlm_jax.processing import chat_cogvlm, chat_jinja, chat_tagged
+from lvlm_jax.processing import chat_cogvlm, chat_documents, chat_jinja, chat_tagged
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
 from lvlm_jax.processing.query_templates import pictures_first, read_and_written
-from lvlm_jax.processing.schema import Image, Shown, Text, Turn
+from lvlm_jax.processing.schema import Shown, Text, Turn
 
 
 def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
@@ -40,21 +40,6 @@ def _rounds(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Tur
     elif turns[-1].role != "assistant":
         raise ValueError(f"turn {len(turns) - 1 + offset}: the last user turn has no answer; add one or drop the turn")
     return system, turns
-
-
-def _document_order(turns: Sequence[Turn], generate: bool) -> tuple[str | None, list[Turn]]:
-    """A document is what assistant turns say, learnt, among user turns that are only read, in any order."""
-    turns = list(turns)
-    if any(turn.role == "system" for turn in turns):
-        raise ValueError("turns: a document has no system turn; leave it out, or use a chat template")
-    if generate:
-        if turns and turns[-1].role == "assistant":
-            turns.pop()
-        if not any(turn.segments for turn in turns):
-            raise ValueError("turns: nothing stands before the last assistant turn, so there is nothing to go on from")
-    elif not turns or turns[-1].role != "assistant":
-        raise ValueError("turns: a document ends with an assistant turn, the text to learn; add one or drop the record")
-    return None, turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,55 +232,6 @@ def _paligemma(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
     return out
 
 
-def _document(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
-    """Texts and pictures as they stand, nothing between them, and the tokenizer's end token."""
-    out: Rendered = [Piece(BOS, special=True)]
-    for turn in turns:
-        weight = float(turn.role == "assistant")
-        out += [Piece(s.text, weight) if isinstance(s, Text) else s for s in turn.segments]
-    return out if generate else [*out, Piece(EOS, 1.0, special=True)]
-
-
-def _flamingo(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
-    """``{text}<image>{text}<|endofchunk|><image>{text}<|endofchunk|></s>``, as OpenFlamingo writes documents and shots.
-
-    A chunk ends before the next picture, and where a turn ends that nobody answers: each demonstration is a user turn.
-    Text before the first picture is read and not learnt. Source: OpenFlamingo's repository, data.py and train.py.
-    """
-    end, shown, seen = "<|endofchunk|>", False, False
-    out: Rendered = [Piece(BOS, special=True)]
-    for number, turn in enumerate(turns):
-        weight = float(turn.role == "assistant")
-        for segment in turn.segments:
-            if isinstance(segment, Text):
-                out.append(Piece(segment.text, weight * seen))
-                continue
-            out += [Piece(end, weight, special=True)] if shown else []
-            out.append(segment)
-            shown = seen = True
-        following = turns[number + 1].role if number + 1 < len(turns) else "assistant"
-        if turn.role == "assistant" or following == "user":
-            out.append(Piece(end, weight * seen, special=True))
-            shown = False
-    return out if generate else [*out, Piece(EOS, float(seen), special=True)]
-
-
-def _idefics(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
-    """A document with ``<fake_token_around_image>`` on both sides of a picture, one between two that are neighbours.
-
-    Source: the torch library's `IdeficsProcessor`.
-    """
-    around, picture = Piece("<fake_token_around_image>", special=True), False
-    out: Rendered = []
-    for piece in _document(system, turns, generate):
-        if isinstance(piece, Image):
-            out += [piece, around] if picture else [around, piece, around]
-        else:
-            out.append(piece)
-        picture = isinstance(piece, Image) or (picture and not piece.text)
-    return out
-
-
 def _cogvlm(system: str, turns: Sequence[Turn], generate: bool, *, form: chat_cogvlm.Form) -> Rendered:
     """CogVLM's pictures and running text."""
     if system:
@@ -393,27 +329,27 @@ TEMPLATES: dict[str, Template] = {
         Template(
             name="document",
             system="",
-            builder=_document,
+            builder=chat_documents.document,
             stop=(),
             source=chat_jinja.DOCUMENT,
-            order=_document_order,
+            order=chat_documents.document_order,
         ),
         Template(
             name="flamingo",
             system="",
-            builder=_flamingo,
+            builder=chat_documents.flamingo,
             stop=("<|endofchunk|>",),
             source=chat_jinja.FLAMINGO,
-            order=_document_order,
+            order=chat_documents.document_order,
             words=("<|endofchunk|>",),
         ),
         Template(
             name="idefics",
             system="",
-            builder=_idefics,
+            builder=chat_documents.idefics,
             stop=(),
             source=chat_jinja.IDEFICS,
-            order=_document_order,
+            order=chat_documents.document_order,
             words=("<fake_token_around_image>",),
         ),
         *(_cogvlm_template(name, form) for name, form in chat_cogvlm.FORMS.items()),

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from lvlm_jax.data.loader import Loader, collate, fingerprint, measure_lengths
+from lvlm_jax.data.collate import collate
+from lvlm_jax.data.loader import Loader, fingerprint, measure_lengths
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.sources import LlavaJson
 from lvlm_jax.processing.augment import augment

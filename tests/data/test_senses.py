@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from lvlm_jax.data.collate import collate
 from lvlm_jax.data.lengths import measure_lengths
-from lvlm_jax.data.loader import Loader, collate
+from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.senses import Budget
 from lvlm_jax.data.sources import LlavaJson, Messages

@@ -14,8 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from lvlm_jax.data.check import check
+from lvlm_jax.data.collate import collate
 from lvlm_jax.data.lengths import measure_lengths
-from lvlm_jax.data.loader import Loader, collate
+from lvlm_jax.data.loader import Loader
 from lvlm_jax.data.packing import PackingPlan
 from lvlm_jax.data.parquet import Parquet
 from lvlm_jax.data.show import show

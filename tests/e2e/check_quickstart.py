@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from lvlm_jax import api
+from lvlm_jax.data.collate import collate
 from lvlm_jax.data.easy_vqa import EasyVqa
-from lvlm_jax.data.loader import collate
 
 TOLERANCE = 2e-5
 """Largest difference as a share of the largest reference logit; stated once, as in tests/parity."""

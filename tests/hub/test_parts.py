@@ -12,7 +12,8 @@ from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.families import KINDS
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
-from lvlm_jax.recipe import Start, model_of
+from lvlm_jax.recipe import Start
+from lvlm_jax.recipe_model import model_of
 from lvlm_jax.zoo import SYSTEMS
 from tests.hub import tiny
 from tests.tokenizers_tiny import qwen_tiny

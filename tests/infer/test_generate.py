@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvlm_jax import mesh as M
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.infer import generate as G
 from lvlm_jax.infer.prompt import as_example
 from lvlm_jax.infer.sampling import Sampling

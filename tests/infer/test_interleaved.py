@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.infer.grammar import PictureGrammar, Writing, grammar_of
 from lvlm_jax.infer.interleaved import InterleavedSystem, to_uint8
 from lvlm_jax.infer.sampling import Sampling

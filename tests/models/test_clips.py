@@ -9,7 +9,7 @@ import pytest
 
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES

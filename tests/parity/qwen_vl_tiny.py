@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.image import ImageSpec

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from lvlm_jax import params as P
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.infer.generate import Generator
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.infer.steps import prefill

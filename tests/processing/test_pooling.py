@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.infer.rows import left_padded
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.encode import DataError, encode

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lvlm_jax import params as P
-from lvlm_jax.data.loader import collate
+from lvlm_jax.data.collate import collate
 from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.models.lvlm import dummy_batch
 from lvlm_jax.models.unified import Unified, UnifiedConfig
