@@ -98,13 +98,18 @@ class LVLMConfig:
             )
         if tapped > self.llm.depth:
             raise ValueError(f"{tapped} tapped layers for a decoder of depth={self.llm.depth}: each goes behind one")
-        if (tapped or self.llm.mrope) and (self.newline or self.expert or self.fusion is not None):
+        if (tapped or self.mrope) and (self.newline or self.expert or self.fusion is not None):
             raise ValueError(
-                f"llm.mrope={self.llm.mrope}, taps={tapped}: they go with soft tokens alone; leave out newline, expert "
+                f"llm.mrope={self.mrope}, taps={tapped}: they go with soft tokens alone; leave out newline, expert "
                 "and fusion"
             )
-        if self.llm.mrope and len(self.llm.mrope) != 3:
-            raise ValueError(f"llm.mrope={self.llm.mrope}: pictures amid text are counted by time, row and column")
+        if self.mrope and len(self.mrope) != 3:
+            raise ValueError(f"llm.mrope={self.mrope}: pictures amid text are counted by time, row and column")
+
+    @property
+    def mrope(self) -> tuple[int, ...] | None:
+        """How the decoder's rotation is shared among the axes it counts along; None for one, or for none."""
+        return getattr(self.llm, "mrope", None)
 
     @property
     def deepstack(self) -> int:

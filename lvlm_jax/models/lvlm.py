@@ -74,7 +74,7 @@ class LVLM(nn.Module):
         x, added = self._embed(batch)
         if self.config.two_stacks:
             return two_stacks.run(self.llm, x, batch, cache)
-        if self.config.llm.mrope is not None:
+        if self.config.mrope is not None:
             return self._counted(batch, x, added, cache, index)
         if not self.config.expert:
             return self.llm(x, batch.positions, self.ranges(batch), cache, index, between=self._between(added))
@@ -110,7 +110,7 @@ class LVLM(nn.Module):
             return hidden, dataclasses.replace(cache, text=text)
         if isinstance(cache, visual_expert.Cache):
             positions = positions - cache.skipped[:, None]
-            if self.config.llm.mrope is not None:
+            if self.config.mrope is not None:
                 positions = jnp.repeat(positions[..., None], self.config.llm.counts, axis=-1)
             hidden, text = self.llm(x, positions, ranges, cache.text, index)
             return hidden, dataclasses.replace(cache, text=text)
@@ -246,7 +246,7 @@ class LVLM(nn.Module):
         """
         new = two_stacks.new_cache if self.config.two_stacks else new_cache
         text = new(self.config.llm, rows, length, self.dtype, self.scan)
-        if self.config.expert or (not self.config.two_stacks and self.config.llm.mrope is not None):
+        if self.config.expert or self.config.mrope is not None:
             return visual_expert.Cache(text, jnp.zeros(rows, jnp.int32))
         if self.config.fusion is None:
             return text
