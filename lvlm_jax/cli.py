@@ -324,7 +324,7 @@ def _add_chat(add: Any) -> None:
 
 
 def _chat(args: argparse.Namespace, _: Sequence[str]) -> int:
-    from lvlm_jax.infer.chat import repl
+    from lvlm_jax.infer.terminal import repl
 
     _features(args.features)  # a mistake in these is found before the model is read
     shown, model = {"images": args.image, "videos": args.video, "features": args.features}, _load(args)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from lvlm_jax import params as trees
 from lvlm_jax.infer import beam
+from lvlm_jax.infer.chat import Chat
 from lvlm_jax.infer.generate import Answer, Generator
 from lvlm_jax.infer.prompt import as_example, as_images
 from lvlm_jax.infer.rows import bucket
@@ -28,9 +29,6 @@ from lvlm_jax.processing.tokenizer import Tokenizer
 from lvlm_jax.processing.video import chosen
 from lvlm_jax.shapes import Float, Params
 from lvlm_jax.vision import check_pictures
-
-if TYPE_CHECKING:
-    from lvlm_jax.infer.chat import Chat
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -279,8 +277,6 @@ class System:
         taken = Shared(self.spec).add(Image(image)).index
         return seen[taken, : self.config.llm.width]
 
-    def chat(self, system: str | None = None) -> "Chat":
+    def chat(self, system: str | None = None) -> Chat:
         """A conversation of many turns and many pictures."""
-        from lvlm_jax.infer.chat import Chat
-
         return Chat(self, system=system)

@@ -4,8 +4,8 @@ import itertools
 import PIL.Image
 import pytest
 
-from lvlm_jax.infer.chat import repl, thumbnail
 from lvlm_jax.infer.prompt import as_example
+from lvlm_jax.infer.terminal import repl, thumbnail
 from lvlm_jax.processing.schema import Image, Text, Turn
 from tests.infer.tiny import few_shapes
 

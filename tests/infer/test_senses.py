@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lvlm_jax.connectors import MlpConfig
-from lvlm_jax.infer.chat import repl
 from lvlm_jax.infer.prompt import as_example
+from lvlm_jax.infer.terminal import repl
 from lvlm_jax.models.lvlm import LVLM
 from lvlm_jax.models.senses import FeatureSlot, Sense
 from lvlm_jax.processing.schema import Features, Image

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from lvlm_jax import cli
-from lvlm_jax.infer.chat import repl
 from lvlm_jax.infer.prompt import as_example, as_videos
+from lvlm_jax.infer.terminal import repl
 from lvlm_jax.processing.frames import VideoSpec
 from lvlm_jax.processing.picture import ImageError
 from lvlm_jax.processing.schema import Clip, Image, Text, Turn, Video
