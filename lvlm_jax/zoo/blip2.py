@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from lvlm_jax import llm, vision
+from lvlm_jax import llm
 from lvlm_jax.connectors import QFormerConfig, qformer
 from lvlm_jax.keymap import Row, dense, fields, layer_norm, one_of
 from lvlm_jax.llm import DecoderConfig, EncoderDecoderConfig
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.vision import blip2_vit
+from lvlm_jax.vision.vit import ViTConfig
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD, Spec
 
 MODEL_TYPE, ARCHITECTURE = "blip-2", "Blip2ForConditionalGeneration"
@@ -158,15 +159,17 @@ def holds(config: LVLMConfig, reads: bool) -> bool:
         and not (config.newline or config.expert or config.words or config.fusion)
         and config.attention == ("prefix" if config.two_stacks else "causal")
         and config.llm.final_softcap is None
-        and vision.family_of(config.vision) == "blip_2_vision_model"
+        and isinstance(config.vision, ViTConfig)
+        and blip2_vit.fits(config.vision)
         and {name: getattr(config.vision, name) for name in blip2_vit.READ} == blip2_vit.READ
         and llm.family_of(config.llm) in HOSTS
     )
 
 
 def fits(config: LVLMConfig) -> bool:
-    """Whether the torch library's class can hold this model."""
-    return holds(config, reads=False)
+    """Whether the torch library's class can hold this model; on a LLaMA it is MiniGPT-4, unless it says otherwise."""
+    named = config.public == MODEL_TYPE or (config.public is None and llm.family_of(config.llm) != "llama")
+    return named and holds(config, reads=False)
 
 
 def read(config: Mapping[str, Any], qformer_type: str) -> tuple[LVLMConfig, int]:
@@ -197,7 +200,8 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
     """
     one_of("model_type", config.get("model_type"), [MODEL_TYPE])
     one_of("use_qformer_text_input", (config.get("qformer_config") or {}).get("use_qformer_text_input", False), [False])
-    return read(config, "blip_2_qformer")
+    whole, word = read(config, "blip_2_qformer")
+    return (dataclasses.replace(whole, public=MODEL_TYPE) if llm.family_of(whole.llm) == "llama" else whole), word
 
 
 def write(config: LVLMConfig, image_token_id: int, qformer_type: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def fits(config: LVLMConfig) -> bool:
     joins = isinstance(between, PixelShuffleConfig) and between == dataclasses.replace(
         FOUR_OF_A_ROW, across=between.across, std=between.std
     )
-    return (reads or joins) and fits_front(config)
+    return config.public is None and (reads or joins) and fits_front(config)
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
