@@ -137,6 +137,7 @@ class Blend:
         return Blend(self.index[part], self.weight[part])
 
 
+@dataclasses.dataclass(frozen=True)
 class Placed:
     """A segment of a named sense in an encoded text.
 
