@@ -285,7 +285,8 @@ HOST_TEMPLATES = {
 def default_template(config: LVLMConfig) -> str:
     """What the zoo's systems of the same family, on the same kind of language model, are asked with."""
     host, front = llm.family_of(config.llm), (config.vision, config.connector)
-    alike = [spec for spec in zoo.family_of(config).SYSTEMS.values() if llm.family_of(spec.config.llm) == host]
+    systems = zoo.senses.base_of(config)[0].SYSTEMS.values()
+    alike = [spec for spec in systems if llm.family_of(spec.config.llm) == host]
     if alike:
         return min(alike, key=lambda spec: (spec.config.vision, spec.config.connector) != front).template
     return HOST_TEMPLATES.get(host, "vicuna_v1")

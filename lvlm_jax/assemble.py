@@ -215,7 +215,7 @@ def absent(recipe: Recipe, stages: Sequence[str]) -> list[str]:
             out += [f"{where}.hub: {line}" for line in _absent_here(start.hub)]
         out += [f"stages.{name}.{line}" for line in KINDS[stage.loss].absent(recipe, stage)]
     out += [f"model.tokenizer: {line}" for line in _absent_here(recipe.model.tokenizer)]
-    if said := recipe.model.instruction:
+    if said := getattr(recipe.model, "instruction", None):
         out += [f"model.instruction.tokenizer: {line}" for line in _absent_here(said.tokenizer)]
     out += _absent_data("evaluation.data", recipe.evaluation.data) if recipe.evaluation else []
     if recipe.beside and not Path(recipe.beside).is_dir():

@@ -91,7 +91,6 @@ class Loader:
             raise ValueError(f"host {host} of {hosts}: hosts are numbered from 0")
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
-        self.blend = blend
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
         self.blend, self.instruction = blend, instruction
         self.senses, self.budget = senses or {}, budget or Budget(pictures=plan.vision_rows)
@@ -239,8 +238,9 @@ class _Batches:
 
 
 def _arrays_of(batch: Batch) -> dict[str, np.ndarray]:
-    """A batch as arrays by name, those of a named sense as ``NAME/field``."""
-    flat = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "senses"}
+    """The arrays that a batch has by name, those of a named sense as ``NAME/field``."""
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "senses"}
+    flat = {name: array for name, array in found.items() if array is not None}
     for name, rows in (batch.senses or {}).items():
         flat |= {f"{name}/{field.name}": getattr(rows, field.name) for field in dataclasses.fields(rows)}
     return flat

@@ -46,6 +46,7 @@ def inputs(image: PIL.Image.Image, spec: ImageSpec, words: list[int], image_toke
     values = patches[0, plain].reshape(-1, own.frames, spec.patch, spec.patch, 3).transpose(0, 4, 1, 2, 3)
     return {
         "tokens": encoded.tokens[None],
+        "weights": encoded.weights[None],
         "image_index": visual[None],
         "axes": shared.finished(encoded).axes[None],
         "patches": patches,

@@ -95,6 +95,7 @@ class Generator:
         self.spec, self.pad_id, self.eos_ids = spec, pad_id, frozenset(eos_ids)
         self.decode, self.rows, self.mesh = decode, rows, mesh
         self.groups = 1 if mesh is None else _ways(mesh)
+        self._frames = getattr(model.config.vision, "frames", 1)
         params = unstack_layers(params)
         if mesh is not None:
             shapes, axes = abstract(self.model, dummy_batch(model.config))
@@ -191,7 +192,7 @@ class Generator:
         segments: Int[np.ndarray, "N P"] | None = None,
         instruction: Int[np.ndarray, "S"] | None = None,
     ) -> Float[np.ndarray, "N Q D"]:
-        """Pictures -> what the language model sees of them; runs in batches of at most `rows`.
+        """Pictures -> what the language model sees of them; runs in batches of at most `rows`, or of one clip.
 
         Args:
           segments: 0 where a patch is padding; default nowhere.
@@ -199,9 +200,10 @@ class Generator:
         """
         out = []
         segments = np.ones(patches.shape[:2], np.int32) if segments is None else segments
-        for i in range(0, len(patches), self.rows):
-            part, place, shown = (x[i : i + self.rows] for x in (patches, positions, segments))
-            fill = [(0, power(len(part), self.rows) - len(part)), (0, 0), (0, 0)]
+        clips, each = max(self.rows // self._frames, 1), self._frames
+        for i in range(0, len(patches), clips * each):
+            part, place, shown = (x[i : i + clips * each] for x in (patches, positions, segments))
+            fill = [(0, each * power(len(part) // each, clips) - len(part)), (0, 0), (0, 0)]
             grid = np.pad(part, fill)[None], np.pad(place, fill)[None]
             said = () if instruction is None else (np.tile(instruction, (1, grid[0].shape[1], 1)),)
             shown = np.pad(shown, fill[:2], constant_values=1)[None]
@@ -232,7 +234,7 @@ class Generator:
             filled,
             length=bucket(max(len(p.tokens) for p in prompts)),
             groups=self.groups,
-            vision_rows=power(pictures) if pictures else 0,
+            vision_rows=self._frames * power(pictures // self._frames) if pictures else 0,
             visual_tokens=self.model.config.visual_tokens,
             pad_id=self.pad_id,
             spec=self.spec,

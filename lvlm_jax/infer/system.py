@@ -253,19 +253,22 @@ class System:
         """What the language model sees of each picture: Q visual tokens in its width, float32.
 
         A picture that is cut into tiles gives several of N: the whole of it, then its tiles. Pictures at their own
-        resolution differ in Q: one array each. `instruction` is what the connector reads beside each, where it reads
-        anything.
+        resolution differ in Q: one array each. A model that reads clips sees each as one that stands still.
+        `instruction` is what the connector reads beside each, where it reads anything.
         """
         loaded = [load_image(image.source, max_pixels=self.spec.max_pixels) for image in as_images(images)]
         if not loaded:
             raise ValueError("images: none given")
         if self.spec.native is not None:
             return [self._embed_native(image) for image in loaded]
-        patches, positions = zip(*(to_rows(image, self.spec) for image in loaded))
+        frames = self.config.vision.frames
+        found = zip(*(to_rows(image, self.spec) for image in loaded))
+        patches, positions = (np.repeat(np.concatenate(parts), frames, axis=0) for parts in found)
         said = None if self.instruction is None else self.instruction.ids(instruction)
         if said is None and instruction:
             raise ValueError("instruction: this model's connector reads pictures alone; leave it out")
-        return self.generator.embed_images(np.concatenate(patches), np.concatenate(positions), said)
+        seen = self.generator.embed_images(patches, positions, instruction=said)
+        return seen.reshape(len(seen) // frames, -1, seen.shape[-1])
 
     def _embed_native(self, image: PIL.Image.Image) -> Float[np.ndarray, "Q D"]:
         """Its tokens in reading order; the vision row is as long as its bucket."""

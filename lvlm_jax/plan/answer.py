@@ -85,7 +85,7 @@ def model_flops(config: LVLMConfig, params: Params, program: str, rows: int, len
     still = jax.tree.map(lambda leaf: False, params)
     llm = config.llm
     if program == "prefill":
-        total = step_flops(config, params, still, rows=rows, length=length, pictures=rows)
+        total = step_flops(config, params, still, rows=rows, length=length, pictures=rows * config.vision.frames)
         return total - 2.0 * rows * (length - 1) * llm.width * llm.vocab
     total = step_flops(config, params, still, rows=rows, length=1, pictures=0)
     return total + 4.0 * rows * (length + ROOM) * llm.depth * llm.heads * llm.head_width

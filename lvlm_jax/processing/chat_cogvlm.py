@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
-from lvlm_jax.processing.schema import Image, Turn
+from lvlm_jax.processing.schema import Shown, Turn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def render(form: Form, turns: Sequence[Turn], generate: bool) -> Rendered:
         )
     out: Rendered = [Piece(BOS, special=True)]
     for index, turn in enumerate(turns):
-        pictures = [s for s in turn.segments if isinstance(s, Image)]
+        pictures = [s for s in turn.segments if isinstance(s, Shown)]
         if turn.role == "user":
             begins = bool(pictures) or not index
             out += [*pictures, Piece((form.before if begins else form.again) + plain_text(turn), fresh=begins)]

@@ -66,5 +66,5 @@ def idefics(system: str, turns: Sequence[Turn], generate: bool) -> Rendered:
             out += [piece, around] if picture else [around, piece, around]
         else:
             out.append(piece)
-        picture = isinstance(piece, Image) or (picture and not piece.text)
+        picture = isinstance(piece, Image) or (picture and isinstance(piece, Piece) and not piece.text)
     return out

@@ -87,7 +87,7 @@ def _whole_pictures(turns: tuple[Turn, ...], spec: ImageSpec | None) -> tuple[Tu
     """The turns, each picture in one vision row where a conversation shows several and `Tiles.several` says so."""
     if spec is None or spec.tiles is None or spec.tiles.several != "whole":
         return turns
-    cut = lambda s: isinstance(s, Image) and not isinstance(s.source, Clip)  # noqa: E731
+    cut = lambda s: isinstance(s, Image) and not (s.sense or isinstance(s.source, Clip))  # noqa: E731
     if sum(cut(segment) for turn in turns for segment in turn.segments) < 2:
         return turns
     mark = lambda s: dataclasses.replace(s, whole=True) if cut(s) else s  # noqa: E731

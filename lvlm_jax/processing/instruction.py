@@ -73,5 +73,6 @@ class Instruction:
 
         It does not change as a conversation goes on: neither do the picture's visual tokens.
         """
-        said = [self.ids(plain_text(turn)) for turn in turns for s in turn.segments if isinstance(s, Image)]
+        own = lambda s: isinstance(s, Image) and not s.sense  # noqa: E731
+        said = [self.ids(plain_text(turn)) for turn in turns for s in turn.segments if own(s)]
         return tuple(said[:pictures])

@@ -6,7 +6,7 @@ Source: salesforce/LAVIS, models/blip2_models: blip2_opt.py, blip2_t5.py, blip2_
 from collections.abc import Sequence
 
 from lvlm_jax.processing.pieces import BOS, EOS, Piece, Rendered, plain_text
-from lvlm_jax.processing.schema import Image, Turn
+from lvlm_jax.processing.schema import Shown, Turn
 
 
 def pictures_first(
@@ -57,8 +57,8 @@ def _pictures(system: str, turns: Sequence[Turn], name: str) -> Rendered:
     if system:
         raise ValueError(f"turns: the {name} template has no place for a system text; put it into the question")
     for number, turn in enumerate(turns):
-        if turn.role != "user" and any(isinstance(s, Image) for s in turn.segments):
+        if turn.role != "user" and any(isinstance(s, Shown) for s in turn.segments):
             raise ValueError(
                 f"turn {number} (assistant): a picture in the answer, which the {name} template cannot write"
             )
-    return [s for turn in turns for s in turn.segments if isinstance(s, Image)]
+    return [s for turn in turns for s in turn.segments if isinstance(s, Shown)]

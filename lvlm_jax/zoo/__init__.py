@@ -67,7 +67,8 @@ def family_of(config: LVLMConfig) -> ModuleType:
 
 def video_of(config: LVLMConfig) -> VideoSpec:
     """How the systems of a model's family read videos, where nobody says otherwise; so many frames as its tower."""
-    found, frames = next((spec.video for spec in family_of(config).SYSTEMS.values()), DEFAULT), config.vision.frames
+    family, frames = senses.base_of(config)[0], config.vision.frames
+    found = next((spec.video for spec in family.SYSTEMS.values()), DEFAULT)
     return dataclasses.replace(found, frames=frames) if frames > 1 else found
 
 

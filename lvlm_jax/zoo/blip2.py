@@ -168,8 +168,9 @@ def holds(config: LVLMConfig, reads: bool) -> bool:
 
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model; on a LLaMA it is MiniGPT-4, unless it says otherwise."""
-    named = config.public == MODEL_TYPE or (config.public is None and llm.family_of(config.llm) != "llama")
-    return named and holds(config, reads=False)
+    if config.public not in (None, MODEL_TYPE) or not holds(config, reads=False):
+        return False
+    return config.public == MODEL_TYPE or llm.family_of(config.llm) != "llama"
 
 
 def read(config: Mapping[str, Any], qformer_type: str) -> tuple[LVLMConfig, int]:

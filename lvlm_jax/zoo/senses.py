@@ -55,7 +55,7 @@ BASES: tuple[ModuleType, ...] = (
 _READS = {family.MODEL_TYPE: family for family in BASES} | {llava.OWN_TYPE: llava}
 
 
-def _base(config: LVLMConfig) -> tuple[ModuleType, LVLMConfig]:
+def base_of(config: LVLMConfig) -> tuple[ModuleType, LVLMConfig]:
     """(family, model) without the senses."""
     plain = dataclasses.replace(config, senses=())
     return next((family for family in BASES if family.fits(plain)), llava), plain
@@ -68,7 +68,7 @@ def _base(config: LVLMConfig) -> tuple[ModuleType, LVLMConfig]:
 def rows(config: LVLMConfig, layout: str = "senses") -> list[Row]:
     """The key table of a whole model: its base's, and each pair's under its name."""
     one_of("layout", layout, LAYOUTS)
-    family, plain = _base(config)
+    family, plain = base_of(config)
     pairs = [pair_rows(sense, f"senses/{name}/", f"senses.{name}.") for name, sense in config.senses]
     return [*family.rows(plain, next(iter(family.LAYOUTS))), *(row for pair in pairs for row in pair)]
 
@@ -114,7 +114,7 @@ def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
 
 def to_hf(config: LVLMConfig, image_token_id: int, image: ImageSpec | None = None) -> dict[str, Any]:
     """A config.json of our own, which `from_hf` reads back."""
-    family, plain = _base(config)
+    family, plain = base_of(config)
     return {
         "model_type": MODEL_TYPE,
         "base": family.to_hf(plain, image_token_id, image),
@@ -137,7 +137,7 @@ def pair_to_hf(config: NamedSense) -> dict[str, Any]:
 
 def processor(config: LVLMConfig) -> dict[str, Any]:
     """What the torch library's processor must know of the base."""
-    family, plain = _base(config)
+    family, plain = base_of(config)
     return family.processor(plain)
 
 
