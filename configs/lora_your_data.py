@@ -29,7 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     name, released = arg or "llava15_7b", [name for name, spec in SYSTEMS.items() if spec.released]
     if name not in released and not Path(name).is_dir():
         raise ValueError(f"lora_your_data:{name}: choose one of {released}, or give a folder that is there")
-    model = model_of(SYSTEMS[name]) if name in SYSTEMS else model_of_folder(name)
+    known = name in SYSTEMS
+    model = model_of(SYSTEMS[name]) if known else model_of_folder(name)
     c = ConfigDict()
     c.name = "lora_your_data"
     c.seed = 0
@@ -55,12 +56,12 @@ def get_config(arg: str = "") -> ConfigDict:
             "path": "data/mine.json",
             "rows": 8,
             "groups": 8,
-            "length": 2048,
+            "length": min(2048, model.llm.context),
             "pictures": 24,
             "workers": 4,
             "on_bad": "skip",
         },
-        "start": {"all": {"hub": model.tokenizer}},
+        "start": {"all": {"hub": SYSTEMS[name].source if known else model.tokenizer}},
         "save_every": 200,
     }
     return c

@@ -61,10 +61,10 @@ DINOV2 = dataclasses.replace(
 EVA02 = dataclasses.replace(
     VIT, activation="silu", norm_eps=1e-6, gated=True, key_bias=False, inner_norm=True, rotary_grid=6
 )
-BLIP2 = dataclasses.replace(
-    VIT, norm_eps=1e-6, pool="token_twice", classes=0, feature_layer=-1, feature_norm=True, class_feature=True
+BLIP2_VIT = dataclasses.replace(
+    CLIP, activation="gelu", norm_eps=1e-6, pre_norm=False, patch_bias=True, pool="token_twice", **blip2_vit.READ
 )
-CLIPS = ClipConfig(**dataclasses.asdict(BLIP2), frames=2, global_blocks=2)
+CLIPS = ClipConfig(**dataclasses.asdict(BLIP2_VIT), frames=2, global_blocks=2)
 _LAST = dataclasses.replace(SIGLIP, activation="gelu", key_bias=False, feature_layer=-1, feature_norm=True)
 UMT = ClipConfig(**dataclasses.asdict(_LAST), frames=2, joint=True)
 NFNET = NFNetConfig(
@@ -136,9 +136,6 @@ DECODERS: dict[str, DecoderConfig] = {
 ENDING = dataclasses.replace(SIGLIP, feature_layer=-1, feature_norm=True)
 PERCEIVER = PerceiverConfig(latents=4, depth=2, heads=4, head_dim=8)
 QFORMER = QFormerConfig(queries=4, width=24, depth=2, heads=4, mlp_dim=48)
-BLIP2_VIT = dataclasses.replace(
-    CLIP, activation="gelu", norm_eps=1e-6, pre_norm=False, patch_bias=True, pool="token_twice", **blip2_vit.READ
-)
 T5 = EncoderDecoderConfig(vocab=99, width=32, depth=2, decoder_depth=2, heads=4, head_dim=8, mlp_dim=48, buckets=8)
 
 SYSTEMS: dict[str, LVLMConfig] = {
@@ -170,9 +167,9 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "eva": LVLMConfig(vision=dataclasses.replace(EVA02, classes=0), connector=MlpConfig(), llm=LLAMA),
     "nfnet": LVLMConfig(vision=NFNET, connector=MlpConfig(), llm=LLAMA),
     "average_pool": LVLMConfig(vision=SIGLIP, connector=AveragePoolConfig(side=2), llm=LLAMA),
-    "minigpt4": LVLMConfig(vision=BLIP2, connector=QFORMER, llm=LLAMA),
+    "minigpt4": LVLMConfig(vision=BLIP2_VIT, connector=QFORMER, llm=LLAMA),
     "minigpt_v2": LVLMConfig(
-        vision=dataclasses.replace(BLIP2, class_feature=False, resize="cubic", max_patches=16),
+        vision=dataclasses.replace(BLIP2_VIT, class_feature=False, resize="cubic", max_patches=16),
         connector=PixelShuffleConfig(factor=1, across=4, bias=True),
         llm=LLAMA,
     ),

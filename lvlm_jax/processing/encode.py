@@ -158,8 +158,7 @@ def _assemble(
             images.append(piece)
             spans.append(here)
         elif piece is not None and piece.text == BOS:
-            if tokenizer.adds_bos:
-                parts.append(_single(tokenizer.bos_id, piece.weight))
+            parts += [_single(tokenizer.bos_id, piece.weight)] if tokenizer.adds_bos else []
             first = True
             continue
         elif piece is not None and piece.text == EOS:

@@ -38,8 +38,10 @@ class SenseSpec:
                 f"image.size={self.image.size}, image.patch={self.image.patch} give {self.image.patches} patches of "
                 f"{self.image.values} values, but the encoder reads {self.length} of {self.width}; they must be equal"
             )
-        if self.image is not None and (self.image.tiles is not None or self.image.fit == "naflex"):
-            raise ValueError("image: pictures of a named sense are one row each; leave tiles out, and fit='naflex'")
+        if self.image is not None and (self.image.tiles is not None or self.image.fit in ("naflex", "native")):
+            raise ValueError(
+                "image: pictures of a named sense are one row each; leave tiles out, and fit='naflex' or 'native'"
+            )
 
 
 def place(segment: Shown, name: str, spec: SenseSpec, start: int) -> Placed:

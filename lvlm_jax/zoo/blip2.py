@@ -155,7 +155,7 @@ def holds(config: LVLMConfig, reads: bool) -> bool:
     connector = config.connector
     return (
         isinstance(connector, QFormerConfig)
-        and (connector.vocab is not None) == reads
+        and (connector.vocab is not None, connector.extra) == (reads, 0)
         and not (config.newline or config.expert or config.words or config.fusion)
         and config.attention == ("prefix" if config.two_stacks else "causal")
         and config.llm.final_softcap is None

@@ -319,7 +319,8 @@ def test_every_kind_names_its_layouts():
     assert {name: list(kind.layouts) for name, kind in KINDS.items()} == {
         "lvlm": [
             *("senses", "hf-4", "hf-4.52", "hf-5", "hf-5-memory", "llava-original"),
-            *("idefics", "open_flamingo", "cogvlm", "videochat2", "videochat", "minigpt4", "big_vision-paligemma"),
+            *("idefics", "open_flamingo", "cogvlm", "qwen_vl", "qwen_vl-nested", "videochat2", "videochat", "minigpt4"),
+            *("blip2", "instructblip", "big_vision-paligemma"),
         ],
         "sense": ["hf"],
         "dual": ["hf", "big_vision", "big_vision-scan"],

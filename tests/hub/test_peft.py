@@ -161,9 +161,12 @@ def test_ranks_and_strengths_that_differ_go_out_as_patterns(llama, tmp_path):
     assert sorted(layer.scaling["default"] for layer in layers) == [2.0, 2.0, 3.5]
 
 
-# A tower without attention has none of these leaves; CogVLM's files and EVA's hold queries, keys and values in one
-# tensor.
-FUSED = ("visual_expert", "cogvlm", "minigpt4", "minigpt_v2", "videochat", "videochat2")
+# A tower without attention has none of these leaves; CogVLM's files, EVA's and BLIP-2's hold queries, keys and values
+# in one tensor.
+FUSED = (
+    *("visual_expert", "cogvlm", "minigpt4", "minigpt_v2", "videochat", "videochat2"),
+    *("blip2_opt", "blip2_t5", "instructblip"),
+)
 
 
 @pytest.mark.parametrize("name", [name for name in ours.SYSTEMS if name not in ("nfnet", *FUSED)])
