@@ -72,14 +72,12 @@ class System:
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
         check_pictures(vision, self.spec)
-        self.video.check_reads(vision.frames)
+        self.video.check_reads(vision.frames, self.config.newline)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "
                 f"{'tiles' if self.spec.tiles else 'no tiles'}, but the model has newline={self.config.newline}"
             )
-        if self.video.newline != "none" and not self.config.newline:
-            raise ValueError(f"video.newline={self.video.newline!r}: this model learned no newline; use 'none'")
         if (self.instruction is not None) != self.config.instructed:
             raise ValueError(
                 "an instruction and a connector that reads one go together: "

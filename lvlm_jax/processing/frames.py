@@ -185,7 +185,7 @@ class VideoSpec:
           ValueError: another number, a sampler that may give fewer, a newline that there is not.
         """
         if self.newline != "none" and not newline:
-            raise ValueError(f"video.newline={self.newline!r} with newline=False: this model learns none")
+            raise ValueError(f"video.newline={self.newline!r}: this model learned no newline; use 'none'")
         if frames > 1 and (self.frames, self.sampler, self.stills) != (frames, "videochat", True):
             raise ValueError(
                 f"video: frames={self.frames}, sampler={self.sampler!r}, stills={self.stills}, but the vision tower "
