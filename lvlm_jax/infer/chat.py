@@ -55,7 +55,9 @@ class Chat:
         """
         # Pictures are read now: a file that changes or goes away later must not change what was said.
         limit = self._system.spec.max_pixels
-        pictures = tuple(Image(load_image(image.source, max_pixels=limit)) for image in as_images(images))
+        given = as_images(images)
+        read = lambda image: dataclasses.replace(image, source=load_image(image.source, max_pixels=limit))  # noqa: E731
+        pictures = tuple(self._kept(image) if image.sense else read(image) for image in given)
         heard = tuple(self._kept(one) for one in as_features(features))
         asked = Example((Turn("user", (*pictures, *as_videos(videos), *heard, Text(text))),), origin="chat")
         turns = (*self.turns, held(chosen(asked, self._system.video, limit)).turns[0])

@@ -110,6 +110,14 @@ def test_positions_of_their_own(tokenizer, tmp_path):
     assert "[sense depth: 4 tokens]" in view
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_writes_them(name):
+    """Behind a picture and before the question, and not one is left out."""
+    shown = Image("a.png"), Features(AUDIO, "audio"), Image("d.png", sense="depth"), Text("what?")
+    pieces = TEMPLATES[name].render((Turn("user", shown),), generate=True)
+    assert [piece for piece in pieces if isinstance(piece, Image | Features)] == list(shown[:3])
+
+
 def test_a_batch_of_them(tokenizer):
     """Two rows a group; features of another example stand behind those of the first."""
     one = encoded(said(Features(AUDIO, "audio"), Text("what?")), tokenizer)

@@ -43,6 +43,13 @@ def test_a_whole_model(base, tmp_path):
     same(found.params, params)
 
 
+def test_videos_are_read_as_without_them():
+    plain = zoo.SYSTEMS["llava_onevision_7b_ov"].config
+    found = zoo.video_of(dataclasses.replace(plain, senses=CONFIG.senses))
+    assert found == zoo.video_of(plain)
+    assert found.pool == "bilinear"
+
+
 @pytest.mark.parametrize("name", ["audio", "depth"])
 def test_a_pair_alone(name, params, tmp_path):
     sense, own = part_of(CONFIG, params, f"senses/{name}")
