@@ -10,6 +10,7 @@ import pytest
 from lvlm_jax import mesh as M
 from lvlm_jax import params as P
 from lvlm_jax.data.collate import collate
+from lvlm_jax.infer.system import System
 from lvlm_jax.models.lvlm import LVLM, dummy_batch
 from lvlm_jax.nn.linear import abstract
 from lvlm_jax.processing.chat_templates import TEMPLATES
@@ -98,6 +99,27 @@ def test_a_picture_stands_still():
     np.testing.assert_array_equal(batch.patches[0, 0], batch.patches[0, 1])
     assert (batch.patches[0, 2] != batch.patches[0, 3]).any()
     assert batch.patch_segments.all()
+
+
+@pytest.mark.slow
+def test_a_system_sees_pictures_as_clips():
+    """Three of them run in the program of four."""
+    tokenizer = Tokenizer(llama_tiny())
+    config = dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, vocab=512))
+    asked = System(
+        model=LVLM(config),
+        params=tiny.weights(config),
+        tokenizer=tokenizer,
+        spec=SPEC,
+        template=TEMPLATES["videochat_instruct"],
+        image_token_id=tokenizer.special_id("<image>"),
+        video=SHOWN,
+    )
+    pixels = list(np.random.default_rng(0).integers(0, 255, (3, 30, 30, 3), np.uint8))
+    seen = asked.embed_images(pixels)
+    assert seen.shape == (3, CONFIG.vision.frames * CONFIG.visual_tokens, 32)
+    np.testing.assert_allclose(asked.embed_images(pixels[2])[0], seen[2], atol=1e-5)
+    assert isinstance(asked.generate("what?", images=pixels, max_new_tokens=2), str)
 
 
 def test_numbers_that_do_not_go_together():
