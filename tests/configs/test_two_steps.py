@@ -61,7 +61,8 @@ def small(config):
         vision = dataclasses.replace(tiny.NFNET, feature_layer=config.vision.feature_layer)
     else:
         sizes = {"image_size": 28, "patch_size": 7, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 64}
-        sizes |= {"frames": 2} if config.vision.frames > 1 else {}
+        sizes |= {"frames": 2, "global_blocks": 2} if config.vision.frames > 1 else {}
+        sizes |= {"max_patches": 16} if config.vision.max_patches else {}
         vision = dataclasses.replace(config.vision, **sizes)
     fusion = config.fusion and dataclasses.replace(config.fusion, heads=4, head_dim=8, mlp_dim=64)
     depth = 2 * (fusion.every if fusion else 1)
