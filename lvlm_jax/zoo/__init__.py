@@ -46,6 +46,9 @@ UNNAMED = {cogvlm.ARCHITECTURE: cogvlm.MODEL_TYPE}
 WORDLESS = {cogvlm.MODEL_TYPE: cogvlm.PICTURE}
 """``model_type`` of models whose files know no word for a picture -> the id that stands there."""
 
+BOS_BUG = (videochat.MODEL_TYPE, videochat2.MODEL_TYPE)
+"""``model_type`` of models whose config.json says which start token is not looked up (`LVLMConfig.compat_bos_bug`)."""
+
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
 
@@ -86,6 +89,7 @@ def spec(name: str) -> Spec:
 
 
 __all__ = [
+    "BOS_BUG",
     "FAMILIES",
     "LAYOUTS",
     "OWN_TYPES",

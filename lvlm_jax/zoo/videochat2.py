@@ -69,7 +69,7 @@ def layout_of(keys: Iterable[str]) -> str:
 
 
 def fits(config: LVLMConfig) -> bool:
-    """Whether a model is of this kind."""
+    """Whether a model is of this kind; its Q-Former may read an instruction, as that of the third stage does."""
     if not isinstance(config.vision, ClipConfig) or not isinstance(config.connector, QFormerConfig):
         return False
     plain = config.attention == "causal" and config.fusion is None and not (config.newline or config.expert)
