@@ -128,6 +128,9 @@ def test_numbers_that_do_not_go_together():
     with pytest.raises(ValueError, match=r"video: frames=8, sampler='uniform', stills=False.* reads frames=2 as one"):
         VideoSpec().check_reads(2)
     SHOWN.check_reads(2)
+    for own in ({"pool": "bilinear"}, {"newline": "frame"}):
+        with pytest.raises(ValueError, match=r"video.pool=.*own resolution .* neither pooled nor ended by a newline"):
+            VideoSpec(**own).check_reads(1, native=True)
     _, params = system("videochat")
     batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, I, 3]])[0])
     with pytest.raises(ValueError, match=r"1 vision rows are no whole clips of frames=2"):
