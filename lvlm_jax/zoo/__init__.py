@@ -28,7 +28,7 @@ FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (sens
 | --- | --- |
 | MODEL_TYPE, ARCHITECTURE | names of the torch library's class |
 | SYSTEMS | its `Spec`s by name |
-| LAYOUTS, layout_of(keys), rows(config, layout) | where the parts stand in a checkpoint, and its key table |
+| LAYOUTS, rows(config, layout) | what its layouts are known by (`hub.families` probes), and its key table |
 | fits(config) | whether that class can hold a model |
 | from_hf(raw), to_hf(config, image_token_id, image) | config.json both ways |
 | processor(config) | fields of processor_config.json |

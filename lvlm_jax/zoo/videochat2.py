@@ -6,7 +6,7 @@ Source: MVBench (arXiv 2311.17005), section 4, and OpenGVLab/Ask-Anything, video
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -61,11 +61,6 @@ def rows(config: LVLMConfig, layout: str = "videochat2") -> list[Row]:
         *minigpt4.projection_rows(),
         *minigpt4.host_rows(config),
     ]
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 def fits(config: LVLMConfig) -> bool:
