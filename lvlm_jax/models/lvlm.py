@@ -216,7 +216,7 @@ class LVLM(nn.Module):
         if instruction is None:
             tokens = self.connector(features)
         else:
-            said = flat(instruction)
+            said = flat(instruction)[:: self.config.vision.frames]  # a clip is asked once
             tokens = self.connector(features, jnp.maximum(said, 0), (said >= 0).astype(jnp.int32))
         if self.config.expert:
             tokens = self.ends(tokens)
