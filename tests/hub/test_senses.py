@@ -95,6 +95,6 @@ def test_the_word_of_a_picture_is_the_base_s(tmp_path):
     config = dataclasses.replace(tiny.SYSTEMS["cogvlm"], senses=CONFIG.senses)
     out = export_folder(tmp_path / "x", config, tiny.weights(config))
     found = import_folder(out)
-    assert (found.config, found.image_token_id) == (config, zoo.cogvlm.PICTURE)
+    assert (found.config.senses, found.image_token_id) == (config.senses, zoo.cogvlm.PICTURE)
     with pytest.raises(ValueError, match="give the tokenizer, or image_token_id="):
         export_folder(tmp_path / "y", CONFIG, tiny.weights(CONFIG))
