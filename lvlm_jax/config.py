@@ -48,6 +48,7 @@ def load(
     overrides: Sequence[str] = (),
     schema: type | None = None,
     named: Mapping[str, Mapping[str, Callable[[], Any]]] | None = None,
+    apart: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Any:
     """The ConfigDict of a recipe with overrides applied.
 
@@ -57,6 +58,7 @@ def load(
       schema: dataclass of the whole recipe; its defaults are filled in first, so that every field can be overridden.
       named: a section's path (``model.connector``) -> name -> what makes it. ``--config.model.connector=perceiver``
         puts that in the section's place, before the words that override its fields, wherever they stand.
+      apart: a section's path -> name of what exists, but cannot be put there alone -> why.
 
     Raises:
       ConfigError: an unknown recipe, key or word, or a value of another type.
@@ -67,7 +69,7 @@ def load(
     check_words(overrides)
     recipe, _, arg = name.partition(":")
     config = _read(find(recipe), arg)
-    overrides = _put_named(config, overrides, named or {})
+    overrides = _put_named(config, overrides, named or {}, apart or {})
     if schema is not None:
         fill(schema, config)
     values, words = flags.FlagValues(), ["lvlm", *overrides]
@@ -94,7 +96,12 @@ def _read(path: Path, arg: str) -> Any:
         raise ConfigError(str(error)) from None
 
 
-def _put_named(config: Any, words: Sequence[str], named: Mapping[str, Mapping[str, Callable[[], Any]]]) -> list[str]:
+def _put_named(
+    config: Any,
+    words: Sequence[str],
+    named: Mapping[str, Mapping[str, Callable[[], Any]]],
+    apart: Mapping[str, Mapping[str, str]],
+) -> list[str]:
     """Puts each section in that a word names whole; the other words."""
     rest = []
     for word in words:
@@ -102,6 +109,8 @@ def _put_named(config: Any, words: Sequence[str], named: Mapping[str, Mapping[st
         if path not in named:
             rest.append(word)
             continue
+        if name in apart.get(path, {}):
+            raise ConfigError(f"{word}: {name} {apart[path][name]}")
         if name not in named[path]:
             part, close = path.split(".")[-1], near(name, named[path])
             raise ConfigError(f"{word}: no such {part}{close}; choose one of {', '.join(named[path])}")

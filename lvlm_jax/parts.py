@@ -91,3 +91,16 @@ NAMED: dict[str, Named] = {
     "model.fusion": {"none": lambda: None, "cross_attention": lambda: to_config(CrossAttentionConfig())},
 }
 """The sections of a recipe that a name can stand for: a connector's kind, a released tower or decoder, a fusion."""
+
+_NATIVE = (
+    "reads pictures at their own resolution, several to a vision row, so it needs model.image.native and a connector "
+    "of kind 'merger', which one name cannot set; fork qwen2_5_vl_finetune, or lora_your_data:SYSTEM with a Qwen-VL"
+)
+_CLIPS = (
+    "reads the frames of a clip as one, so it needs model.video to show it so many of them, which one name cannot set; "
+    "fork videochat_align"
+)
+APART: dict[str, Mapping[str, str]] = {
+    "model.vision": dict.fromkeys(vision.qwen_vl.PRESETS, _NATIVE) | dict.fromkeys(vision.video.PRESETS, _CLIPS)
+}
+"""Released parts that no name of `NAMED` stands for, and why."""

@@ -13,7 +13,7 @@ from lvlm_jax.mesh import PRESETS, Absent, AnyMesh, make_mesh, remedy
 from lvlm_jax.models.contrastive import DualEncoderConfig
 from lvlm_jax.nn.lora import Lora
 from lvlm_jax.nn.stack import REMAT
-from lvlm_jax.parts import NAMED
+from lvlm_jax.parts import APART, NAMED
 from lvlm_jax.processing.augment import Augment
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.recipe_model import Model
@@ -283,4 +283,4 @@ def resolve(config: Any) -> Recipe:
 
 def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
     """A recipe by name or path with ``--config.a.b=value`` overrides; `parts.NAMED`: what a name stands for."""
-    return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED))
+    return resolve(configs.load(name, overrides, schema=Recipe, named=NAMED, apart=APART))

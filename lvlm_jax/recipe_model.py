@@ -53,7 +53,7 @@ class Model:
     compat_bos_bug: int | None = None
 
     def __post_init__(self) -> None:
-        self.video.check_reads(self.vision.frames, self.newline)
+        self.video.check_reads(self.vision.frames, self.newline, self.image.native is not None)
         if self.template not in TEMPLATES:
             raise ConfigError(f"template={self.template!r}: choose one of {list(TEMPLATES)}")
         if (self.vision.values, self.vision.patches) != (self.image.values, self.image.patches):
@@ -73,6 +73,11 @@ class Model:
             raise ConfigError(
                 f"instruction={self.instruction} with connector.vocab={self.connector.get('vocab')}: a connector with "
                 "a vocabulary reads an instruction, for which it needs a tokenizer, and others read none"
+            )
+        if self.instruction is not None and self.instruction.length > self.lvlm.connector.context:
+            raise ConfigError(
+                f"instruction.length={self.instruction.length} is beyond connector.context="
+                f"{self.lvlm.connector.context}, the positions that the connector knows"
             )
 
     @property

@@ -188,6 +188,14 @@ def test_a_part_by_its_name():
         ("--config.model.connector=percever", r"no such connector \(did you mean 'perceiver'\?\); choose one of lin"),
         ("--config.model.connector=gated", r"config\.model\.connector\.hidden: this field has no default and must be"),
         ("--config.model.fusion=gated", r"no such fusion; choose one of none, cross_attention"),
+        (
+            "--config.model.vision=qwen2_5_vl",
+            r"qwen2_5_vl reads pictures at their own resolution, .* needs model\.im",
+        ),
+        (
+            "--config.model.vision=videochat_eva_g14_224",
+            r"224 reads the frames of a clip as one, so it needs model",
+        ),
         ("--config.model.vision=siglip_b16_224", r"image\.size=64, image\.patch=16 do not fit vision\.image_size=224"),
     ],
 )

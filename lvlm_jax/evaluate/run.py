@@ -92,8 +92,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     predictions = [answer.text.strip() for answer in answers]
     scored = {name: scoring.score(name, predictions, references) for name in names}
-    decoding = {"method": _method(sampling), "max_new_tokens": max_new_tokens}
-    decoding |= {} if decoding["method"] == "greedy" else dataclasses.asdict(sampling)
+    decoding = _decoding(sampling, max_new_tokens)
     rows = [
         _row(system, example, reference, answer, [found.samples[i] for found in scored.values()], decoding)
         for i, ((example, reference), answer) in enumerate(zip(pairs, answers))
@@ -135,10 +134,14 @@ def plan(encoded: Sequence[Encoded], batch_rows: int) -> list[list[int]]:
     return [flat[i : i + batch_rows] for i in range(0, len(flat), batch_rows)]
 
 
-def _method(sampling: Sampling | Beams | None) -> str:
-    if isinstance(sampling, Beams):
-        return "beam search"
-    return "greedy" if sampling is None or sampling.mode == "greedy" else "sampling"
+def _decoding(sampling: Sampling | Beams | None, max_new_tokens: int) -> dict[str, Any]:
+    """What the records say of how answers were made: every setting that they depend on."""
+    if sampling is None or (isinstance(sampling, Sampling) and sampling.mode == "greedy"):
+        penalty = 1.0 if sampling is None else sampling.repetition_penalty
+        out = {"method": "greedy", "max_new_tokens": max_new_tokens}
+        return out if penalty == 1 else out | {"repetition_penalty": penalty}
+    method = "beam search" if isinstance(sampling, Beams) else "sampling"
+    return {"method": method, "max_new_tokens": max_new_tokens} | dataclasses.asdict(sampling)
 
 
 def _check(system: System, example: Example, prompt: Encoded, max_new_tokens: int) -> None:

@@ -137,11 +137,15 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
     """The config.json that the torch library reads; `describe` reads it back.
 
     image: how pictures are prepared, of which some vision-language models' files tell.
+
+    Raises:
+      ValueError: a model that no public family holds, or a value that its family's config.json has no field for.
     """
     match config:
         case LVLMConfig():
             if image_token_id is None:
                 raise ValueError("image_token_id: a vision-language model's config.json needs its picture's token id")
+            _check_start(config)
             return zoo.family_of(config).to_hf(config, image_token_id, image)
         case NamedSense():
             return zoo.senses.pair_to_hf(config)
@@ -163,6 +167,16 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
             return chameleon.to_hf(config)
         case _:
             return llm.FAMILIES[llm.family_of(config)].to_hf(config)
+
+
+def _check_start(config: LVLMConfig) -> None:
+    """Raises ValueError where a start token is not looked up, and no field of the family's config.json says so."""
+    family, _ = zoo.senses.base_of(config)
+    if config.compat_bos_bug is not None and family.MODEL_TYPE not in zoo.BOS_BUG:
+        raise ValueError(
+            f"compat_bos_bug={config.compat_bos_bug}: config.json of a {family.MODEL_TYPE} has no place for it (only "
+            f"{' and '.join(zoo.BOS_BUG)} have), so the model would come back with another start token; set it to None"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,6 +230,7 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
       ValueError: a decoder, connector or attention that their code does not have; no `image` for a model with tiles.
     """
     one_of("attention", config.attention, ["causal"])
+    _check_start(config)
     decoder = one_of("text_config.model_type", llm.family_of(config.llm), _ORIGINAL)
     model_type, architecture = _ORIGINAL[decoder]
     if isinstance(config.connector, MlpConfig):

@@ -124,10 +124,10 @@ def _vocab(config: Config) -> int | None:
 
 
 def _image_token(config: LVLMConfig, tokenizer: Tokenizer | None) -> int:
-    family = zoo.family_of(config)
+    family, plain = zoo.senses.base_of(config)  # named senses change nothing of a picture's word
     if family.MODEL_TYPE in zoo.WORDLESS:
         return zoo.WORDLESS[family.MODEL_TYPE]
-    word = family.processor(config).get("image_token", IMAGE_TOKEN)
+    word = family.processor(plain).get("image_token", IMAGE_TOKEN)
     if tokenizer is None:
         raise ValueError("give the tokenizer, or image_token_id=: config.json names the token where a picture goes")
     if not tokenizer.has_special(word):

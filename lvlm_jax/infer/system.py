@@ -72,7 +72,7 @@ class System:
                 f"patch {self.spec.patch}), but the vision tower reads {vision.patches} of {vision.values}"
             )
         check_pictures(vision, self.spec)
-        self.video.check_reads(vision.frames, self.config.newline)
+        self.video.check_reads(vision.frames, self.config.newline, self.spec.native is not None)
         if (self.spec.tiles is not None) != self.config.newline:
             raise ValueError(
                 "tiles and the newline go together: the picture processor cuts "

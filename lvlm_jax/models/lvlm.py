@@ -18,6 +18,7 @@ from lvlm_jax.models.senses import Senses, dummy_rows
 from lvlm_jax.nn import ranges as R
 from lvlm_jax.processing.schema import TAPS, Batch
 from lvlm_jax.shapes import Array, DTypeLike, Float, Int
+from lvlm_jax.vision import NativeViTConfig
 
 __all__ = ["LVLM", "LVLMConfig", "dummy_batch"]
 
@@ -215,7 +216,7 @@ class LVLM(nn.Module):
         if instruction is None:
             tokens = self.connector(features)
         else:
-            said = flat(instruction)
+            said = flat(instruction)[:: self.config.vision.frames]  # a clip is asked once
             tokens = self.connector(features, jnp.maximum(said, 0), (said >= 0).astype(jnp.int32))
         if self.config.expert:
             tokens = self.ends(tokens)
@@ -263,10 +264,11 @@ def dummy_batch(
 
     config: of any model whose `vision` says how many patches of how many values a picture has.
     blend: with positions that several visual tokens fill. instruction: positions of what the connector reads beside a
-    picture, where it reads anything.
+    picture, where it reads anything. Axes are there where `data.collate` gives some: pictures of their own resolution.
     """
     text = jnp.zeros((rows, length), jnp.int32)
     n, p, c = pictures * getattr(config.vision, "frames", 1), config.vision.patches, config.vision.values
+    native = isinstance(config.vision, NativeViTConfig)
     return Batch(
         tokens=text,
         weights=jnp.zeros((rows, length), jnp.float32),
@@ -278,6 +280,7 @@ def dummy_batch(
         patch_segments=jnp.ones((1, n, p), jnp.int32),
         blend_index=jnp.zeros((rows, length, TAPS), jnp.int32) if blend else None,
         blend_weight=jnp.zeros((rows, length, TAPS), jnp.float32) if blend else None,
+        axes=jnp.zeros((rows, length, 3), jnp.int32) if native and pictures else None,
         instruction=jnp.zeros((1, n, instruction), jnp.int32) if getattr(config, "instructed", False) else None,
         senses={name: dummy_rows(sense, rows, length) for name, sense in getattr(config, "senses", ())} or None,
     )

@@ -175,15 +175,22 @@ class VideoSpec:
         """
         return SAMPLERS[self.sampler](self, total, rate)
 
-    def check_reads(self, frames: int, newline: bool = True) -> None:
+    def check_reads(self, frames: int, newline: bool = True, native: bool = False) -> None:
         """That a model which reads so many frames as one is shown so many of each video, and of each picture.
 
         Args:
-          newline: whether the model learned one.
+          newline: whether the model learned one. native: whether pictures keep their own resolution, so that a frame
+            has no square of visual tokens.
 
         Raises:
-          ValueError: another number, a sampler that may give fewer, a newline that there is not.
+          ValueError: another number, a sampler that may give fewer, a newline or a square that there is not.
         """
+        if native and (self.pool, self.newline) != ("none", "none"):
+            raise ValueError(
+                f"video.pool={self.pool!r}, video.newline={self.newline!r}: frames at their own resolution "
+                "(image.fit='native') are neither pooled nor ended by a newline; use 'none' for both, and "
+                "image.native.max_frame or max_clip for fewer visual tokens"
+            )
         if self.newline != "none" and not newline:
             raise ValueError(f"video.newline={self.newline!r}: this model learned no newline; use 'none'")
         if frames > 1 and (self.frames, self.sampler, self.stills) != (frames, "videochat", True):

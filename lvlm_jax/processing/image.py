@@ -131,30 +131,12 @@ class ImageSpec:
             patch = config.get("patch_size") or patch
             halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
             config = {**halves, **config, "size": patch * math.isqrt(most), "do_center_crop": False, "do_pad": False}
-        size, crop = config.get("size", config.get("image_size", 224)), config.get("crop_size")
-        cropped = config.get("do_center_crop", crop is not None)
         tiles = Tiles.from_hf(config)
-        padded = bool(config.get("do_pad", False)) and tiles is None
         if not config.get("do_resize", True):
             raise ValueError("preprocessor_config.json: do_resize is false, but every picture must come to one size")
-        shortest = None
-        if cropped or padded or (isinstance(size, dict) and "shortest_edge" in size):
-            edge = _edge(size, "size")
-            side = _edge(crop, "crop_size") if cropped and crop is not None else edge
-            fit, shortest = ("pad", None) if padded else ("crop", edge if edge != side else None)
-            if padded and edge != side:
-                raise ValueError(
-                    f"preprocessor_config.json: do_pad with size {edge} but crop_size {side}; make them equal"
-                )
-        else:
-            fit, side = "native" if native else "squash" if most is None else "naflex", _edge(size, "size")
-        if tiles is not None:
-            if shortest is not None:
-                raise ValueError(
-                    f"preprocessor_config.json: image_grid_pinpoints with size {shortest} but crop_size {side}; make "
-                    "them equal"
-                )
-            fit = "squash"
+        fit, side, shortest = _shape(config, tiles)
+        if tiles is None and most is not None:
+            fit = "naflex" if native is None else "native"
         names = {int(value): name for name, value in FILTERS.items()}
         resample = config.get("resample", 3)
         if resample not in names:
@@ -205,6 +187,25 @@ class ImageSpec:
             return config | natives.to_hf(self.native, self.patch, self.max_patches)
         config |= {"size": {"shortest_edge": self.shortest or self.size}, "do_center_crop": True, "crop_size": square}
         return {**config, "do_pad": True} if self.fit == "pad" else config
+
+
+def _shape(config: dict[str, Any], tiles: Tiles | None) -> tuple[str, int, int | None]:
+    """(fit, size, shortest) that a processor's fields ask for: "crop", "pad", or "squash" where it names neither."""
+    size, crop = config.get("size", config.get("image_size", 224)), config.get("crop_size")
+    cropped, edge = config.get("do_center_crop", crop is not None), _edge(size, "size")
+    padded = bool(config.get("do_pad", False)) and tiles is None
+    if not (cropped or padded or (isinstance(size, dict) and "shortest_edge" in size)):
+        return "squash", edge, None
+    side = _edge(crop, "crop_size") if cropped and crop is not None else edge
+    if padded and edge != side:
+        raise ValueError(f"preprocessor_config.json: do_pad with size {edge} but crop_size {side}; make them equal")
+    if tiles is not None and edge != side:
+        raise ValueError(
+            f"preprocessor_config.json: image_grid_pinpoints with size {edge} but crop_size {side}; make them equal"
+        )
+    if padded or tiles is not None:
+        return "pad" if padded else "squash", side, None
+    return "crop", side, edge if edge != side else None
 
 
 def _edge(size: Any, key: str) -> int:

@@ -145,6 +145,14 @@ def whole(visual_tokens: int, newline: bool = False) -> Span:
     return Span(1, np.append(index, np.int32(NEWLINE)) if newline else index)
 
 
+def largest(tiles: Tiles, tile: int, visual_tokens: int) -> tuple[int, int]:
+    """(vision rows, positions) that no picture takes more of; `tile` and `visual_tokens` as for `span`."""
+    most, side = max(rows * cols for rows, cols in tiles.pinpoints) // tile**2, math.isqrt(visual_tokens)
+    kept = most if tiles.most is None else min(most, _SLACK**2 * tiles.most)
+    newlines = side * max(rows // tile for rows, _ in tiles.pinpoints)
+    return 1 + most, visual_tokens + math.ceil(kept * visual_tokens) + newlines
+
+
 def span(width: int, height: int, tiles: Tiles, tile: int, visual_tokens: int) -> Span:
     """The positions of a picture of `width` x `height` pixels.
 

@@ -4,13 +4,12 @@ import contextlib
 import itertools
 import json
 import os
-import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
@@ -22,6 +21,7 @@ from lvlm_jax.errors import Diverged
 from lvlm_jax.hosts import Watchdog
 from lvlm_jax.nn import lora
 from lvlm_jax.shapes import DTypeLike
+from lvlm_jax.train.feed import Batches, Feed
 from lvlm_jax.train.log import Log
 from lvlm_jax.train.observe import Trace, memory
 from lvlm_jax.train.program import Program
@@ -30,14 +30,6 @@ from lvlm_jax.train.step import LossFn, TrainState
 
 Hook = Callable[[int, TrainState, dict], None]
 """hook(steps done, state, metrics of the last step): decides by the step number; must not keep the state."""
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Where batches come from: batch k is a pure function of k, so a run resumes by its number alone."""
-
-    def iterate(self, start: int) -> Iterator[tuple[int, Any]]:
-        """(k, batch) for k = start, start + 1, ...; the batch as host arrays, this host's rows of it."""
 
 
 class IndexedBatches:
@@ -139,41 +131,36 @@ def fit(
     if log.again:
         log.note(f"{stage.name}: steps {start + 1} to {log.again} had not been saved, and run again")
     watch, trace = _Watch(stage, folder, log), Trace(stage.profile, folder)
+    with (
+        _closing(log, saved, trace),
+        meshes.use(mesh),
+        memory(folder),
+        Feed(batches, start, stage.steps, run.place) as feed,
+        _Signals() as signals,
+        Watchdog(hang, f"{stage.name}: no step was finished within {hang:.0f} s; where it stands:") as watchdog,
+    ):
+        due = _Due(stage, run, saved, log, watchdog, evaluate)
+        trace(start)
+        for step in range(start + 1, stage.steps + 1):
+            saved.check()
+            batch, waited = feed.get()
+            state, metrics = run.program.step(state, run.frozen, batch)
+            feed.busy = metrics["loss"]
+            watch(step, metrics, saved)
+            watchdog.heard()
+            for hook in (log, *hooks):
+                hook(step, state, metrics | {"data_wait": waited})
+            trace(step, metrics)
+            due(step, state, metrics, signals.stop(step))
+        watch.last(saved)
+    return run.finish(state)
+
+
+@contextlib.contextmanager
+def _closing(log: Log, saved: Checkpoints, trace: Trace) -> Iterator[None]:
+    """Whatever ends the steps, what is being written is written to its end."""
     try:
-        with (
-            meshes.use(mesh),
-            memory(folder),
-            _Feed(batches, start, stage.steps, run.place) as feed,
-            _Signals() as signals,
-            Watchdog(hang, f"{stage.name}: no step was finished within {hang:.0f} s; where it stands:") as watchdog,
-        ):
-            trace(start)
-            for step in range(start + 1, stage.steps + 1):
-                saved.check()
-                batch, waited = feed.get()
-                state, metrics = run.program.step(state, run.frozen, batch)
-                feed.busy = metrics["loss"]
-                watch(step, metrics, saved)
-                watchdog.heard()
-                for hook in (log, *hooks):
-                    hook(step, state, metrics | {"data_wait": waited})
-                trace(step, metrics)
-                stop = signals.stop(step)
-                saves = stop or step == stage.steps or _every(stage.save_every, step)
-                scores = evaluate is not None and _every(stage.eval_every, step)
-                if saves or scores:
-                    jax.block_until_ready(metrics["loss"])  # while the watchdog listens
-                with log.off_clock(), watchdog.asleep():
-                    if saves:
-                        saved.save(step, state)
-                    if scores:
-                        log.row(step, evaluate(trees.merge(run.result(state), run.frozen), step))
-                if stop and step < stage.steps:
-                    saved.wait()
-                    raise Preempted(
-                        f"{stop}: saved step {step} of {stage.name!r} in {saved.folder}; run the same command to resume"
-                    )
-            watch.last(saved)
+        yield
     except Preempted as stopped:
         log.note(stopped.message)
         raise
@@ -183,7 +170,32 @@ def fit(
             saved.wait()
         finally:
             log.close()
-    return run.finish(state)
+
+
+class _Due:
+    """What follows a step by its number: a save, an evaluation; and the end of a run that is asked to stop."""
+
+    def __init__(self, stage, run, saved, log, watchdog, evaluate) -> None:
+        self.stage, self.run, self.saved, self.log = stage, run, saved, log
+        self.watchdog, self.evaluate = watchdog, evaluate
+
+    def __call__(self, step: int, state: TrainState, metrics: dict, stop: str) -> None:
+        """stop: why to stop after this step, "" to go on."""
+        stage, saved, run = self.stage, self.saved, self.run
+        saves = stop or step == stage.steps or _every(stage.save_every, step)
+        scores = self.evaluate is not None and _every(stage.eval_every, step)
+        if saves or scores:
+            jax.block_until_ready(metrics["loss"])  # while the watchdog listens
+        with self.log.off_clock(), self.watchdog.asleep():
+            if saves:
+                saved.save(step, state)
+            if scores:
+                self.log.row(step, self.evaluate(trees.merge(run.result(state), run.frozen), step))
+        if stop and step < stage.steps:
+            saved.wait()
+            raise Preempted(
+                f"{stop}: saved step {step} of {stage.name!r} in {saved.folder}; run the same command to resume"
+            )
 
 
 def _every(steps: int, step: int) -> bool:
@@ -304,57 +316,6 @@ class _Watch:
             f"good step is {report['last_good_step']}, the last checkpoint {report['last_checkpoint']}; see {path}. "
             "Look at these batches, lower the learning rate, or lengthen the warm-up"
         )
-
-
-class _Feed:
-    """Reads and places one batch ahead in a thread, so that the host works while the device does."""
-
-    def __init__(self, batches: Batches, start: int, stop: int, place: Callable) -> None:
-        self.busy: Any = None  # an output of the step under way
-        self._args = batches, start, stop, place
-        self._queue: queue.Queue = queue.Queue(1)
-        self._halt = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True, name="batches")
-
-    def __enter__(self) -> "_Feed":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._halt.set()
-        self._thread.join(timeout=10)
-
-    def _fill(self) -> None:
-        batches, start, stop, place = self._args
-        try:
-            k = start - 1
-            for expected, (k, batch) in zip(range(start, stop), batches.iterate(start)):
-                if k != expected:
-                    raise ValueError(f"asked for batch {expected}, got batch {k}: iterate(start) must begin at start")
-                if not self._offer(place(batch)):
-                    return
-            if k < stop - 1:
-                raise ValueError(f"the batches end after {k + 1}, but the stage runs {stop} steps")
-        except BaseException as error:
-            self._offer(error)
-
-    def _offer(self, item: Any) -> bool:
-        while not self._halt.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def get(self) -> tuple[Any, float]:
-        """(batch, seconds waited while the device had nothing to do: an upper bound)."""
-        start = time.perf_counter()
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        idle = self.busy is not None and self.busy.is_ready()
-        return item, time.perf_counter() - start if idle else 0.0
 
 
 class _Signals:

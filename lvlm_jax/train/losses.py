@@ -77,6 +77,28 @@ def _backward(chunk, skip, shards, softcap, z_loss, grads, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
+def _scored(logits, y, w, softcap, z_loss, gradient):
+    """(loss, correct, slope by the logits or None) of some positions: their logits before the cap, targets, weights."""
+    if softcap is not None:
+        logits = soft_cap(logits, softcap)
+    top = logits.max(-1)
+    exps = jnp.exp(logits - top[..., None])
+    mass = exps.sum(-1)
+    own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
+    # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
+    log_z = jnp.log(mass) + top
+    loss = jnp.where(w > 0, w * (log_z - own + z_loss * jnp.square(log_z)), 0.0).sum()
+    correct = jnp.where(own >= top, w, 0.0).sum()
+    if not gradient:
+        return loss, correct, None
+    hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, logits.shape[-1]), 2)
+    probs = (1 + 2 * z_loss * log_z)[..., None] * exps / mass[..., None]
+    slope = jnp.where(w > 0, w, 0.0)[..., None] * (probs - hot)
+    if softcap is not None:
+        slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
+    return loss, correct, jnp.where(w[..., None] > 0, slope, 0.0)
+
+
 def _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, *, gradient, shards):
     """(sums, (dhidden, dkernel or None) or None) by a loop over chunks of positions; shards=0: no dkernel."""
     (B, T, D), V = hidden.shape, kernel.shape[1]
@@ -93,24 +115,10 @@ def _sweep(chunk, skip, softcap, z_loss, hidden, kernel, targets, weights, *, gr
         loss, correct, dhidden, dkernel = carry
         at, y, w = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in (places, target, weight))
         h = jax.vmap(lambda row, index: row[index])(hidden, at)
-        logits = dot("btd,dv->btv", h, work)
-        if softcap is not None:
-            logits = soft_cap(logits, softcap)
-        top = logits.max(-1)
-        exps = jnp.exp(logits - top[..., None])
-        mass = exps.sum(-1)
-        own = jnp.take_along_axis(logits, y[..., None], 2)[..., 0]
-        # where, not a product: an infinite logit at an unlabelled position must not become 0 * inf.
-        log_z = jnp.log(mass) + top
-        loss += jnp.where(w > 0, w * (log_z - own + z_loss * jnp.square(log_z)), 0.0).sum()
-        correct += jnp.where(own >= top, w, 0.0).sum()
+        more, right, slope = _scored(dot("btd,dv->btv", h, work), y, w, softcap, z_loss, gradient)
+        loss, correct = loss + more, correct + right
         if gradient:
-            hot = y[..., None] == jax.lax.broadcasted_iota(y.dtype, (1, 1, V), 2)
-            probs = (1 + 2 * z_loss * log_z)[..., None] * exps / mass[..., None]
-            slope = jnp.where(w > 0, w, 0.0)[..., None] * (probs - hot)
-            if softcap is not None:
-                slope *= 1 - (logits / softcap) ** 2  # the slope of the cap itself
-            slope = jnp.where(w[..., None] > 0, slope, 0.0).astype(hidden.dtype)
+            slope = slope.astype(hidden.dtype)
             dh = dot("btv,dv->btd", slope, work).astype(hidden.dtype)
             dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, dh, i * chunk, 1)
             if shards:

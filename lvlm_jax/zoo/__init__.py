@@ -28,7 +28,7 @@ FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (sens
 | --- | --- |
 | MODEL_TYPE, ARCHITECTURE | names of the torch library's class |
 | SYSTEMS | its `Spec`s by name |
-| LAYOUTS, layout_of(keys), rows(config, layout) | where the parts stand in a checkpoint, and its key table |
+| LAYOUTS, rows(config, layout) | what its layouts are known by (`hub.families` probes), and its key table |
 | fits(config) | whether that class can hold a model |
 | from_hf(raw), to_hf(config, image_token_id, image) | config.json both ways |
 | processor(config) | fields of processor_config.json |
@@ -45,6 +45,9 @@ UNNAMED = {cogvlm.ARCHITECTURE: cogvlm.MODEL_TYPE}
 
 WORDLESS = {cogvlm.MODEL_TYPE: cogvlm.PICTURE}
 """``model_type`` of models whose files know no word for a picture -> the id that stands there."""
+
+BOS_BUG = (videochat.MODEL_TYPE, videochat2.MODEL_TYPE)
+"""``model_type`` of models whose config.json says which start token is not looked up (`LVLMConfig.compat_bos_bug`)."""
 
 READS: dict[str, ModuleType] = {**FAMILIES, llava.OWN_TYPE: llava}
 """``model_type`` of a config.json -> the family that reads it; models without a public class are LLaVA's own."""
@@ -86,6 +89,7 @@ def spec(name: str) -> Spec:
 
 
 __all__ = [
+    "BOS_BUG",
     "FAMILIES",
     "LAYOUTS",
     "OWN_TYPES",

@@ -6,7 +6,7 @@ memory and in every file, but for tied heads, of which files hold one.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -137,11 +137,6 @@ def lavis_rows(config: LVLMConfig) -> list[Row]:
     ]
 
 
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # config.json
 
@@ -239,7 +234,6 @@ __all__ = [
     "SYSTEMS",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

@@ -6,7 +6,7 @@ either; it is Vicuna's.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -126,11 +126,6 @@ def _tower_rows(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
         out += dense(f"{a}/attn/o", f"{b}.attention.dense", bias=True)
         out += dense(f"{a}/mlp/up", f"{b}.mlp.fc1", bias=True) + dense(f"{a}/mlp/down", f"{b}.mlp.fc2", bias=True)
     return out
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

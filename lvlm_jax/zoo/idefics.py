@@ -6,7 +6,7 @@ before it; packed examples are segments here.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm, vision
@@ -133,11 +133,6 @@ def _block_rows(config: LVLMConfig, ours: str, theirs: str) -> list[Row]:
 
 
 _NORMS = (("norm1", "input"), ("norm2", "post_attention"))
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +269,6 @@ __all__ = [
     "blocks",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

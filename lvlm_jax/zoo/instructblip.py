@@ -6,7 +6,7 @@ a folder beside the language model's (`QFORMER_TOKENIZER`).
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -60,11 +60,6 @@ def rows(config: LVLMConfig, layout: str = "instructblip") -> list[Row]:
     return blip2.whole_rows(config, "instructblip")
 
 
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
-
-
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     return blip2.holds(config, reads=True)
@@ -99,7 +94,6 @@ __all__ = [
     "SYSTEMS",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

@@ -16,7 +16,7 @@ from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.zoo import llava
-from lvlm_jax.zoo.llava import LAYOUTS, layout_of, processor, rows
+from lvlm_jax.zoo.llava import LAYOUTS, processor, rows
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD, Spec
 
 MODEL_TYPE, ARCHITECTURE = "llava_next", "LlavaNextForConditionalGeneration"
@@ -114,7 +114,6 @@ __all__ = [
     "SYSTEMS",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

@@ -16,7 +16,7 @@ from lvlm_jax.processing.frames import VideoSpec
 from lvlm_jax.processing.image import ImageSpec
 from lvlm_jax.processing.tiles import Tiles
 from lvlm_jax.zoo import llava
-from lvlm_jax.zoo.llava import LAYOUTS, layout_of, rows
+from lvlm_jax.zoo.llava import LAYOUTS, rows
 from lvlm_jax.zoo.spec import HALF, Spec
 
 MODEL_TYPE, ARCHITECTURE = "llava_onevision", "LlavaOnevisionForConditionalGeneration"
@@ -144,7 +144,6 @@ __all__ = [
     "VISION",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

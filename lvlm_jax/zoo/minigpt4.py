@@ -8,7 +8,7 @@ Source: MiniGPT-4 (arXiv 2304.10592), MiniGPT-v2 (arXiv 2310.09478) and their re
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -105,11 +105,6 @@ def host_rows(config: LVLMConfig) -> list[Row]:
     return [dataclasses.replace(row, theirs=f"llama_model.{row.theirs}") for row in found]
 
 
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # config.json
 
@@ -188,7 +183,6 @@ __all__ = [
     "from_hf",
     "front_rows",
     "host_rows",
-    "layout_of",
     "plain",
     "processor",
     "projection_rows",

@@ -6,7 +6,7 @@ Source: OpenFlamingo (arXiv 2308.01390) and its repository, version 2.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import keymap, llm, vision
@@ -161,11 +161,6 @@ def _block_rows(config: LVLMConfig) -> list[Row]:
 def _norm(kind: str, ours: str, theirs: str) -> list[Row]:
     """A layer norm, or an RMS norm, which has no bias."""
     return layer_norm(ours, theirs) if kind == "layer" else [Row(f"{ours}/scale", f"{theirs}.weight")]
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -78,11 +78,6 @@ def rows(config: LVLMConfig, layout: str = "hf-5") -> list[Row]:
     ]
 
 
-def layout_of(keys: Any) -> str:
-    """The layout that a checkpoint's keys are in; see `llava.layout_of`."""
-    return llava.layout_of(keys)
-
-
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     return (
@@ -154,7 +149,6 @@ __all__ = [
     "SYSTEMS",
     "fits",
     "from_hf",
-    "layout_of",
     "processor",
     "rows",
     "to_hf",

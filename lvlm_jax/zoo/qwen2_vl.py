@@ -19,7 +19,7 @@ FAMILY = Family(
     layouts={**FLAT, **NESTED},
 )
 MODEL_TYPE, ARCHITECTURE, LAYOUTS = FAMILY.model_type, FAMILY.architecture, FAMILY.layouts
-fits, rows, layout_of = FAMILY.fits, FAMILY.rows, FAMILY.layout_of
+fits, rows = FAMILY.fits, FAMILY.rows
 from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 
 # As released, from 4 to 16384 tokens; a vision row of 5120 patches holds 1280 of them.

@@ -20,7 +20,7 @@ FAMILY = Family(
     stamp="qwen3_vl",
 )
 MODEL_TYPE, ARCHITECTURE, LAYOUTS = FAMILY.model_type, FAMILY.architecture, FAMILY.layouts
-fits, rows, layout_of = FAMILY.fits, FAMILY.rows, FAMILY.layout_of
+fits, rows = FAMILY.fits, FAMILY.rows
 from_hf, to_hf, processor = FAMILY.from_hf, FAMILY.to_hf, FAMILY.processor
 
 # As released: 256 * 256 to 4096 * 4096 pixels.

@@ -1,7 +1,7 @@
 """What Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common: how one of them is put together, its keys, its config.json."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -77,19 +77,6 @@ class Family:
             *connector_keys.merger_rows(config.connector, "connector", tower.removesuffix("."), self.merger_names),
             *llama.rows(config.llm, "llm", _LLM[layout]),
         ]
-
-    def layout_of(self, keys: Iterable[str]) -> str:
-        """The layout that a checkpoint's keys are in, by probing.
-
-        Raises:
-          ValueError: none of them.
-        """
-        keys = list(keys)
-        for name, prefix in self.layouts.items():
-            if any(key.startswith(prefix) for key in keys):
-                return name
-        prefixes = ", ".join(self.layouts.values())
-        raise ValueError(f"no key of this checkpoint begins with {prefixes}; is it a {self.model_type}, and all of it?")
 
     def from_hf(self, config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
         """(model, image token id) from a config.json of the torch library, whose text part may stand at the top level.

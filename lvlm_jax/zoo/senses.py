@@ -4,7 +4,7 @@ All else of such a model is written as the family that it belongs to without its
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -80,11 +80,6 @@ def pair_rows(sense: Sense, ours: str = "", theirs: str = "sense.") -> list[Row]
         family = vision.FAMILIES[vision.family_of(sense.encoder)]
         tower = family.rows(sense.encoder, f"{ours}vision", f"{theirs}vision_tower.")
     return [*tower, *connector_keys.rows(sense.connector, f"{ours}connector", f"{theirs}connector")]
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

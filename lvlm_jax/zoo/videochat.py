@@ -7,7 +7,7 @@ Source: VideoChat (arXiv 2305.06355), section 4, and OpenGVLab/Ask-Anything, vid
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -79,11 +79,6 @@ def rows(config: LVLMConfig, layout: str = "videochat") -> list[Row]:
         *minigpt4.projection_rows(),
         *minigpt4.host_rows(config),
     ]
-
-
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

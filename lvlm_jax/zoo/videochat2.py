@@ -6,7 +6,7 @@ Source: MVBench (arXiv 2311.17005), section 4, and OpenGVLab/Ask-Anything, video
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lvlm_jax import llm
@@ -63,13 +63,8 @@ def rows(config: LVLMConfig, layout: str = "videochat2") -> list[Row]:
     ]
 
 
-def layout_of(keys: Iterable[str]) -> str:
-    """The layout that a checkpoint's keys are in: there is one."""
-    return next(iter(LAYOUTS))
-
-
 def fits(config: LVLMConfig) -> bool:
-    """Whether a model is of this kind."""
+    """Whether a model is of this kind; its Q-Former may read an instruction, as that of the third stage does."""
     if not isinstance(config.vision, ClipConfig) or not isinstance(config.connector, QFormerConfig):
         return False
     plain = config.attention == "causal" and config.fusion is None and not (config.newline or config.expert)

@@ -69,6 +69,20 @@ def test_a_dry_run_shows_what_trains(base, mine, capsys):
     assert f"{count + connector:,}" in page
 
 
+@pytest.mark.parametrize(
+    ("name", "length", "pictures"),
+    [
+        ("llava15_7b", 2048, 3),
+        ("llavanext_7b", 4096, 5),  # a picture of four tiles is 2,952 positions at most
+        ("llava_onevision_7b_ov", 10240, 37),  # one of 36, interpolated to the tokens of nine
+        ("paligemma_3b_896", 5120, 3),
+    ],
+)
+def test_a_row_has_room_for_a_picture_and_what_is_said(name, length, pictures):
+    data = recipe.load(f"lora_your_data:{name}").stages["tune"].data
+    assert (data.length, data.pictures // data.groups) == (length, pictures)
+
+
 def test_a_pattern_that_hits_nothing_is_an_error_with_near_names(base, mine, capsys):
     line = words(base, mine, "--config.stages.tune.lora.targets=('llm/**/query',)")
     assert cli.main(["train", "--dry-run", *line]) == 2

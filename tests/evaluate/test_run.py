@@ -5,6 +5,7 @@ import pytest
 
 from lvlm_jax.evaluate.run import evaluate, plan
 from lvlm_jax.infer.prompt import as_example
+from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.processing.schema import Example, Text, Turn
 from tests.infer.tiny import few_shapes, tiny_system
 
@@ -56,6 +57,29 @@ def test_scores_and_records(system, samples, tmp_path):
     assert {"lvlm_jax", "jax", "transformers"} <= summary["versions"].keys()
     assert "exact match" in summary["variants"]["exact"]
     assert not list((tmp_path / "eval").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(), {"method": "greedy"}),
+        (Sampling(repetition_penalty=1.5), {"method": "greedy", "repetition_penalty": 1.5}),
+        (
+            Sampling(temperature=0.5),
+            {
+                "method": "sampling",
+                "temperature": 0.5,
+                "top_k": 0,
+                "top_p": 1.0,
+                "seed": 0,
+                "repetition_penalty": 1.0,
+            },
+        ),
+    ],
+)
+def test_the_records_say_how_answers_were_made(system, samples, sampling, said):
+    result = evaluate(system, samples[:1], sampling=sampling, **SETTINGS)
+    assert result.summary["decoding"] == result.samples[0]["decoding"] == said | {"max_new_tokens": 4}
 
 
 def test_it_repeats_and_does_not_depend_on_the_batch(system, samples):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from lvlm_jax.checkpoint import CheckpointError
 from lvlm_jax.config import ConfigError
 from lvlm_jax.connectors import QFormerConfig
 from lvlm_jax.hub import minigpt4
+from lvlm_jax.hub.configs import describe, public_config, to_original
 from lvlm_jax.hub.convert import import_folder
 from lvlm_jax.hub.export import export_folder
 from lvlm_jax.hub.families import KINDS
@@ -121,6 +123,31 @@ def test_a_whole_model_goes_out_and_comes_back(tmp_path, name):
     assert (loaded.config, loaded.image_token_id) == (config, 98)
     assert loaded.layout == (name if name.startswith("videochat") else "minigpt4")
     same(loaded.params, flat)
+
+
+def test_the_q_former_of_the_third_stage_goes_out_and_comes_back(tmp_path):
+    """VideoChat2's, which reads the question too; it stays a VideoChat2."""
+    plain = tiny.SYSTEMS["videochat2"]
+    config = dataclasses.replace(plain, connector=dataclasses.replace(plain.connector, vocab=99))
+    flat = model(config)
+    loaded = import_folder(export_folder(tmp_path / "out", config, P.unflatten(flat), image_token_id=98))
+    assert (loaded.config, loaded.layout) == (config, "videochat2")
+    same(loaded.params, flat)
+
+
+@pytest.mark.parametrize("name", ["videochat", "videochat2"])
+def test_a_start_token_that_is_not_looked_up(name):
+    """VideoChats write it down, alone or under named senses; the file of any other family has no place for it."""
+    config = dataclasses.replace(tiny.SYSTEMS[name], compat_bos_bug=1)
+    for kept in (config, dataclasses.replace(config, senses=tiny.SENSED.senses)):
+        raw = json.loads(json.dumps(public_config(kept, 98)))
+        assert describe(raw, Path("config.json")).config == kept
+    for other in ("minigpt4", "llava15", "perceiver", "siglip_qwen2"):
+        lost = dataclasses.replace(tiny.SYSTEMS[other], compat_bos_bug=1)
+        with pytest.raises(ValueError, match=r"compat_bos_bug=1: config\.json of a \w+ has no place for it .*to None"):
+            public_config(lost, 98)
+    with pytest.raises(ValueError, match="compat_bos_bug=1: config"):
+        to_original(dataclasses.replace(tiny.SYSTEMS["llava15"], compat_bos_bug=1))
 
 
 def test_version_2_has_adapters(tmp_path):

@@ -88,3 +88,13 @@ def test_what_does_not_fit(params, tmp_path):
     (tmp_path / "audio" / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match=r"this pair: encoder or connector is missing"):
         import_folder(tmp_path / "audio")
+
+
+def test_the_word_of_a_picture_is_the_base_s(tmp_path):
+    """CogVLM's files know none: an id that they say stands there, whatever senses stand beside."""
+    config = dataclasses.replace(tiny.SYSTEMS["cogvlm"], senses=CONFIG.senses)
+    out = export_folder(tmp_path / "x", config, tiny.weights(config))
+    found = import_folder(out)
+    assert (found.config.senses, found.image_token_id) == (config.senses, zoo.cogvlm.PICTURE)
+    with pytest.raises(ValueError, match="give the tokenizer, or image_token_id="):
+        export_folder(tmp_path / "y", CONFIG, tiny.weights(CONFIG))

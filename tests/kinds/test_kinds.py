@@ -30,6 +30,12 @@ def values(name, **changes):
 
 
 BAD = [
+    ("qwen2_5_vl_finetune", {"model__video__pool": "bilinear"}, r"model: video\.pool='bilinear', .*own resolution"),
+    (
+        "instructblip",
+        {"model__instruction__length": 513},
+        r"model: instruction\.length=513 is beyond connector\.context=512",
+    ),
     ("unified_emoji", {"stages__vq__data__pictures": 8}, r"kind 'vq' takes one picture and one text a row"),
     ("unified_emoji", {"stages__unified__data__length": 400}, r"data\.length=400 is beyond model\.llm\.context=304"),
     ("unified_emoji", {"stages__vq__settings": {"distance": "l3"}}, r"settings\.distance='l3'.*\['l1', 'l2'\]"),

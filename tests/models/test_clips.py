@@ -60,6 +60,26 @@ def test_a_frame_moves_its_own_clip_and_no_other():
     assert (moved[made:] == 0).all()
 
 
+@pytest.mark.slow
+def test_a_clip_is_asked_once():
+    """A Q-Former that reads the question, VideoChat2's of the third stage: beside the frames of a clip together."""
+    config = tiny.SYSTEMS["videochat2"]
+    config = dataclasses.replace(config, connector=dataclasses.replace(config.connector, vocab=99))
+    model, params = LVLM(config), tiny.weights(config)
+    batch = jax.tree.map(jnp.asarray, tiny.batch(config, [[2, *CLIP, 1, *CLIP, 8]])[0])
+    run = tiny.jit(
+        lambda b: model.apply(
+            {"params": params}, b.patches, b.patch_positions, b.patch_segments, b.instruction, method="embed_images"
+        )
+    )
+    second = config.vision.frames  # the first vision row of the second clip
+    other = batch.replace(instruction=batch.instruction.at[0, second, 0].set(0))
+    moved = np.abs(np.asarray(run(batch)) - np.asarray(run(other))).max(-1)[0]
+    made = config.visual_tokens * config.vision.frames
+    assert (moved[:made] == 0).all()
+    assert (moved[made:] > 0).all()
+
+
 @pytest.mark.nightly
 def test_sharded_equals_unsharded():
     """Loss and gradients on 8 devices; scanned, as a pod runs it, clips whole on their shard."""
@@ -128,6 +148,9 @@ def test_numbers_that_do_not_go_together():
     with pytest.raises(ValueError, match=r"video: frames=8, sampler='uniform', stills=False.* reads frames=2 as one"):
         VideoSpec().check_reads(2)
     SHOWN.check_reads(2)
+    for own in ({"pool": "bilinear"}, {"newline": "frame"}):
+        with pytest.raises(ValueError, match=r"video.pool=.*own resolution .* neither pooled nor ended by a newline"):
+            VideoSpec(**own).check_reads(1, native=True)
     _, params = system("videochat")
     batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, I, 3]])[0])
     with pytest.raises(ValueError, match=r"1 vision rows are no whole clips of frames=2"):

@@ -1,12 +1,16 @@
 """What a plan says where no compiler for its devices is installed: what is given, exactly, and the model's FLOPs."""
 
+import functools
 import json
 
+import jax
 import pytest
 
 from lvlm_jax import cli, recipe
 from lvlm_jax import mesh as meshes
 from lvlm_jax.config import ConfigError
+from lvlm_jax.data.collate import collate
+from lvlm_jax.kinds import KINDS
 from lvlm_jax.plan import NoCompiler, nvidia, report, stage, topology
 
 
@@ -63,6 +67,24 @@ def test_arithmetic_lies_as_a_compiled_program_does(nothing_installed):
     cut = stage.with_rows(found.stages["instruct"], 8, 2)
     program, *_ = stage.stage_program(stage.topology_recipe(found), "instruct", cut, real)
     assert plan.memory.trained == stage.share(program.state.trained)
+
+
+def test_a_batch_of_pictures_of_any_shape_is_the_loader_s():
+    """What the step is compiled with has the very inputs that it is given, positions along three axes among them."""
+    found = recipe.load("qwen2_5_vl_finetune")
+    tune = found.stages["tune"]
+    data, kind = tune.data, KINDS[tune.loss]
+    whole = lambda: kind.batch(found, data.rows, data.length, data.pictures, **kind.holds(found, tune))  # noqa: E731
+    planned = stage.batch_of(whole, data.pictures, data.groups, meshes.batch_sharding(meshes.make_mesh("FSDP")))
+    assert planned.axes.shape == (data.rows, data.length, 3)
+    assert planned.patches.shape[:2] == (data.groups, data.pictures // data.groups)
+    sizes = {"length": 8, "groups": 2, "vision_rows": 1, "visual_tokens": found.model.lvlm.visual_tokens}
+    for pictures, spec in ((data.pictures, found.model.image), (0, None)):
+        held = kind.holds(found, tune) | {"blend": False}
+        given = collate([[], []], **sizes, pad_id=0, spec=spec, **held)
+        small = jax.eval_shape(functools.partial(kind.batch, found, 2, 8, pictures, **held))
+        assert jax.tree.structure(given) == jax.tree.structure(small)
+        assert [x.dtype for x in jax.tree.leaves(given)] == [x.dtype for x in jax.tree.leaves(small)]
 
 
 def test_a_mesh_of_absent_devices():

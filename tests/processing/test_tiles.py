@@ -11,7 +11,7 @@ from lvlm_jax.processing.encode import DataError, decode_view, encode
 from lvlm_jax.processing.image import ImageSpec, load_image, preprocess, preprocess_rows, to_patches, to_rows
 from lvlm_jax.processing.picture import ImageError, picture_size
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Example, Image, Text, Turn
-from lvlm_jax.processing.tiles import Tiles, span
+from lvlm_jax.processing.tiles import Tiles, largest, span
 from lvlm_jax.processing.tokenizer import Tokenizer
 from tests.tokenizers_tiny import llama_tiny
 
@@ -47,6 +47,16 @@ def test_rows_and_positions(size, rows, grid):
     assert len(np.unique(seen)) == seen.size
     assert seen.min() >= Q
     assert seen.max() < rows * Q
+
+
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_no_picture_takes_more_than_the_largest(most):
+    tiles = Tiles(pinpoints=PINPOINTS, most=most)
+    spans = [span(width, height, tiles, 28, Q) for width in range(20, 90, 3) for height in range(20, 90, 3)]
+    rows, positions = largest(tiles, 28, Q)
+    assert max(one.rows for one in spans) == rows == 5
+    assert max(len(one.index) for one in spans) <= positions
+    assert positions == Q + {None: 64, 1: 20, 2: 39}[most] + 8
 
 
 def test_positions_follow_the_grid_of_tiles():
