@@ -97,7 +97,7 @@ def _saved(folder: Path, part: str, origin: str, like: dict[str, Any], known: Se
 
 
 def _described(start: Start, field: str) -> Described | None:
-    """What a public checkpoint says of itself; None for files without a config.json (MiniGPT-4's authors')."""
+    """What a public checkpoint says of itself; None for files without a config.json (BLIP-2's authors')."""
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
     return None if minigpt4.is_authors(path) else describe(formats.public_config(path), path)
