@@ -15,10 +15,9 @@ each caption at random and read its first half; here nothing is read. Nor are a 
 dropped, as BERT's config has it.
 
 Weights: the Q-Former and the norm before it are what a blip2_stage1 run left (its text and heads stay out), the dense
-layer is fresh; tower and language model are the release's, which froze them. Another workdir, or in its stead the
-authors' file of either stage or the release itself:
-'--config.stages.generate.start["connector/qformer"].workdir=' '--config.stages.generate.start["connector/qformer"].hub=
-FOLDER', and the same of "vision/post_norm".
+layer is fresh; tower and language model are the release's, which froze them. Another run: override
+stages.generate.start["connector/qformer"].workdir and start["vision/post_norm"].workdir (in quotes, for the shell). Or
+empty both, and override .hub with a folder of the authors' file of either stage, or the release's name.
 """
 
 from ml_collections import ConfigDict
