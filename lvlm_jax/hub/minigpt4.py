@@ -211,7 +211,7 @@ def _check(folder: Path, parts: list[tuple[Any, list[Row]]], shapes: Params, fro
         raise CheckpointError(f"{folder}: nothing of what is given fills {', '.join(gaps[:5])}")
 
 
-def _there(path: Path, tensors: Overlay, rows: list[Row]) -> None:
+def _there(path: Path, tensors: formats.Tensors, rows: list[Row]) -> None:
     """CheckpointError where a folder lacks tensors of these rows."""
     if absent := sorted({row.theirs for row in rows} - {*tensors}):
         raise CheckpointError(f"{path}: {', '.join(absent[:5])} of {len(absent)} tensors are not there")
