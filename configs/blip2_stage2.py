@@ -10,10 +10,14 @@ in a row of its own, at most 32 words behind 32 queries (`max_txt_len`). Picture
 RandomResizedCrop also changes the shape.
 
 Data: captions in img2dataset's tars; theirs were 129M pairs of COCO, Visual Genome, CC3M, CC12M, SBU and LAION, lower
-case and without .!"()*#:;~ (processors/blip_processors.py). Override stages.generate.data.path. They begin with the
-Q-Former of stage 1 and a fresh projection; this begins with all of the release, so that it goes on from there: override
-stages.generate.start. With Flan-T5 they cut each caption at random and read its first half; here nothing is read. Nor
-are a tenth of the Q-Former's activations dropped, as BERT's config has it.
+case and without .!"()*#:;~ (processors/blip_processors.py). Override stages.generate.data.path. With Flan-T5 they cut
+each caption at random and read its first half; here nothing is read. Nor are a tenth of the Q-Former's activations
+dropped, as BERT's config has it.
+
+Weights: the Q-Former and the norm before it are what a blip2_stage1 run left (its text and heads stay out), the dense
+layer is fresh; tower and language model are the release's, which froze them. Another run: override
+stages.generate.start["connector/qformer"].workdir and start["vision/post_norm"].workdir (in quotes, for the shell). Or
+empty both, and override .hub with a folder of the authors' file of either stage, or the release's name.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +33,8 @@ SIZES = {
     "flan_t5_xxl": "blip2_flan_t5_xxl",
     "tiny": "blip2_opt_2_7b",
 }
+STAGE1 = "runs/blip2_stage1"
+"""Workdir of the first stage, as its recipe names it."""
 VOCAB = 35
 """Words of easy-VQA with the special tokens (`data.easy_vqa.word_tokenizer`)."""
 
@@ -72,7 +78,12 @@ def get_config(arg: str = "") -> ConfigDict:
             "workers": 8,
             "on_bad": "skip",
         },
-        "start": {"all": {"hub": spec.source}},
+        "start": {
+            "vision": {"hub": spec.source},
+            "vision/post_norm": {"workdir": STAGE1},
+            "connector/qformer": {"workdir": STAGE1},
+            "llm": {"hub": spec.source},
+        },
         "save_every": 2000,
     }
     return _tiny(c) if arg == "tiny" else c

@@ -69,11 +69,11 @@ def load(
       revision, token, cache, offline: for a hub name; see `hub.download.resolve`.
       template: chat template, or its name; default the folder's, else the one of the language model's family.
       tokenizer: where it is not in the folder, nor known from the zoo (CogVLM's files have none).
-      vision: the vision tower's folder or hub name, for the LLaVA authors' files; for MiniGPT-4's, BLIP-2's tower and
-        Q-Former (`hub.minigpt4`).
+      vision: the vision tower's folder or hub name, for the LLaVA authors' files and BLIP-2's; for MiniGPT-4's,
+        BLIP-2's tower and Q-Former (`hub.minigpt4`).
       adapter: a LoRA adapter of the peft package for this model (folder or hub name), or the LLaVA authors' projector.
       model_base: the language model (folder or hub name), where `name_or_folder` holds the LLaVA authors' projector, or
-        their adapters, alone, or MiniGPT-4's dense layer.
+        their adapters, alone, or what BLIP-2's or MiniGPT-4's authors trained.
       sense: pairs of encoder and connector that were exported alone (``lvlm convert export --part``), to be added.
       rows: the most prompts of one batch.
 
@@ -177,12 +177,12 @@ def _projection(
     dtype: DTypeLike | None,
     hub: dict[str, Any],
 ) -> Loaded:
-    """MiniGPT-4's dense layer between the front and the language model that the caller names."""
+    """What BLIP-2's or MiniGPT-4's authors trained, between the front and the language model that the caller names."""
     given = {"vision=": vision, "model_base=": base}
     if absent := [name for name, value in given.items() if value is None]:
         raise CheckpointError(
-            f"{folder}: holds MiniGPT-4's dense layer alone; give {' and '.join(absent)}: BLIP-2's tower (with its "
-            "Q-Former for version 1) and the language model"
+            f"{folder}: holds BLIP-2's Q-Former or MiniGPT-4's dense layer alone; give {' and '.join(absent)}: "
+            "BLIP-2's tower (with its Q-Former for MiniGPT-4's version 1) and the language model"
         )
     found = []
     for name, value in given.items():

@@ -232,6 +232,8 @@ def _check_size(recipe: Recipe, stage: StageRecipe, folder: Path, part: str) -> 
     saved = checkpoint.saved_shapes(folder / "params")
     here = trees.flatten(trees.unstack_layers(abstract(*stage_model(recipe, stage))[0]))
     here = {path: leaf for path, leaf in here.items() if part == "all" or f"{path}/".startswith(f"{part}/")}
+    front = finished.front_of(part, saved)
+    here = {path.removeprefix(front): leaf for path, leaf in here.items()}
     both = {path: (saved[path].shape, leaf.shape) for path, leaf in here.items() if path in saved}
     other = [f"{path} is {there}, not {wanted}" for path, (there, wanted) in both.items() if there != wanted]
     if other:

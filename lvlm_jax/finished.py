@@ -1,5 +1,7 @@
 """What a finished run, or an import, left in its workdir: weights for the next run, for an export, or as adapters."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from lvlm_jax import checkpoint
@@ -23,6 +25,31 @@ def last_stage(workdir: str | Path) -> Path:
     if not checkpoint.is_saved(last / "params"):
         raise ConfigError(f"{workdir}: its last stage, {last.name}, has not finished; run it to its end first")
     return last
+
+
+CONNECTOR = "connector/"
+
+
+def front_of(part: str, saved: Collection[str]) -> str:
+    """What a part's paths begin with here, and not in another run: ``connector/``, or nothing.
+
+    What stands inside a connector begins from the leaves of the same name at the top of a model that was trained before
+    there was a language model: ``connector/qformer`` from the ``qformer`` of BLIP-2's first stage.
+
+    Args:
+      saved: paths of the leaves that the other run left.
+    """
+    below = lambda place: any(f"{path}/".startswith(f"{place}/") for path in saved)  # noqa: E731
+    inner = part.removeprefix(CONNECTOR)
+    return CONNECTOR if inner != part and not below(part) and below(inner) else ""
+
+
+def left_out(saved: Collection[str], known: Collection[str]) -> list[str]:
+    """What a run left that this model has no place for, neither at the same path nor in its connector, as few paths."""
+    apart = lambda path: re.sub(r"(^|/)layers/(\d+/)?", r"\1layers/0/", path)  # noqa: E731
+    places = {*map(apart, known)}
+    kept = {path for path in saved if not places.isdisjoint({apart(path), CONNECTOR + apart(path)})}
+    return trees.only_in([path for path in saved if path not in kept], kept)
 
 
 def saved_parts(folder: Path, like: dict) -> dict:

@@ -49,6 +49,20 @@ def parts(tree: Mapping) -> dict[str, Any]:
     return out
 
 
+def only_in(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The shortest paths that hold leaves of `some` and none of `others`, for a message that names few of many leaves.
+
+    Elements that are numbers (layers of a stack) are one, ``*``.
+    """
+    named = lambda path: tuple("*" if element.isdigit() else element for element in path.split("/"))  # noqa: E731
+    kept = {leaf[:end] for leaf in map(named, others) for end in range(1, len(leaf) + 1)}
+    out = set()
+    for leaf in {*map(named, some)}:
+        if end := next((end for end in range(1, len(leaf) + 1) if leaf[:end] not in kept), None):
+            out.add("/".join(leaf[:end]))
+    return sorted(out)
+
+
 @functools.cache
 def _pattern(glob: str) -> re.Pattern:
     """``*`` matches within one path element, ``**`` any number of elements, ``{q,k}`` either of the words."""

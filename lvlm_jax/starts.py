@@ -80,14 +80,24 @@ def _leaves(
         return {}
     wanted = trees.unflatten(like)
     if folder is not None:
-        return trees.flatten(finished.saved_parts(folder / "params", wanted))
+        return _saved(folder / "params", part, start.origin, like, known)
     _check_width(described, set(trees.parts(wanted)) if part == "all" else {part}, recipe, start.hub)
     whole = getattr(recipe.model, "lvlm", None)
     return trees.flatten(assemble.public_parts(start, wanted, mesh, f"--config.{field}.hub", known, whole))
 
 
+def _saved(folder: Path, part: str, origin: str, like: dict[str, Any], known: Set[str]) -> dict[str, Any]:
+    """Leaves of what another stage, run or import left, at the paths where that has them (`finished.front_of`)."""
+    front = finished.front_of(part, saved := checkpoint.saved_shapes(folder).keys())
+    there = trees.unflatten({path.removeprefix(front): leaf for path, leaf in like.items()})
+    found = trees.flatten(finished.saved_parts(folder, there))
+    if front and (absent := finished.left_out(saved, known)) and jax.process_index() == 0:
+        print(f"{origin}: {', '.join(absent)} left out, of which this model has none", file=sys.stderr)
+    return {f"{front}{path}": leaf for path, leaf in found.items()}
+
+
 def _described(start: Start, field: str) -> Described | None:
-    """What a public checkpoint says of itself; None for files without a config.json (MiniGPT-4's authors')."""
+    """What a public checkpoint says of itself; None for files without a config.json (BLIP-2's authors')."""
     with download.named(field):
         path = download.resolve(start.hub, revision=start.revision)
     return None if minigpt4.is_authors(path) else describe(formats.public_config(path), path)

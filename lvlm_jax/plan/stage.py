@@ -18,7 +18,7 @@ from lvlm_jax.config import ConfigError
 from lvlm_jax.kinds import KINDS
 from lvlm_jax.nn import lora
 from lvlm_jax.plan import hlo, nvidia
-from lvlm_jax.plan.topology import Topology, devices_or_absent
+from lvlm_jax.plan.topology import Topology, absent, devices_or_absent
 from lvlm_jax.recipe import Recipe, StageRecipe
 from lvlm_jax.train.program import Program
 from lvlm_jax.train.stages import in_stage_dtype
@@ -132,18 +132,20 @@ def plan_stage(
     topology: Topology,
     rows: int | None = None,
     wait: Wait = contextlib.nullcontext,
+    compiles: bool = True,
 ) -> Plan:
     """Compiles stage `name` of a recipe for a topology; by arithmetic where no compiler for it is installed.
 
     Args:
       rows: text rows a data shard; default the recipe's.
+      compiles: False for arithmetic alone, whatever is installed.
       wait: what is under way -> a context around it (`progress.waiting`).
 
     Raises:
       ConfigError: no such shape, or a mesh or batch that does not divide.
     """
     recipe = topology_recipe(recipe)
-    mesh = recipe.make_mesh(devices_or_absent(topology))
+    mesh = recipe.make_mesh(devices_or_absent(topology) if compiles else absent(topology))
     stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
@@ -174,8 +176,8 @@ def planned(
     **sizes: Any,
 ) -> Plan:
     """The plan of a program that `lower` traces and that is given `held`; `sizes` are fields of `Plan`."""
-    began, absent, work = time.perf_counter(), isinstance(mesh, jax.sharding.AbstractMesh), None
-    if absent:
+    began, by_arithmetic, work = time.perf_counter(), isinstance(mesh, jax.sharding.AbstractMesh), None
+    if by_arithmetic:
         memory = dataclasses.replace(held, peak=held.given)
     else:
         with meshes.use(mesh):
@@ -193,7 +195,7 @@ def planned(
         memory=memory,
         work=work,
         kernel_flops=kernel_flops(work, getattr(recipe.model, "attention", "causal")) if work else 0.0,
-        compiled=not absent,
+        compiled=not by_arithmetic,
         seconds=time.perf_counter() - began,
         versions=versions(("jax", "flax", "optax", *(("libtpu",) if topology.chip.tpu else nvidia.PACKAGES))),
         **sizes,

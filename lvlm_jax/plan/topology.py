@@ -122,7 +122,12 @@ def devices_or_absent(topology: Topology) -> list[Any] | Absent:
     try:
         return devices(topology)
     except NoCompiler:
-        return Absent(topology.chips * topology.chip.devices, topology.slices)
+        return absent(topology)
+
+
+def absent(topology: Topology) -> Absent:
+    """The number of its devices alone: for plans by arithmetic, which take no time."""
+    return Absent(topology.chips * topology.chip.devices, topology.slices)
 
 
 def _tpu_options(topology: Topology) -> dict[str, Any]:

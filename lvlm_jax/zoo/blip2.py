@@ -96,6 +96,9 @@ SYSTEMS: dict[str, Spec] = {
 HOSTS: dict[str, ModuleType] = {"opt": llm.opt, "llama": llm.llama, "t5": llm.t5}
 """The language models on which its public class, and InstructBLIP's, have been released."""
 
+PROJECTIONS = {"opt": "opt_proj", "llama": "llm_proj", "t5": "t5_proj"}
+"""What the authors call the dense layer before each of them."""
+
 
 def host_of(config: DecoderConfig | EncoderDecoderConfig) -> ModuleType:
     """The family of a language model."""
@@ -129,12 +132,41 @@ def lavis_rows(config: LVLMConfig) -> list[Row]:
 
     Q-Former with its queries, projection, and of the vision tower its last norm.
     """
-    projection = {"opt": "opt_proj", "llama": "llm_proj", "t5": "t5_proj"}[llm.family_of(config.llm)]
     return [
         *qformer.rows(config.connector, "connector/qformer", "", "lavis"),
-        *dense("connector/linear_1", projection, bias=True),
+        *dense("connector/linear_1", PROJECTIONS[llm.family_of(config.llm)], bias=True),
         *layer_norm("vision/post_norm", "ln_vision"),
     ]
+
+
+def authors_rows(config: LVLMConfig) -> list[Row]:
+    """`lavis_rows`, and those of the tower, which the authors read out of EVA's own file."""
+    tower = blip2_vit.authors_rows(config.vision)  # with the last norm, too
+    trained = lavis_rows(config)
+    known = {row.leaves for row in trained}
+    return [*trained, *(row for row in tower if row.leaves not in known)]
+
+
+def authors_config(
+    vision: ViTConfig, connector: QFormerConfig, host: DecoderConfig | EncoderDecoderConfig
+) -> LVLMConfig:
+    """The whole model that the authors build of these parts.
+
+    They run Flan-T5 with the exact GELU, whatever its config.json says (models/blip2_models/blip2_t5.py).
+
+    Raises:
+      ValueError: a language model that they have none on.
+    """
+    two_stacks = isinstance(host, EncoderDecoderConfig)
+    one_of("model_type of the language model", llm.family_of(host), HOSTS)
+    plain = connector.vocab is None and llm.family_of(host) == "llama"
+    return LVLMConfig(
+        vision=vision,
+        connector=connector,
+        llm=dataclasses.replace(host, activation="gelu") if two_stacks else host,
+        attention="prefix" if two_stacks else "causal",
+        public=MODEL_TYPE if plain else None,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from lvlm_jax import assemble, cli, config, recipe
 from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError, to_dict
+from lvlm_jax.recipe import Start
 from lvlm_jax.train.stages import trained_share
 from lvlm_jax.zoo import blip2
 
@@ -190,6 +191,10 @@ def test_blip2s_authors_settings():
         shapes = trees.unstack_layers(shapes_of(found, "generate")[0])
         trained = {path for path, hit in trees.flatten(stage.stage("generate").mask(shapes)).items() if hit}
         assert {path for row in blip2.lavis_rows(found.model.lvlm) for path in row.leaves} == trained
+    at = 'stages.generate.start["connector/qformer"]'
+    start = recipe.load("blip2_stage2", [f"--config.{at}.workdir=", f"--config.{at}.hub=x"]).stages["generate"].start
+    assert start["connector/qformer"] == Start(hub="x")
+    assert start["vision/post_norm"] == Start(workdir="runs/blip2_stage1")
     tune = recipe.load("instructblip")
     assert (tune.model.instruction.length, tune.model.llm.vocab) == (128, 32064)
     weights = {name: member.weight for name, member in tune.stages["tune"].data.members.items()}

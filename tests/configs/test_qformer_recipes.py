@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lvlm_jax import cli
+from lvlm_jax import assemble, cli, finished, recipe, starts
 from lvlm_jax import params as P
 from lvlm_jax.checkpoint import load_params
 from lvlm_jax.processing.tokenizer import Tokenizer
@@ -81,6 +81,55 @@ def test_steps_and_a_resumed_run_with_the_same_bits(album, tmp_path, name):
     assert one.keys() == other.keys()
     for path, leaf in one.items():
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
+
+
+SECOND = """
+from ml_collections import ConfigDict
+from lvlm_jax.config import find, load
+
+def get_config(arg=""):
+    c = load(f"{find('blip2_stage2')}:tiny")
+    c.unlock()
+    parts = ("vision/post_norm", "connector/qformer")
+    c.stages.generate.start = ConfigDict({part: {"workdir": WORKDIR} for part in parts})
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_the_second_stage_begins_with_the_first(album, tmp_path, capsys):
+    first = qformer(album, tmp_path / "first")
+    file = tmp_path / "second.py"
+    file.write_text(SECOND.replace("WORKDIR", repr(str(first))))
+    found = recipe.load(str(file))
+    stage = found.stages["generate"]
+    like = P.flatten(assemble.stage_shapes(found, stage)[0])
+    capsys.readouterr()
+    got = P.flatten(P.unstack_layers(P.unflatten(starts.leaves(found, tmp_path, "start", stage.start, like, None))))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    layer = ", ".join(f"qformer/layers/*/layer{i}/{name}" for i in range(2) for name in ("mlp", "mlp_norm"))
+    assert said == (
+        f"{first}: match_head, qformer/embed, {layer}, qformer/position_embed, temperature, text_projection, "
+        "vision_projection, word_head left out, of which this model has none"
+    )
+    left = P.flatten(load_params(first / "qformer" / "params"))
+    assert {path.split("/")[0] for path in got} == {"connector", "vision"}
+    assert "connector/qformer/layers/0/layer1/query_mlp/up/kernel" in got
+    for path, leaf in got.items():
+        np.testing.assert_array_equal(leaf, left[path.removeprefix("connector/")], err_msg=path)
+    assert cli.main(["train", "--config", str(file), "--workdir", str(tmp_path / "second")]) == 0
+    losses = [row["loss"] for row in read_rows(tmp_path / "second" / "generate" / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+
+
+def test_what_stands_at_the_top_of_another_model():
+    saved = ["qformer/queries", "vision/post_norm/scale"]
+    assert finished.front_of("connector/qformer", saved) == "connector/"
+    assert finished.front_of("connector/qformer/queries", saved) == "connector/"
+    for part in ("all", "vision/post_norm", "qformer", "connector", "connector/linear_1", "connector/qformer/norm"):
+        assert finished.front_of(part, saved) == ""
+    assert finished.front_of("connector/qformer", [*saved, "connector/qformer/queries"]) == ""
 
 
 @pytest.mark.nightly

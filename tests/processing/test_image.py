@@ -78,7 +78,7 @@ def test_naflex_goes_out_and_comes_back():
 
 @pytest.mark.parametrize(("fit", "most"), [("naflex", None), ("crop", 256)])
 def test_most_patches_belong_to_naflex(fit, most):
-    with pytest.raises(ValueError, match=rf"fit '{fit}' with max_patches {most}: 'naflex' and 'native' need max_patches"):
+    with pytest.raises(ValueError, match=f"fit '{fit}' with max_patches {most}: 'naflex' and 'native' need"):
         dataclasses.replace(SIGLIP, fit=fit, max_patches=most)
 
 
