@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import transformers as hf
+from safetensors.numpy import load_file
 
 import lvlm_jax
 from lvlm_jax import assemble, starts
@@ -142,7 +143,8 @@ def test_what_does_not_fit(tmp_path):
     with pytest.raises(CheckpointError, match=r"is neither of them, nor a VideoChat"):
         begun({"connector": first}, tiny.SYSTEMS["llava15"])
     trained, eva, base, *_ = folders(tmp_path, "blip2 on opt")
-    write_file(trained / "more.safetensors", {"itm_head.bias": np.zeros(2, np.float32)})
+    file = trained / "model.safetensors"
+    write_file(file, load_file(file) | {"itm_head.bias": np.zeros(2, np.float32)})
     with pytest.raises(CheckpointError, match=r"itm_head.bias are no part of a MiniGPT-4's, VideoChat's or BLIP-2's"):
         minigpt4.import_projection(trained, eva, base)
     bare = tmp_path / "bare"

@@ -232,5 +232,5 @@ def test_who_begins_with_what():
     heard = ["senses/audio/connector/a", "senses/depth/vision/b"]
     leaves += heard
     assert begins("all", "senses/audio") == {"all": [*leaves[:5], heard[1]], "senses/audio": heard[:1]}
-    with pytest.raises(ConfigError, match=r"start names \['connector/lin'\]; the parts are \['connector', 'llm', 'vis"):
+    with pytest.raises(ConfigError, match=r"start names \['connector/lin'\]; the parts are \['connector', 'llm', 's"):
         begins("connector/lin", "vision")
