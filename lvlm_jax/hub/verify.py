@@ -29,6 +29,7 @@ from lvlm_jax.processing.schema import NEWLINE, TEXT, Blend
 from lvlm_jax.processing.tiles import span, whole
 from lvlm_jax.vision import CONVOLUTIONAL, NativeViTConfig, VisionConfig
 from lvlm_jax.vision.text_tower import TextTowerConfig
+from lvlm_jax.vision.vq import VQConfig
 from lvlm_jax.zoo import OWN_TYPES, family_of
 from lvlm_jax.zoo.spec import CLIP_MEAN, CLIP_STD
 
@@ -151,7 +152,7 @@ def _inputs(loaded: convert.Loaded, picture: Any, prompt: str) -> dict[str, np.n
     return out
 
 
-def _tower(loaded: convert.Loaded) -> VisionConfig | None:
+def _tower(loaded: convert.Loaded) -> VisionConfig | VQConfig | None:
     return getattr(loaded.config, "vision", loaded.config if loaded.kind == "vision" else None)
 
 

@@ -127,7 +127,7 @@ def test_resumed_in_the_middle_on_other_hosts_and_workers_the_batches_are_the_sa
     for number in range(4):
         wanted = alone.build(start + number)
         for field in dataclasses.fields(wanted):
-            if field.name == "senses":  # there are none
+            if getattr(wanted, field.name) is None:  # of models of other kinds
                 continue
             halves = [getattr(part[number][1], field.name) for part in parts]
             np.testing.assert_array_equal(np.concatenate(halves), getattr(wanted, field.name))

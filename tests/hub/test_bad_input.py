@@ -167,7 +167,9 @@ def test_bad_original_config(llava, tmp_path, name, described):
 
 
 def test_bad_arguments(llava, tmp_path):
-    with pytest.raises(ValueError, match="unknown kind 'towers'; the kinds are lvlm, dual, vision, text, decoder"):
+    with pytest.raises(
+        ValueError, match="unknown kind 'towers'; the kinds are lvlm, sense, dual, vision, text, decoder"
+    ):
         import_folder(llava, kind="towers")
     with pytest.raises(CheckpointError, match="holds a model of kind 'lvlm', not 'decoder'; see its"):
         import_folder(llava, kind="decoder")

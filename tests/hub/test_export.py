@@ -262,7 +262,7 @@ def test_connectors_that_the_torch_library_lacks(tmp_path, loaded):
 BAD = [
     (
         {"layout": "hf-9"},
-        "unknown layout 'hf-9'; for kind 'lvlm' there are hf, hf-4, hf-4.52, hf-5, hf-5-memory, llava-o",
+        "unknown layout 'hf-9'; for kind 'lvlm' there are hf, senses, hf-4, hf-4.52, hf-5, hf-5-memory, ll",
     ),
     ({"template": "alpaca"}, "no chat template 'alpaca'; there are plain, vicuna_v1, qwen_chatml"),
     ({"tokenizer": None}, "give the tokenizer, or image_token_id=: config.json names the token where a picture goes"),

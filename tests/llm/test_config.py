@@ -35,7 +35,7 @@ LLAMA3 = {
 }
 
 
-FAMILY = {name: kind for kind, family in llm.FAMILIES.items() for name in family.PRESETS}
+FAMILY = {name: kind for kind, family in reversed(llm.FAMILIES.items()) for name in family.PRESETS}
 FAMILY |= dict.fromkeys(llm.smollm2.PRESETS, "llama")
 """The public ``model_type`` of every preset."""
 

@@ -120,7 +120,8 @@ def test_what_a_loss_draws_follows_from_the_seed_and_the_step(accumulate):
         drawn = jax.random.normal(key, ())
         return (params["w"]["kernel"] * drawn * batch["x"]).sum(), jnp.float32(len(batch["x"])), {"drawn": drawn}
 
-    trained, tx = {"w": {"kernel": jnp.ones(())}}, optax.sgd(0.1)
+    tx = optax.sgd(0.1)
+    fresh = lambda: init_state({"w": {"kernel": jnp.ones(())}}, tx)  # noqa: E731
     make = lambda seed: make_train_step(loss_fn, tx, accumulate=accumulate, key=jax.random.key(seed))  # noqa: E731
     batch = {"x": np.ones(4, np.float32)}
 
@@ -131,13 +132,13 @@ def test_what_a_loss_draws_follows_from_the_seed_and_the_step(accumulate):
             drawn.append(float(metrics["drawn"]))
         return state, drawn
 
-    whole, drawn = run(make(0), init_state(trained, tx), 4)
-    half, first = run(make(0), init_state(trained, tx), 2)
+    whole, drawn = run(make(0), fresh(), 4)
+    half, first = run(make(0), fresh(), 2)
     again, rest = run(make(0), half, 2)
     assert len(set(drawn)) == 4
     assert first + rest == drawn
     _bits_equal(again.trained, whole.trained)
-    assert run(make(1), init_state(trained, tx), 1)[1] != drawn[:1]
+    assert run(make(1), fresh(), 1)[1] != drawn[:1]
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e6])
