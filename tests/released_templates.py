@@ -111,7 +111,7 @@ MPT = (  # LLaVA's, by its own rule: no line break after an end
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-VISION_MARKS = (  # Qwen2-VL's: a picture stands between marks of its own, which no template here writes
+QWEN_2_VL = (  # a picture stands between marks of its own
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}"

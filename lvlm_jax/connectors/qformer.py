@@ -191,8 +191,8 @@ class QFormer(nn.Module):
         c = self.config
         if text is not None:
             self._check(text)
-        elif c.vocab is not None and self.is_initializing():
-            text = jnp.zeros((len(features), 1), jnp.int32)
+        elif c.vocab is not None and self.is_initializing():  # all parameters are made
+            return self(features, jnp.zeros((len(features), 1), jnp.int32), None, pattern)[:, : len(self.latents)]
         elif features is None:
             raise ValueError("a Q-Former reads features, a text, or both; here neither is given")
         parts, rows = [], len(text if features is None else features)

@@ -204,7 +204,7 @@ def _parts(
     if layout not in kind.layouts:
         raise ValueError(f"unknown layout {layout!r}; those of kind {described.kind!r} are {', '.join(kind.layouts)}")
     if layout != "llava-original":
-        return [(tensors, kind.rows(described.config, layout))], layout
+        return [(tensors, _rows(described, layout, path))], layout
     has_tower = any(key.startswith(llava.LAYOUTS[layout].vision) for key in tensors)
     if has_tower and tower is None:
         return [(tensors, kind.rows(described.config, layout))], layout
@@ -220,6 +220,14 @@ def _parts(
     prefix = KINDS["vision"].layouts[KINDS["vision"].layout_of(files, tower)]
     rows = TOWERS[family_of(vision)].rows(vision, "vision", prefix if prefix == "vision_model." else "")
     return [(tensors, llava.rows(described.config, layout, tower=False)), (files, rows)], layout
+
+
+def _rows(described: configs.Described, layout: str, path: Path) -> list[Row]:
+    """The key table, where what config.json says can be written in the layout that the weights are in."""
+    try:
+        return KINDS[described.kind].rows(described.config, layout)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: config.json and the weights beside it are of two models: {error}") from error
 
 
 def _check_keys(parts: Parts, described: configs.Described, layout: str, shapes: Params, path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_pair_trains_alone_and_goes_elsewhere(tmp_path):
     lacking = {**params, "senses": {"depth": params["senses"]["depth"]}}
     grown_config, grown = add(plain, lacking, tmp_path / "audio")
     assert bits(grown) == bits(after)
-    shown = batch(7)
+    shown = jax.tree.map(jnp.asarray, batch(7))
     run = lambda config, params: LVLM(config).apply({"params": params}, shown, method=tiny.logits)  # noqa: E731
     np.testing.assert_array_equal(run(grown_config, grown), run(config, after))
 

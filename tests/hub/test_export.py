@@ -105,6 +105,7 @@ RELEASED = {
     "MISTRAL_03": ("mistral_v3", ""),
     "QWEN_2": ("qwen_chatml", "You are a helpful assistant."),
     "QWEN_25": ("qwen_chatml", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "QWEN_2_VL": ("qwen2_vl", "You are a helpful assistant."),
     "QWEN_3": ("qwen_chatml", ""),
     "SMOLLM_2": ("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     "MPT": ("chatml_direct", ""),
@@ -131,7 +132,6 @@ def test_released_templates_are_known_by_what_they_write(tmp_path, name, place):
 @pytest.mark.parametrize(
     "text",
     [
-        released_templates.VISION_MARKS,
         "{{ '<|im_start|>' + messages[0]['role'] }}",  # the marks of one that is known, in no known order
         "{{ raise_exception('no') }}",
         "{% broken",

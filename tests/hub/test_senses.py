@@ -34,6 +34,9 @@ def same(got, wanted):
 def test_a_whole_model(base, tmp_path):
     config = dataclasses.replace(tiny.SYSTEMS[base], senses=CONFIG.senses)
     params = tiny.weights(config)
+    if base == "minigpt4":  # the authors' files have no bias of keys, which no score feels
+        flat = P.flatten(params)
+        params = P.unflatten({path: 0 * leaf if path.endswith("/k/bias") else leaf for path, leaf in flat.items()})
     export_folder(tmp_path / "x", config, params, image_token_id=98)
     raw = json.loads((tmp_path / "x" / "config.json").read_text())
     assert raw["model_type"] == zoo.senses.MODEL_TYPE  # a name at which other software stops

@@ -123,14 +123,14 @@ def test_a_caption_in_berts_words():
 
 def test_a_sentence_twice():
     reader, writer = Tokenizer(bert_tiny()), tiny_system().tokenizer
-    options = {"reads": 8, "max_length": 40, "ends": "\n", "sizes": (512, 512)}
+    options = {"reads": 24, "max_length": 60, "ends": "\n", "sizes": (512, 512)}
     both = pformer.written(CAPTION, reader, writer, **options)
-    assert reader.decode(both.tokens[:8]) == "a black cat it sits"
-    assert both.tokens[7] == reader.pad_id
-    assert both.tokens[8] == writer.bos_id
-    assert writer.decode(both.tokens[8:]) == "a black cat it sits\n"
+    assert reader.decode(both.tokens[:24]) == "a black cat it sits"
+    assert both.tokens[23] == reader.pad_id
+    assert both.tokens[24] == writer.bos_id
+    assert writer.decode(both.tokens[24:]) == "a black cat it sits\n"
     assert both.images == ()
-    assert len(pformer.written(CAPTION, reader, writer, **options | {"max_length": 10}).tokens) == 10
+    assert len(pformer.written(CAPTION, reader, writer, **options | {"max_length": 26}).tokens) == 26
     with pytest.raises(DataError, match="outside the 9 words of the language model"):
         pformer.written(CAPTION, reader, writer, **options | {"sizes": (512, 9)})
 

@@ -10,6 +10,7 @@ from tests.parity import compare
 
 MODES = {
     "linear_antialias": {"mode": "bilinear", "antialias": True},
+    "linear_corners": {"mode": "bilinear", "align_corners": True},
     "cubic": {"mode": "bicubic"},
     "cubic_antialias": {"mode": "bicubic", "antialias": True},
 }
@@ -26,7 +27,7 @@ def row(sizes):
 
 def reference(table, kind, **size):
     image = torch.tensor(table).reshape(1, 6, 6, -1).permute(0, 3, 1, 2)
-    out = torch.nn.functional.interpolate(image, **size, **MODES[kind], align_corners=False)
+    out = torch.nn.functional.interpolate(image, **size, **{"align_corners": False, **MODES[kind]})
     return out[0].permute(1, 2, 0).reshape(-1, table.shape[1])
 
 
