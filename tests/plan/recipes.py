@@ -31,6 +31,8 @@ FILE = ROOT / "tests" / "golden" / "recipe_plans.json"
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- plans: python -m tests.plan.recipes --write -->\n", "<!-- end of plans -->\n"
 LADDER = ("v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5p:8x8x8")
+MOST = 64
+"""Rows a shard beyond which nothing is compiled: with hundreds the compiler takes a quarter of an hour to find no room."""
 
 
 def stages(words: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
@@ -58,13 +60,15 @@ def placed(found: Recipe, name: str, where: Topology) -> tuple[Recipe, int, int 
 
 
 def plan(word: str, name: str, where: str) -> dict | None:
-    """What is kept of a stage there; None where it does not fit: what it is given alone is too much, or the program.
+    """What is kept of a stage there; None where it does not fit: the rows, what it is given alone, or the program.
 
     Raises:
       ConfigError: the model or the batch does not divide over these devices.
     """
     there = topology.parse(where)
     found, shards, rows = placed(recipe.load(word), name, there)
+    if (rows or found.stages[name].data.rows // shards) > MOST:
+        return None
     if not stage.plan_stage(found, name, there, rows, compiles=False).memory.fits:
         return None
     made = stage.plan_stage(found, name, there, rows)
