@@ -32,7 +32,8 @@ PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- plans: python -m tests.plan.recipes --write -->\n", "<!-- end of plans -->\n"
 LADDER = ("v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5p:8x8x8")
 MOST = 64
-"""Rows a shard beyond which nothing is compiled: with hundreds the compiler takes a quarter of an hour to find no room."""
+"""Rows a shard beyond which nothing is compiled: with hundreds the compiler takes a quarter of an hour to find no room.
+"""
 
 
 def stages(words: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
