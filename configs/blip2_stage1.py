@@ -8,9 +8,9 @@ queries, that begins as BERT. Sources, as they stand behind each line: [Y] lavis
 pretrain_stage1.yaml, [M] lavis/models/blip2_models/blip2_qformer.py, both of salesforce/LAVIS; [P] the paper, arXiv
 2301.12597, section 3.4. The released weights saw 129 million pairs; the file of settings names COCO and Visual Genome.
 
-Their warm-up begins at 1e-6 and their cosine falls once an epoch; here it begins at 0 and falls each step. Their
-pictures are cut at random (half of the area at least) and mirrored; here they are mirrored. Their towers run in float16
-with autocast; here in bfloat16.
+Their warm-up begins at 1e-6 and their cosine falls once an epoch; here it begins at 0 and falls each step. Their towers
+run in float16 with autocast; here in bfloat16. The texts and pictures of other devices have no gradient in their
+contrast (concat_all_gather); here they have.
 
 Data: tar shards of KEY.jpg and KEY.txt; override stages.qformer.data.path. ``:pformer`` is BLIText's first stage (arXiv
 2307.07063, lavis/projects/blip-T/train/pretrain_stage1.yaml of yiren-jian/BLIText, [B]): the queries are also drawn to
@@ -61,6 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "steps": 250_000,  # [P] 250k steps of the first stage
         "optimizer": {
             "learning_rate": 1e-4,  # [Y] init_lr
+            # [M] all but vectors
+            "decay": ("**/kernel", "qformer/queries", "qformer/embed/table", "qformer/position_embed"),
             "schedule": "cosine",  # [Y] lr_sched: linear_warmup_cosine_lr
             "end_factor": 0.1,  # [Y] min_lr: 1e-5
             "warmup": 5000,  # [Y] warmup_steps
@@ -76,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "pictures": 1680,
             "length": 32,  # [M] max_txt_len
             "pack": False,
-            "augment": {"flip": True},  # [Y] blip2_image_train
+            "augment": {"flip": True, "crop": 0.5},  # [Y] blip2_image_train
             "workers": 4,  # [Y] num_workers
             "on_bad": "skip",
         },
@@ -111,6 +113,7 @@ def _align(c: ConfigDict) -> None:
     stage.settings.align = ALIGNMENT["stage 1"]  # [B] loss_weight: 10.0
     stage.trains = (*stage.trains, "language_projection/**")
     stage.start = ConfigDict({"pformer": {"workdir": "runs/pformer_pretrain"}})  # [B] pretrained_stage0
+    stage.optimizer.b2 = 0.999  # [B] names none, LAVIS' own
     stage.steps = 10 * 4_000_000 // 384  # [B] max_epoch: 10
     stage.data.update(rows=384, groups=384, pictures=384)  # [B] batch_size_train: 128, on the three GPUs of their logs
 

@@ -1,13 +1,13 @@
 """BLIP-2 stage 2: learn to generate from a frozen language model.
 
 Run:      lvlm train --config blip2_stage2 --workdir runs/blip2_stage2
-Hardware: planned for v5p-64 or 16 x 80 GB, FSDP          Measured: not yet
+Hardware: planned for v5p-32 or 16 x 80 GB, FSDP          Measured: not yet
 
 Settings: BLIP-2, arXiv 2301.12597, section 3.4, where it says them, else salesforce/LAVIS
 (projects/blip2/train/pretrain_stage2.yaml; models/blip2_models): tower and language model frozen, Q-Former, projection
 and the tower's last norm trained (`ln_vision`, blip2_opt.py), 80,000 steps of 1,920 captions (1,520 with Flan-T5), each
-in a row of its own, at most 32 words behind 32 queries (`max_txt_len`). Pictures are zoomed and flipped; their
-RandomResizedCrop also changes the shape.
+in a row of its own, at most 32 words behind 32 queries (`max_txt_len`). Half of a picture's area at least is shown,
+mirrored or not.
 
 Data: captions in img2dataset's tars; theirs were 129M pairs of COCO, Visual Genome, CC3M, CC12M, SBU and LAION, lower
 case and without .!"()*#:;~ (processors/blip_processors.py). Override stages.generate.data.path. With Flan-T5 they cut
@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "length": 64,  # 32 queries and `max_txt_len` words
             "pictures": rows,
             "pack": False,
-            "augment": {"flip": True, "zoom": 0.29},  # blip2_image_train: 0.5 to 1 of the area
+            "augment": {"flip": True, "crop": 0.5},  # blip2_image_train
             "workers": 8,
             "on_bad": "skip",
         },

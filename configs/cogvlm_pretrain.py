@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "members": {"captions": {**CAPTIONS, "weight": 1.0}, "places": {**GROUNDING, "weight": 1.0}},
             # At 490 pixels a picture takes 1,227 of 2,048 positions: one a row.
             "rows": 256 if side == "224" else 1024,
-            "groups": 64,
+            "groups": 256,
             "length": 2048,
             "pictures": 1024,
             "workers": 16,

@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "ltip": {"source": "webdataset", "path": "data/ltip/{00000..09999}.tar", "weight": 0.2 / 20.5},
             },
             "rows": 2048,
-            "groups": 64,
+            "groups": 128,
             "length": 256,
             "pictures": 16384,
             "augment": {"flip": True, "colour": 0.3},

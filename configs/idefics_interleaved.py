@@ -10,7 +10,7 @@ Settings of the authors' model card (HuggingFaceM4/idefics-9b and -80b), and of 
   decay 0.1, gradients clipped to 1.0
 - of the tokens 73.85 % from OBELICS, 6.15 % from Wikipedia, 17.18 % from LAION, 2.82 % from PMD. Here a share is one of
   the examples: a page has some 800 tokens, a caption 27 (LAION) or 23 (PMD), so the weights below give these shares
-Theirs adds a z-loss of 1e-3 of the logits, which a recipe's stage does not have.
+- a z-loss of 1e-3 of the logits
 
 Data: Parquet of OBELICS (and of Wikipedia in its form) with the pictures fetched, shards of pairs for the others;
 override stages.train.data.members. LLaMA's weights come by stages.train.start.llm.hub.
@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stages = ConfigDict()
     c.stages.train = {
         "trains": ("connector/**", "fusion/**", "words/**"),
+        "settings": {"z_loss": 1e-3},
         "steps": 200000,
         "optimizer": {
             "learning_rate": 5e-5 if large else 1e-5,

@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 if "t5" not in name or part != "conversation_58k"  # of several rounds
             },
             "rows": rows,
-            "groups": 16,
+            "groups": 32,
             "length": 32 + 128 + 256,  # queries, max_txt_len, max_output_txt_len
             "pictures": rows,
             "pack": False,

@@ -1,7 +1,7 @@
 """LLaVA-OneVision stage 2: single pictures, then pictures, several pictures and videos together; everything trained.
 
 Run:      lvlm train --config llava_onevision_instruct --workdir runs/llava_onevision_instruct
-Hardware: planned for v5p-256 or 128 x 80 GB, FSDP          Measured: not yet
+Hardware: planned for v5p-128 or 64 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (scripts/train/finetune_si.sh and finetune_ov.sh of LLaVA-VL/LLaVA-NeXT): vision tower,
 projector, newline and language model trained (--mm_tunable_parts mm_vision_tower,mm_mlp_adapter,mm_language_model),

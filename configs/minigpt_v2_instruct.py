@@ -1,7 +1,7 @@
 """MiniGPT-v2 stage 3: many tasks, told apart by their tags.
 
 Run:      lvlm train --config minigpt_v2_instruct --workdir runs/minigpt_v2
-Hardware: planned for v5p-64 or 8 x 80 GB, FSDP          Measured: not yet
+Hardware: planned for v5p-32 or 8 x 80 GB, FSDP          Measured: not yet
 
 Settings as the authors ran them (Vision-CAIR/MiniGPT-4, train_configs/minigptv2_finetune.yaml): the tower frozen at 448
 pixels, the dense layer trained, and adapters of rank 64 and strength 16 on the language model's queries and values;

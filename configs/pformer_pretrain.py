@@ -5,8 +5,9 @@ Hardware: planned for 4 x 80 GB or v5p-8, FSDP          Measured: not yet
 
 BERT-base reads a sentence of which a quarter is hidden; its first state becomes 32 vectors in OPT's width. Three losses
 are added up: OPT writes the sentence behind the prompt, each vector is drawn to OPT's nearest word, and sentences are
-told apart. No picture is seen. Sources, as they stand behind each line: [L] training_logs/BLIP-T/training_stage0.txt,
-[M] lavis/models/blip2_models/pformer_opt.py, both of yiren-jian/BLIText (arXiv 2307.07063).
+told apart (other devices' with a gradient, which theirs have not). No picture is seen. Sources, as they stand behind
+each line: [L] training_logs/BLIP-T/training_stage0.txt, [M] lavis/models/blip2_models/pformer_opt.py, both of yiren-
+jian/BLIText (arXiv 2307.07063).
 
 Data: captions of LAION-115M, here as JSON of conversations; override stages.pformer.data.path. OPT's repository holds
 pickle files in old revisions: where there are no safetensors, save it anew and override stages.pformer.start.llm.hub.
@@ -60,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "end_factor": 0.1,  # [L] min_lr: 1e-5
             "warmup": 2000,  # [L] warmup_steps
             "weight_decay": 0.05,  # [L]
+            "decay": ("**/kernel", "pformer/embed/table", "pformer/{position,type}_embed"),  # [M] all but vectors
             "clip": None,  # [L] names none
         },
         "data": {

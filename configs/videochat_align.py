@@ -11,8 +11,9 @@ SBU, COCO, Visual Genome: the paper, arXiv 2305.06355, section 4.1), 32 x 32 a s
 prompts of prompts/concise_description.txt.
 
 Otherwise than theirs: frames are the evaluation's (theirs are drawn at random), there is no dropout of 0.5 in the
-blocks over time, and pictures stand still for 4 frames where theirs are clips of one; and rows of 2,048 positions are
-packed.
+blocks over time, and pictures stand still for 4 frames where theirs are clips of one; rows of 2,432 positions are
+packed; pictures are neither cut nor mirrored at random, and normalised as their demo does it, with CLIP's mean and
+deviation, where their training took ImageNet's (dataset/__init__.py).
 
 Data: a LLaVA JSON (or JSONL) whose human turn is ``<image>`` or ``<video>`` and one of those prompts; override
 stages.align.data.path and .images. The front are the authors' two files (`lvlm_jax/hub/minigpt4.py`); Vicuna's pickles
@@ -54,6 +55,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "end_factor": 0.01,  # min_lr_multi
             "warmup": 0.2,  # warmup_epochs
             "weight_decay": 0.02,
+            # optimizer.py: no vectors
+            "decay": ("**/kernel", "connector/qformer/extra_queries", "vision/globals/token"),
             "clip": None,  # max_grad_norm -1
         },
         "data": {
@@ -63,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "template": "videochat_align",
             "rows": 64,
             "groups": 64,
-            "length": 2048,
+            "length": 2432,  # 64 rows hold the clips of a step
             "pictures": 1024 * 4,  # batch_size 32 on each of 32, 4 frames each
             "workers": 16,
             "on_bad": "skip",

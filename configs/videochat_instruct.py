@@ -8,7 +8,8 @@ x 8 GPUs, one conversation each): what stage 1 trains, on 11,000 conversations a
 and 3,000 of MiniGPT-4's, 3 epochs, 8 frames a video, learning rate 2e-5 to 5e-6 by cosine after 0.6 epochs, weight
 decay 0.02, no clip, 512 tokens of text. Role tags are learnt with the answers, and the start token is a row of ones,
 since their code writes its id where its embedding belongs (models/videochat_it.py): set model.compat_bos_bug to None to
-look it up, as their demo does. They count the conversation's order anew each epoch, and draw frames at random.
+look it up, as their demo does. They count the conversation's order anew each epoch, and draw frames at random. Pictures
+are as in videochat_align.
 
 Data: the authors' JSON files (video_chat/anno/), with WebVid, COCO and MiniGPT-4's pictures beside; override
 stages.instruct.data.members.*.path and .images. It starts from the end of a videochat_align run: override
@@ -60,6 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "end_factor": 0.25,  # min_lr_multi
             "warmup": 0.2,  # warmup_epochs 0.6 of 3
             "weight_decay": 0.02,
+            # optimizer.py: no vectors
+            "decay": ("**/kernel", "connector/qformer/extra_queries", "vision/globals/token"),
             "clip": None,  # max_grad_norm -1
         },
         "data": {

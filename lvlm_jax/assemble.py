@@ -81,8 +81,7 @@ def trains_head(mask: dict) -> bool:
 
 def loss_of(stage: StageRecipe, model: Any, head_trained: bool, mesh: meshes.AnyMesh | None = None) -> Callable:
     """(params, batch) -> (loss sum, weight sum, {"correct": sum}) of a stage; (params, batch, key) where it `draws`."""
-    shards = 1 if mesh is None else mesh.size // mesh.shape["tensor"]
-    kind = KINDS[stage.loss]
+    kind, shards = KINDS[stage.loss], meshes.data_shards(mesh)
     return kind.loss(quant.trained_in(model, stage.matmul), kind.settings_of("X", stage), head_trained, shards)
 
 
@@ -389,6 +388,7 @@ def _fit(source: str, path: str, leaf: Any, like: Any) -> Any:
     if short > 0:
         leaf = trees.add_rows(leaf, short, axis)
     elif short < 0:  # rows that no word of the tokenizer reaches
+        print(f"{source}: {path}: the last {-short} of {leaf.shape[axis]} words are left out", file=sys.stderr)
         leaf = leaf[: like.shape[0]] if axis == 0 else leaf[:, : like.shape[1]]
     if leaf.shape != like.shape:
         raise ConfigError(f"{source}: {path} is {list(leaf.shape)}, the recipe's model wants {list(like.shape)}")

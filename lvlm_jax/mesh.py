@@ -290,6 +290,14 @@ def remedy(width: int, ways: int, beside: int, fsdp: int | None) -> str:
     return f"{fewer and fewer + ', or '}take another number of devices, such as {counts}"
 
 
+def data_shards(mesh: AnyMesh | None) -> int:
+    """Pieces that the leading axis of a batch is cut into."""
+    if mesh is None:
+        return 1
+    axes = batch_sharding(mesh).spec[0]
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """How every leaf of a `Batch` is cut: the leading axis over the data axes."""
     return NamedSharding(mesh, PartitionSpec(_RULES[mesh]["batch"]))

@@ -59,6 +59,15 @@ class Data(Choice):
             if rows < 0 or rows % self.groups:
                 raise ConfigError(f"senses.{name}={rows}: must be a multiple of groups={self.groups}")
 
+    def check_divides(self, where: str, shards: int) -> None:
+        """Raises ConfigError where the batch does not divide over so many data shards; `where` names these data."""
+        for name in ("rows", "groups"):
+            if getattr(self, name) % shards:
+                raise ConfigError(
+                    f"{where}.{name}={getattr(self, name)} does not divide over {shards} data shards; give "
+                    f"--config.{where}.{name}= a multiple of {shards}"
+                )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:

@@ -125,6 +125,8 @@ class Run:
         ahead = [name for name in self.recipe.run if not done(name)]
         if gone := assemble.absent(self.recipe, ahead):
             raise ConfigError("; ".join(gone))
+        for name in ahead:  # a later stage, too, before the first one runs
+            self.recipe.stages[name].data.check_divides(f"stages.{name}.data", meshes.data_shards(self.mesh))
         _ = self.tokenizer  # fetched before anything is written
         return ahead
 
@@ -240,17 +242,18 @@ class Run:
             shapes = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, where)
         like = trees.flatten(shapes)
         leaves = starts.leaves(self.recipe, self.folder, f"stages.{name}.start", stage.start, like, self.mesh)
+        given = dict(leaves)  # nothing that a start names is begun anew
         if missing := set(like) - set(leaves):
             fresh = lambda key: _some(trees.flatten(init(model, key, batch)), missing)  # noqa: E731
             cut = None if self.mesh is None else {path: like[path].sharding for path in missing}
             with meshes.use(self.mesh):
                 leaves |= jax.jit(fresh, out_shardings=cut)(self.key(name))
         params, begin = trees.unflatten({path: leaves[path] for path in like}), KINDS[stage.loss].begin
-        if begin is None:
+        if begin is None or checkpoint.is_saved(self.folder / name / "params"):
             return params
-        return begin(
-            self.recipe, stage, model, params, lambda: self.loader(name, whole=True).build(0), self.key(name, 2)
-        )
+        batch = lambda: self.loader(name, whole=True).build(0)  # noqa: E731
+        begun = begin(self.recipe, stage, model, params, batch, self.key(name, 2))
+        return trees.unflatten(trees.flatten(begun) | given)
 
     def key(self, name: str, more: int | None = None) -> jax.Array:
         """The random key of a stage's fresh weights, or of what else is drawn for it."""

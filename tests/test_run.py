@@ -299,3 +299,14 @@ def test_a_picture_that_is_not_there_stops_a_run_before_its_first_stage(quick, t
         run.train(typo, tmp_path / "run")
     assert not (tmp_path / "run" / "align").exists()
     run.Run(quick, tmp_path / "run")._claim(True)  # nothing began, so the recipe may be mended
+
+
+@pytest.mark.parametrize(("rows", "said"), [(12, "rows=12"), (16, "groups=4")])
+def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(quick, tmp_path, rows, said):
+    """Of a later stage, too: one that has run for a day is no place to find out."""
+    last = quick.run[-1]
+    data = dataclasses.replace(quick.stages[last].data, rows=rows, groups=4)
+    stages = quick.stages | {last: dataclasses.replace(quick.stages[last], data=data)}
+    with pytest.raises(ConfigError, match=rf"stages.{last}.data.{said} does not divide over 8 data shards"):
+        run.train(dataclasses.replace(quick, stages=stages), tmp_path)
+    assert not (tmp_path / "recipe.json").exists()

@@ -94,7 +94,7 @@ class Generator:
         self.model, self.grammar = model.clone(scan=False, remat="none"), grammar
         self.spec, self.pad_id, self.eos_ids = spec, pad_id, frozenset(eos_ids)
         self.decode, self.rows, self.mesh = decode, rows, mesh
-        self.groups = 1 if mesh is None else _ways(mesh)
+        self.groups = M.data_shards(mesh)
         self._frames = getattr(model.config.vision, "frames", 1)
         params = unstack_layers(params)
         if mesh is not None:
@@ -323,12 +323,6 @@ class Generator:
             )
             for row, prompt in enumerate(prompts)
         ]
-
-
-def _ways(mesh: Mesh) -> int:
-    """Data shards of a mesh: the groups that a batch must have."""
-    axes = M.batch_sharding(mesh).spec[0]
-    return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
 
 
 def _vision_rows(rows: Sequence[Sequence[Encoded]], shared: bool) -> int:

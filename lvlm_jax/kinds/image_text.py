@@ -145,7 +145,9 @@ def _loss(model: Any, settings: Settings, head_trained: bool, shards: int) -> Ca
 
     def image_text(params: dict, batch: Any, key: jax.Array) -> tuple:
         options = {name: getattr(settings, name) for name in ("start_id", "gathered", "smoothing")}
-        found: dict = qformer_losses.pretraining_losses(model, params, batch, key, **options, **sweep(model))
+        found: dict = qformer_losses.pretraining_losses(
+            model, params, batch, key, **options, **sweep(model), shards=shards
+        )
         if settings.align:
             run = functools.partial(model.apply, {"params": params})
             pair = run(run(batch, method="features"), batch.tokens, batch.segments, method="align")
@@ -172,6 +174,8 @@ def _absent(recipe: Any, stage: Any) -> list[str]:
 
 def _evaluate(recipe: Any, params: dict, asking: Asking) -> Result:
     m, ask = recipe.model, recipe.evaluation
+    if jax.process_count() > 1:
+        raise ConfigError("evaluation: retrieval is scored by one process; run lvlm eval on the finished workdir")
     model = ImageText(m.config, dtype=asking.dtype, scan=is_stacked(params))
     return retrieval.evaluate(
         model,

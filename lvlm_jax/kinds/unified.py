@@ -12,7 +12,7 @@ from lvlm_jax.hub.configs import public_config
 from lvlm_jax.infer.interleaved import InterleavedSystem
 from lvlm_jax.infer.sampling import Sampling
 from lvlm_jax.kinds.kind import Asking, Kind, without_senses
-from lvlm_jax.kinds.language import within_context
+from lvlm_jax.kinds.language import sweep, within_context
 from lvlm_jax.llm.decoder import DecoderConfig
 from lvlm_jax.models.unified import Unified, UnifiedConfig
 from lvlm_jax.params import is_stacked
@@ -116,7 +116,7 @@ def _encoder(recipe: Any, stage: Any, tokenizer: Tokenizer) -> Callable[[Example
 
 
 def _loss(model: Any, settings: Settings, head_trained: bool, shards: int) -> Callable:
-    return token_loss(model, z_loss=settings.z_loss, head_trained=head_trained, shards=shards)
+    return token_loss(model, z_loss=settings.z_loss, head_trained=head_trained, shards=shards, **sweep(model))
 
 
 def _flops(recipe: Any, stage: Any, params: dict) -> float:

@@ -58,7 +58,7 @@ def plan_answers(
     if not 0 < length <= most:
         raise ConfigError(f"--length={length}: from 1 to {most}, the context without room for {ROOM} new tokens")
     mesh = recipe.make_mesh(devices_or_absent(topology))
-    shards = mesh.size // mesh.shape["tensor"]
+    shards = meshes.data_shards(mesh)
     rows *= shards
     model = LVLM(config, dtype=assemble.dtype_of(recipe), scan=False)
     params = _weights(model, mesh)

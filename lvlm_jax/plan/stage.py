@@ -116,13 +116,12 @@ def with_rows(stage: StageRecipe, shards: int, rows: int | None) -> StageRecipe:
     if rows is not None:
         total = rows * shards
         pictures = -(-data.pictures * total // data.rows // shards) * shards
-        data = dataclasses.replace(data, rows=total, groups=shards, pictures=pictures)
-    for name in ("rows", "groups"):
-        if getattr(data, name) % shards:
-            raise ConfigError(
-                f"data.{name}={getattr(data, name)} does not divide over {shards} data shards; give --rows-per-shard, "
-                f"or --config.stages.X.data.{name}= a multiple of {shards}"
-            )
+        senses = {name: -(-n * total // data.rows // shards) * shards for name, n in data.senses.items()}
+        data = dataclasses.replace(data, rows=total, groups=shards, pictures=pictures, senses=senses)
+    try:
+        data.check_divides("stages.X.data", shards)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or --rows-per-shard") from error
     return dataclasses.replace(stage, data=data)
 
 
@@ -146,7 +145,7 @@ def plan_stage(
     """
     recipe = topology_recipe(recipe)
     mesh = recipe.make_mesh(devices_or_absent(topology) if compiles else absent(topology))
-    stage = with_rows(recipe.stages[name], mesh.size // mesh.shape["tensor"], rows)
+    stage = with_rows(recipe.stages[name], meshes.data_shards(mesh), rows)
     program, frozen, flops = stage_program(recipe, name, stage, mesh)
     data = stage.data
     kind, shape = KINDS[stage.loss], (data.rows, data.length, data.pictures)

@@ -23,6 +23,9 @@ ORDER = ("vision", "connector", "fusion", "llm")
 SENSES = "senses/"
 """What the paths of named senses begin with: beside the pictures' way, and before the language model too."""
 
+_BEHIND = ("vision/post_norm/", "vision/globals/")
+"""What reads a tower's trunk and sends nothing back to it when the trunk is frozen."""
+
 
 def factors(trained: Mapping[str, bool]) -> dict[str, int]:
     """FLOPs a weight and token of each part, 6, 4 or 2; `trained` says which parts have a trained leaf.
@@ -58,6 +61,9 @@ def step_flops(
     flat, chosen = trees.flatten(shapes), trees.flatten(mask)
     names = (*ORDER, *(f"{SENSES}{name}" for name, _ in config.senses))
     factor = factors({part: any(hit for p, hit in chosen.items() if p.startswith(f"{part}/")) for part in names})
+    # The gradient enters a tower where something inside trains: not for its last norm, nor for blocks that read it.
+    inner = any(hit for p, hit in chosen.items() if p.startswith("vision/") and not p.startswith(_BEHIND))
+    tower = factor["vision"] if inner else 2
     # A table is looked up, not multiplied; a tied one is multiplied once, as the head.
     products = {path: leaf for path, leaf in flat.items() if path.endswith(("/kernel", lora.A, lora.B))}
     if config.llm.tied:
@@ -74,11 +80,12 @@ def step_flops(
         theirs = "/expert_" in path or (part == "fusion" and ("/attn/k/" in path or "/attn/v/" in path))
         uses = pictures * vision.places(rest) if part == "vision" else visual if theirs else tokens[part]
         uses = length if "/relative/" in path else uses  # distances are the same in all rows
-        total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, factor[part]))
+        through = tower if part == "vision" else factor[part]
+        total += uses * trees.size(leaf) * (6 if chosen[path] else min(4, through))
     if (fusion := config.fusion) is not None:
         blocks = len(fusion.spots(llm.depth))  # a position sees one picture's tokens, or more where it sees all
         total += factor["fusion"] / 2 * blocks * 4 * text * config.row_tokens * fusion.heads * fusion.head_dim
-    total += factor["vision"] / 2 * pictures * vision.attention_flops
+    total += tower / 2 * pictures * vision.attention_flops
     for name, sense in config.senses:
         own = {path: (leaf, chosen[path]) for path, leaf in products.items() if path.startswith(f"{SENSES}{name}/")}
         total += _sense_flops(sense, own, f"{SENSES}{name}/") * (senses or {}).get(name, 0)

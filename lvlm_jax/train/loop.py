@@ -251,7 +251,7 @@ class _Run:
         rows = self.program.batch
         if self.mesh is None:
             return jax.device_put(batch, rows)
-        ways = rows.num_devices // max(1, self.mesh.shape.get("tensor", 1))
+        ways = meshes.data_shards(self.mesh)
         for leaf in jax.tree.leaves(batch):
             if leaf.shape[0] * jax.process_count() % ways:
                 raise ValueError(

@@ -48,11 +48,19 @@ def started_codebook(model: VQ, params: dict, batch: Batch, key: jax.Array) -> d
     return {**params, "codebook": (chosen + apart).astype(params["codebook"].dtype)}
 
 
-def token_loss(model: Unified, *, z_loss: float = 1e-5, head_trained: bool = True, shards: int = 1) -> LossFn:
+def token_loss(
+    model: Unified,
+    *,
+    z_loss: float = 1e-5,
+    head_trained: bool = True,
+    shards: int = 1,
+    chunk: int = 256,
+    skip_unlabelled: bool = False,
+) -> LossFn:
     """Next-token cross-entropy over text and picture tokens: one sequence, one loss.
 
     `Batch.weights` says what is a target, of pictures too (`processing.interleaved`). Train ``llm/**``: the tokenizer
-    gets no gradient. head_trained, shards: as `losses.language_loss` takes them.
+    gets no gradient. head_trained, shards, chunk, skip_unlabelled: as `losses.language_loss` takes them.
     """
 
     def loss(params: dict, batch: Batch) -> tuple:
@@ -64,7 +72,8 @@ def token_loss(model: Unified, *, z_loss: float = 1e-5, head_trained: bool = Tru
             model.apply({"params": params}, method="head_kernel"),
             tokens,
             jnp.asarray(batch.weights),
-            skip_unlabelled=not model.scan,
+            chunk=chunk,
+            skip_unlabelled=skip_unlabelled,
             head_trained=head_trained,
             shards=shards,
             softcap=model.config.llm.final_softcap,

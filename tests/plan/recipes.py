@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lvlm_jax import config, recipe
+from lvlm_jax import mesh as meshes
 from lvlm_jax.chips import GIB, TF
 from lvlm_jax.config import ConfigError
 from lvlm_jax.plan import report, stage, topology
@@ -50,7 +51,7 @@ def placed(found: Recipe, name: str, where: Topology) -> tuple[Recipe, int, int 
     grown to a row a shard.
     """
     mesh, its = found.make_mesh(topology.absent(where)), found.stages[name]
-    shards = mesh.size // mesh.shape["tensor"]
+    shards = meshes.data_shards(mesh)
     accumulate = max(1, its.accumulate // shards)
     if its.data.rows % shards == its.data.groups % (shards * accumulate) == 0:
         rows = None

@@ -314,3 +314,23 @@ def test_augment_recolours_within_its_bounds():
     assert not np.array_equal(out, striped)
     assert out.shape == striped.shape
     assert out.dtype == np.uint8
+
+
+def test_augment_shows_a_part():
+    """Where it is and how large: the pixels say their own place."""
+    y, x = np.mgrid[:60, :80].astype(np.uint8)
+    image = PIL.Image.fromarray(np.stack([y, x, x], axis=-1))
+    shares, shapes, corners = [], [], set()
+    for seed in range(200):
+        out = np.asarray(augment(image, np.random.default_rng(seed), flip=False, crop=0.5))
+        height, width = out.shape[:2]
+        top, left = int(out[0, 0, 0]), int(out[0, 0, 1])
+        np.testing.assert_array_equal(out, np.asarray(image)[top : top + height, left : left + width])
+        shares.append(height * width / 4800)
+        shapes.append(width / height)
+        corners.add((top > 0, top + height < 60, left > 0, left + width < 80))
+    assert 0.48 < min(shares) < 0.55
+    assert 0.9 < max(shares) <= 1
+    assert 0.72 < min(shapes) < 0.9
+    assert 1.25 < max(shapes) < 1.36
+    assert {(True, True, True, True), (False, False, False, False)} & corners

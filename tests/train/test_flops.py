@@ -117,3 +117,20 @@ def test_gated_blocks_multiply_the_text_and_their_keys_the_pictures():
     # Trained blocks cost three times their forward pass, and the decoder behind them twice.
     blocks = 2 * text * (kernels("fusion") - keys) + 2 * 4 * text * 4 * 2 * 8  # two blocks, 4 keys, 2 heads of 8
     assert count(0, "fusion") == 3 * blocks + 2 * (count(0) - blocks)
+
+
+@pytest.mark.parametrize("name", ["minigpt4", "videochat"])
+def test_what_trains_behind_a_frozen_tower_sends_no_gradient_into_it(name):
+    config = tiny.SYSTEMS[name]
+    shapes, _ = abstract(LVLM(config), dummy_batch(config))
+    sizes = {"rows": 1, "length": 8, "pictures": 3}
+    flat = trees.flatten(shapes)
+
+    def cost(*paths):
+        chosen = trees.unflatten({path: path.startswith(("connector/", *paths)) for path in flat})
+        return step_flops(config, shapes, chosen, **sizes)
+
+    assert cost("vision/post_norm/") == cost()
+    assert cost("vision/trunk/") > cost()
+    own = sum(trees.size(leaf) for path, leaf in flat.items() if path.startswith("vision/globals/"))
+    assert (cost("vision/globals/") > cost()) == (own > 0)
