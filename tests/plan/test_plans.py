@@ -58,7 +58,7 @@ def test_rows_that_do_not_divide(small):
     data = dataclasses.replace(small.stages["instruct"].data, rows=4, groups=2)
     stages = small.stages | {"instruct": dataclasses.replace(small.stages["instruct"], data=data)}
     wrong = dataclasses.replace(small, stages=stages)
-    with pytest.raises(ConfigError, match="does not divide over 16 data shards; .*, or --rows-per-shard"):
+    with pytest.raises(ConfigError, match=r"does not divide over 16 data shards; .*, or --rows-per-shard"):
         stage.plan_stage(wrong, "instruct", topology.parse("v5e:4x4"))
 
 
