@@ -9,7 +9,10 @@ from lvlm_jax.train.log import read_rows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("word", "stage"), [("blip2_stage2:tiny", "generate"), ("instructblip:tiny", "tune")])
+@pytest.mark.parametrize(
+    ("word", "stage"),
+    [("blip2_stage2:tiny", "generate"), pytest.param("instructblip:tiny", "tune", marks=pytest.mark.nightly)],
+)
 def test_two_steps_and_an_answer(tmp_path, word, stage):
     found = recipe.load(word)
     run.train(found, tmp_path / "run")

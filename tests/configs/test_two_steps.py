@@ -23,6 +23,7 @@ from tests import tiny
 
 I = tiny.IMAGE
 ROWS = [[3, I, 4], [9], [2, I, 1, I, 5], [6, I, 3], [1, I, 8], [4], [7, I, 2], [2, I, 2]]
+# In CI one of each kind, the others before a release.
 STAGES = [
     ("cogvlm_pretrain", "caption"),
     ("cogvlm_sft", "instruct"),
@@ -51,6 +52,8 @@ STAGES = [
     ("qwen3_llava_small", "align"),
     ("qwen3_llava_small:gemma3_1b", "instruct"),
 ]
+OFTEN = [STAGES[at] for at in (0, 3, 5, 7, 13, 16, 19, 20, 22, 25)]
+WHEN = {True: pytest.mark.slow, False: pytest.mark.nightly}
 FEWER = {"cogvlm_lora": ("vision/trunk/layers/1/mlp/**",)}
 """What trains where the small tower has no such layers."""
 
@@ -81,14 +84,14 @@ def rows_of(frames):
     return [[one for piece in row for one in [piece] * (frames if piece is I else 1)] for row in ROWS]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("word", "name"), STAGES)
+@pytest.mark.parametrize(("word", "name"), [pytest.param(*row, marks=WHEN[row in OFTEN]) for row in STAGES])
 def test_two_steps(word, name, tmp_path):
     found = recipe.load(word)
     stage = found.stages[name]
     optimizer = dataclasses.replace(stage.optimizer, warmup=0)
     trains = FEWER.get(word, stage.trains)
-    stage = dataclasses.replace(stage, trains=trains, steps=2, start={}, save_every=0, optimizer=optimizer)
+    changes = {"steps": 2, "accumulate": 1, "start": {}, "save_every": 0, "optimizer": optimizer}
+    stage = dataclasses.replace(stage, trains=trains, **changes)
     config, scan = small(found.model.lvlm), found.scan != "no"
     rows = rows_of(config.vision.frames)
     model, mesh = LVLM(config, scan=scan, remat=found.remat), meshes.make_mesh("FSDP")
@@ -113,4 +116,5 @@ def test_two_steps(word, name, tmp_path):
     assert np.isfinite(losses).all()
     before, after = P.flatten(params), P.flatten(after)
     moved = {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
-    assert moved == {path for path, hit in P.flatten(mask).items() if hit}
+    ends = ("vision/post_norm/",) if not getattr(config.vision, "feature_norm", True) else ()  # read by nobody
+    assert moved == {path for path, hit in P.flatten(mask).items() if hit and not path.startswith(ends)}

@@ -19,6 +19,8 @@ from lvlm_jax.connectors import PerceiverConfig, QFormerConfig
 DOCS = Path(__file__).parents[2] / "docs"
 WHOLE = ("your_data.md", "your_checkpoint.md", "your_mixture.md")
 """Pages whose every block runs."""
+LONG = ("your_mixture.md",)
+"""Of them those that train for minutes."""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -32,7 +34,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WHOLE)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.nightly) if p in LONG else p for p in WHOLE])
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = str(DOCS.parent)

@@ -58,7 +58,7 @@ def test_a_pair_trains_alone_and_goes_elsewhere(tmp_path):
     np.testing.assert_array_equal(run(grown_config, grown), run(config, after))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_recipe_on_top_of_the_quickstart(tmp_path, monkeypatch, capsys):
     """The command line's way: train, add a sense, ship it, ask on top of the run that lacks it."""
     monkeypatch.chdir(tmp_path)

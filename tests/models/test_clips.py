@@ -49,6 +49,7 @@ def test_prefill_and_decode_equal_the_full_pass():
 @pytest.mark.slow
 def test_a_frame_moves_its_own_clip_and_no_other():
     model, params = system("videochat")
+    params = jax.tree.map(jnp.asarray, params)
     batch = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, [[2, *CLIP, 1, *CLIP, 8]])[0])
     images = lambda b: model.apply(  # noqa: E731
         {"params": params}, b.patches, b.patch_positions, b.patch_segments, method="embed_images"

@@ -87,7 +87,7 @@ def test_hidden_words_are_drawn_by_the_key():
     module = PromptedDecoder(config, decoder.config, reads=SEGMENTS.shape[1])
     read, wrote = texts()
     batch = dummy_batch_of(np.concatenate([read, wrote], 1))
-    params = tiny.randomize(abstract(module, batch)[0]) | {}
+    params = jax.tree.map(jnp.asarray, tiny.randomize(abstract(module, batch)[0]))
     loss = KIND.loss(module, Settings(mask=0.5), False, 1)
     run = tiny.jit(lambda seed: loss(params, batch, jax.random.key(seed))[0])
     assert run(0) == run(0)

@@ -117,14 +117,14 @@ def test_who_is_left_ends_with_a_message(album, tmp_path, killed):
 
 
 def test_a_process_that_hangs_ends_the_others(album, tmp_path):
-    two = Processes(album, tmp_path / "run", 2, words=("--config.hang=10",))
+    two = Processes(album, tmp_path / "run", 2, words=("--config.hang=30",))
     two.after(tmp_path / "run" / "instruct" / "metrics.jsonl", 3)
     two.running[1].send_signal(signal.SIGSTOP)
     status = two.running[0].wait(120)
     two.running[1].send_signal(signal.SIGKILL)
     two.ends()
     assert status == 75, two.said()
-    assert "no step was finished within 10 s" in two.said(0)
+    assert "no step was finished within 30 s" in two.said(0)
     assert "loop.py" in two.said(0)  # the stack of where it waited
 
 
