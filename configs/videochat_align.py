@@ -11,7 +11,7 @@ SBU, COCO, Visual Genome: the paper, arXiv 2305.06355, section 4.1), 32 x 32 a s
 prompts of prompts/concise_description.txt.
 
 Otherwise than theirs: frames are the evaluation's (theirs are drawn at random), there is no dropout of 0.5 in the
-blocks over time, and pictures stand still for 4 frames where theirs are clips of one; rows of 2,432 positions are
+blocks over time, and pictures stand still for 4 frames where theirs are clips of one; rows of 2,048 positions are
 packed; pictures are neither cut nor mirrored at random, and normalised as their demo does it, with CLIP's mean and
 deviation, where their training took ImageNet's (dataset/__init__.py).
 
@@ -64,9 +64,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "path": "./data/webvid10m_14m.jsonl",
             "images": "./data/videos_images",
             "template": "videochat_align",
-            "rows": 64,
-            "groups": 64,
-            "length": 2432,  # 64 rows hold the clips of a step
+            "rows": 96,
+            "groups": 32,
+            "length": 2048,
             "pictures": 1024 * 4,  # batch_size 32 on each of 32, 4 frames each
             "workers": 16,
             "on_bad": "skip",
