@@ -3,15 +3,19 @@ import json
 import os
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lvlm_jax import assemble, checkpoint, recipe, run, workdir
+from lvlm_jax import params as trees
 from lvlm_jax.config import ConfigError
 from lvlm_jax.data.lengths import Measured
 from lvlm_jax.data.sources import LlavaJson
 from lvlm_jax.evaluate.questions import questions
 from lvlm_jax.hub import convert
+from lvlm_jax.kinds import KINDS
 from lvlm_jax.processing.encode import DataError
 from lvlm_jax.recipe import Data
 from lvlm_jax.run import Run
@@ -310,3 +314,22 @@ def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(quick, tmp_
     with pytest.raises(ConfigError, match=rf"stages.{last}.data.{said} does not divide over 8 data shards"):
         run.train(dataclasses.replace(quick, stages=stages), tmp_path)
     assert not (tmp_path / "recipe.json").exists()
+
+
+def test_what_a_start_gives_is_not_begun_anew(quick, tmp_path, monkeypatch):
+    """Of a stage whose kind begins its parameters from elsewhere, too; and a stage that is done begins nothing."""
+    begun = lambda recipe, stage, model, params, batch, key: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    monkeypatch.setitem(KINDS, "language", dataclasses.replace(KINDS["language"], begin=begun))
+    earlier = tmp_path / "earlier" / "instruct" / "params"
+    checkpoint.save_params(earlier, {"connector": {"linear_1": {"bias": np.ones(96, np.float32)}}})
+    (tmp_path / "earlier" / "recipe.json").write_text(
+        json.dumps({"run": ["instruct"], "stages": {}, "evaluation": None})
+    )
+    start = {"connector/linear_1/bias": recipe.Start(workdir=str(tmp_path / "earlier"))}
+    stage = dataclasses.replace(quick.stages["instruct"], start=start)
+    made = Run(dataclasses.replace(quick, stages=quick.stages | {"instruct": stage}), tmp_path / "run")
+    params = made.start("instruct", stage, *assemble.stage_model(quick, stage))
+    assert {path for path, leaf in trees.flatten(params).items() if np.any(leaf)} == {"connector/linear_1/bias"}
+    checkpoint.save_params(tmp_path / "run" / "instruct" / "params", {"x": np.zeros(1)})
+    params = made.start("instruct", stage, *assemble.stage_model(quick, stage))
+    assert len([leaf for leaf in trees.flatten(params).values() if np.any(leaf)]) > 1
