@@ -39,6 +39,7 @@ def _print_names() -> None:
     from lvlm_jax.data.registry import SOURCES
     from lvlm_jax.parts import NAMED
     from lvlm_jax.processing.chat_templates import TEMPLATES
+    from lvlm_jax.zoo.status import STATUS
 
     print("recipes (lvlm train --config NAME)")
     for name in config.names():
@@ -47,6 +48,10 @@ def _print_names() -> None:
     for name, spec in zoo.SYSTEMS.items():
         alone = "(the language model alone: train the rest)" if spec.source else "(nothing is public: train it)"
         print(f"  {name:<24} {' '.join(filter(None, (spec.source, '' if spec.released else alone)))}")
+    print("how systems were checked (lvlm list --status has their parts, too, and the tests)")
+    for row in STATUS:
+        if row.part == "system":
+            print(f"  {row.what}\n      {row.status}")
     for path, named in NAMED.items():
         print(f"parts of a model (--config.{path}=NAME)\n  {', '.join(named)}")
     print(f"data sources\n  {', '.join(SOURCES)}")

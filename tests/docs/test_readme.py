@@ -10,7 +10,7 @@ import pytest
 from lvlm_jax import cli, recipe
 from lvlm_jax.data.sources import LlavaJson, Messages
 from lvlm_jax.processing.schema import Image
-from lvlm_jax.zoo import status
+from lvlm_jax.zoo import SYSTEMS, status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,6 +73,15 @@ def test_records_load(source, number, home):
 def test_the_table_of_models_is_the_one_that_lvlm_list_prints():
     assert status.markdown() in README
     assert [path for row in status.STATUS for path in row.tested if not (ROOT / path).exists()] == []
+
+
+def test_the_command_lists_the_systems_as_the_table_does(capsys):
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    for row in status.STATUS:
+        assert (f"  {row.what}\n      {row.status}\n" in said) == (row.part == "system"), row
+    for name, spec in SYSTEMS.items():
+        assert re.search(rf"^  {name} +.*{re.escape(spec.source or 'nothing is public')}", said, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
