@@ -59,13 +59,14 @@ class Data(Choice):
             if rows < 0 or rows % self.groups:
                 raise ConfigError(f"senses.{name}={rows}: must be a multiple of groups={self.groups}")
 
-    def check_divides(self, where: str, shards: int) -> None:
+    def check_divides(self, where: str, shards: int, microbatches: int = 1) -> None:
         """Raises ConfigError where the batch does not divide over so many data shards; `where` names these data."""
-        for name in ("rows", "groups"):
-            if getattr(self, name) % shards:
+        for name, ways in (("rows", shards), ("groups", shards * microbatches)):
+            if getattr(self, name) % ways:
+                parts = f"{shards} data shards" + (f" in {microbatches} microbatches" if ways > shards else "")
                 raise ConfigError(
-                    f"{where}.{name}={getattr(self, name)} does not divide over {shards} data shards; give "
-                    f"--config.{where}.{name}= a multiple of {shards}"
+                    f"{where}.{name}={getattr(self, name)} does not divide over {parts}; give "
+                    f"--config.{where}.{name}= a multiple of {ways}"
                 )
 
 

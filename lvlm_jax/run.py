@@ -126,7 +126,8 @@ class Run:
         if gone := assemble.absent(self.recipe, ahead):
             raise ConfigError("; ".join(gone))
         for name in ahead:  # a later stage, too, before the first one runs
-            self.recipe.stages[name].data.check_divides(f"stages.{name}.data", meshes.data_shards(self.mesh))
+            stage, shards = self.recipe.stages[name], meshes.data_shards(self.mesh)
+            stage.data.check_divides(f"stages.{name}.data", shards, stage.accumulate)
         _ = self.tokenizer  # fetched before anything is written
         return ahead
 

@@ -305,14 +305,21 @@ def test_a_picture_that_is_not_there_stops_a_run_before_its_first_stage(quick, t
     run.Run(quick, tmp_path / "run")._claim(True)  # nothing began, so the recipe may be mended
 
 
-@pytest.mark.parametrize(("rows", "said"), [(12, "rows=12"), (16, "groups=4")])
-def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(quick, tmp_path, rows, said):
+@pytest.mark.parametrize(
+    ("rows", "groups", "accumulate", "said"),
+    [
+        (12, 4, 1, "rows=12 does not divide over 8 data shards;"),
+        (16, 4, 1, "groups=4 does not divide over 8 data shards;"),
+        (16, 8, 2, "groups=8 does not divide over 8 data shards in 2 microbatches; give .*= a multiple of 16"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(quick, tmp_path, rows, groups, accumulate, said):
     """Of a later stage, too: one that has run for a day is no place to find out."""
     last = quick.run[-1]
-    data = dataclasses.replace(quick.stages[last].data, rows=rows, groups=4)
-    stages = quick.stages | {last: dataclasses.replace(quick.stages[last], data=data)}
-    with pytest.raises(ConfigError, match=rf"stages.{last}.data.{said} does not divide over 8 data shards"):
-        run.train(dataclasses.replace(quick, stages=stages), tmp_path)
+    data = dataclasses.replace(quick.stages[last].data, rows=rows, groups=groups)
+    stage = dataclasses.replace(quick.stages[last], data=data, accumulate=accumulate)
+    with pytest.raises(ConfigError, match=rf"stages.{last}.data.{said}"):
+        run.train(dataclasses.replace(quick, stages=quick.stages | {last: stage}), tmp_path)
     assert not (tmp_path / "recipe.json").exists()
 
 
