@@ -267,3 +267,16 @@ def test_overrides_of_tuples():
     found = recipe.load("quickstart", ["--config.run=('vision', 'language')", "--config.log_to=('tensorboard',)"])
     assert found.run == ("vision", "language")
     assert found.log_to == ("tensorboard",)
+
+
+@pytest.mark.parametrize("word", [word for word in WORDS if not word.endswith(":tiny")])
+def test_its_batches_divide_over_the_hardware_that_it_names(word):
+    """A v5p-N has N / 2 chips, a v5e-N has N; where a recipe names none, one device holds it."""
+    line = re.search(r"^Hardware: (.*)$", config.find(word.partition(":")[0]).read_text(), re.MULTILINE)[1]
+    chips = [int(n) // 2 for n in re.findall(r"v5p-(\d+)", line)]
+    chips += [int(n) for pattern in (r"v5e-(\d+)", r"(\d+) x \d+ GB") for n in re.findall(pattern, line)]
+    found = recipe.load(word)
+    for name in found.run:
+        stage = found.stages[name]
+        for count in chips or [1]:
+            stage.data.check_divides(f"stages.{name}.data", count, stage.accumulate)
