@@ -57,7 +57,7 @@ FULL = {
     "blip2_stage2:flan_t5_xl": {"generate": (3_942_446_592, 2.707)},
     "blip2_stage2:flan_t5_xxl": {"generate": (12_229_596_672, 0.886)},
     "instructblip": {"tune": (7_913_726_720, 2.386)},
-    # Resampler, gated blocks and the new words. Flamingo's paper has 1.4, 1.8 and 10.2 B; of the last ours is 8.5, by the
+    # Resampler, gated blocks, new words. Flamingo's paper has 1.4, 1.8 and 10.2 B; ours of the last is 8.5, by the
     # sizes that are published.
     "openflamingo_interleaved": {"train": (2_558_330_928, 36.90)},
     "openflamingo_interleaved:4b": {"train": (4_039_029_792, 23.79)},
