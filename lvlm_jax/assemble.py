@@ -204,13 +204,18 @@ def loader_of(recipe: Recipe, stage: StageRecipe, tokenizer: Tokenizer, cache: P
         augment=change,
         weigh_by=data.weigh_by,
         blend=blends(recipe, stage),
+        frames=model.pools_frames and text is None,
     )
 
 
 def blends(recipe: Recipe, stage: StageRecipe) -> bool:
     """Whether several visual tokens may fill one position: a fact of the recipe, so that all batches have one shape."""
     model, limited = recipe.model, recipe.model.image.tiles is not None and recipe.model.image.tiles.most is not None
-    return stage.loss == "language" and stage.data.pictures > 0 and (limited or model.video.pool != "none")
+    return (
+        stage.loss == "language"
+        and stage.data.pictures > 0
+        and (limited or model.video.pool in ("bilinear", "average"))
+    )
 
 
 def _hosts() -> Hosts | None:

@@ -52,6 +52,7 @@ class Model:
     video: VideoSpec = DEFAULT
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    pools_frames: bool = False
     public: str | None = None
 
     def __post_init__(self) -> None:
@@ -364,9 +365,8 @@ def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
 
 def model_of(spec: Spec, tokenizer: str | None = None) -> Any:
     """The ``config.model`` of a system of the zoo, every size spelled out so that each can be overridden."""
-    names = {type_: name for name, type_ in CONNECTORS.items()}
     out = configs.to_config(spec.config)
-    out.connector.kind = names[type(spec.config.connector)]
+    out.connector.kind = next(name for name, kind in CONNECTORS.items() if kind is type(spec.config.connector))
     out.image = configs.to_config(spec.image)
     out.video = configs.to_config(spec.video)
     out.tokenizer = tokenizer or spec.source

@@ -75,6 +75,21 @@ def average_pool(x: Float[Array, "N P D"], side: int) -> Float[Array, "N Q D"]:
     return x.mean((2, 4), dtype=jnp.float32).reshape(rows, side * side, width).astype(x.dtype)
 
 
+def squares(x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+    """Every token becomes the mean of its square of two by two (LLaVA-NeXT-Video's frames).
+
+    Raises:
+      ValueError: features that fill no square of an even side.
+    """
+    rows, features, width = x.shape
+    side = square_side(features, "the pool of frames")
+    if side % 2:
+        raise ValueError(f"the pool of frames reads squares of 2 x 2, and {side} x {side} features do not divide")
+    x = x.reshape(rows, side // 2, 2, side // 2, 2, width)
+    means = x.mean((2, 4), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+    return jnp.broadcast_to(means, x.shape).reshape(rows, features, width)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelShuffleConfig:
     """Neighbours side by side in one token, then one dense layer without bias.

@@ -49,6 +49,7 @@ def collate(
     picture: Picture | None = None,
     share: bool = False,
     blend: bool | None = None,
+    frames: bool = False,
 ) -> Batch:
     """Rows of encoded examples as one `Batch` of numpy arrays.
 
@@ -59,7 +60,7 @@ def collate(
       picture: decodes one picture; default `read_rows`.
       share: a picture that several examples of a group use (same path or bytes) takes its vision rows once.
       blend: whether the batch says of each position which visual tokens fill it together; None where an example needs
-        it. A run of one shape decides it once.
+        it. A run of one shape decides it once. frames: it also says which vision rows are frames.
 
     Raises:
       DataError: a row longer than T, a group that needs more than N vision rows, visual positions that are not whole
@@ -79,6 +80,7 @@ def collate(
         patches=np.zeros((groups, vision_rows, count, size), np.float32),
         patch_positions=np.zeros((groups, vision_rows, count, 2), np.int32),
         patch_segments=np.zeros((groups, vision_rows, count), np.int32),
+        frames=np.zeros((groups, vision_rows), np.int32) if frames else None,
         blend_index=np.zeros(shape, np.int32) if blend else None,
         blend_weight=np.zeros(shape, np.float32) if blend else None,
     )
@@ -104,6 +106,8 @@ def collate(
                 # A picture that keeps its shape has fewer patches than the row: the rest is padding.
                 at = (group, here, slice(patches.shape[1]))
                 batch.patches[at], batch.patch_positions[at], batch.patch_segments[at] = patches, positions, 1
+                if batch.frames is not None:
+                    batch.frames[group, here] = isinstance(image.source, Clip)
                 taken += need
             places += slots[key]
         _fill_row(batch, row, examples, places, visual_tokens)
@@ -147,12 +151,12 @@ def _image_index(encoded: Encoded, slots: np.ndarray, visual_tokens: int, newlin
     """`Encoded.visual` (within the example) as positions in the group's flat visual tokens, then the newline."""
     ends = np.cumsum([0, *encoded.sizes])
     seen, before = encoded.visual[encoded.visual != TEXT], 0
-    for first, stop, rows in zip(ends[:-1], ends[1:], encoded.rows):
+    for first, stop, rows, image in zip(ends[:-1], ends[1:], encoded.rows, encoded.images):
         own = seen[first:stop]
         own = own[own != NEWLINE] - before * visual_tokens
         # Every picture begins with the whole of it, if it is not pooled; its tiles may lack what is padding.
         begins = len(own) >= visual_tokens and (own[:visual_tokens] == np.arange(visual_tokens)).all()
-        begins |= encoded.blend is not None
+        begins |= encoded.blend is not None or isinstance(image.source, Clip)
         if not begins or (own >= rows * visual_tokens).any() or (rows == 1 and len(own) > visual_tokens):
             raise DataError(
                 f"{len(own)} visual positions for a picture of {rows} x {visual_tokens} tokens; encode and the loader "
@@ -197,7 +201,7 @@ class Loader:
       keep_bytes: decoded pictures (by path) kept in memory up to so many bytes a process; 0 keeps none.
       weigh_by: how much an example counts in the loss, a name of `processing.weighting.WEIGHTINGS`.
       augment: (PIL picture, rng) -> PIL picture; the generator is seeded by (plan seed, k, row, picture).
-      blend: as `collate` takes it.
+      blend, frames: as `collate` takes them.
     """
 
     def __init__(
@@ -217,6 +221,7 @@ class Loader:
         keep_bytes: int = 128 * 2**20,
         weigh_by: str = "token",
         blend: bool | None = None,
+        frames: bool = False,
     ):
         if len(plan.lengths) != len(source):
             raise ValueError(f"{len(plan.lengths)} lengths in the plan but {len(source)} records; measure again")
@@ -226,7 +231,7 @@ class Loader:
             raise ValueError(f"host {host} of {hosts}: hosts are numbered from 0")
         self.source, self.encode, self.spec, self.plan = source, encode, spec, plan
         self.visual_tokens, self.pad_id, self.augment, self.weigh_by = visual_tokens, pad_id, augment, weigh_by
-        self.blend = blend
+        self.blend, self.frames = blend, frames
         self.host, self.hosts, self.workers, self.threads = host, hosts, workers, threads
         self._kept: dict[str, PIL.Image.Image] = {}
         self._room = keep_bytes
@@ -249,6 +254,7 @@ class Loader:
             spec=self.spec,
             picture=lambda image, row, j: self._picture(image, k, first + row, j),
             blend=self.blend,
+            frames=self.frames,
         )
 
     def iterate(self, start: int = 0) -> Generator[tuple[int, Batch], None, None]:

@@ -217,6 +217,7 @@ class Generator:
             spec=self.spec,
             share=shared,
             blend=bool(pictures) if limited else None,
+            frames=getattr(self.model.config, "pools_frames", False),
         )
         return left_padded(batch)
 

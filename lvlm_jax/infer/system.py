@@ -71,6 +71,11 @@ class System:
                 "tiles and the newline go together: the picture processor cuts "
                 f"{'tiles' if self.spec.tiles else 'no tiles'}, but the model has newline={self.config.newline}"
             )
+        if (self.video.pool == "corner") != self.config.pools_frames:
+            raise ValueError(
+                f"video.pool={self.video.pool!r} with pools_frames={self.config.pools_frames}: 'corner' is for models "
+                "that average a frame's features before the connector, and those take no other"
+            )
         if self.video.newline != "none" and not self.config.newline:
             raise ValueError(f"video.newline={self.video.newline!r}: this model learned no newline; use 'none'")
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lvlm_jax.connectors import ConnectorConfig
+from lvlm_jax.connectors.pooled import squares
 from lvlm_jax.fusion import cross_attention, soft_tokens, visual_expert
 from lvlm_jax.fusion.cross_attention import CrossAttention, CrossAttentionConfig, Media, MediaCache
 from lvlm_jax.fusion.words import Words
@@ -28,6 +29,8 @@ class LVLMConfig:
     with a learned vector (CogVLM's visual expert, `fusion.visual_expert`).
     fusion: gated cross-attention between the decoder's layers, instead of soft tokens in the text.
     words: so many words beyond the decoder's vocabulary, in matrices of their own beside its (Idefics).
+    pools_frames: the features of a video's frames are averaged over squares of four before the connector, which reads
+    pictures as they are (LLaVA-NeXT-Video).
     public: the public ``model_type`` to write where several hold the same parts; None takes the first that does.
     """
 
@@ -39,6 +42,7 @@ class LVLMConfig:
     expert: bool = False
     fusion: CrossAttentionConfig | None = None
     words: int = 0
+    pools_frames: bool = False
     public: str | None = None
 
     def __post_init__(self) -> None:
@@ -209,18 +213,24 @@ class LVLM(nn.Module):
             return text
         if batch.patches.shape[1] == 0 and not self.is_initializing():
             return text
-        visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments)
+        visual = self.embed_images(batch.patches, batch.patch_positions, batch.patch_segments, batch.frames)
         if self.config.newline:
             visual = soft_tokens.append(visual, self.newline())
         return soft_tokens.fill(text, visual, batch.image_index, batch.blend_index, batch.blend_weight)
 
     def embed_images(
-        self, patches: Float[Array, "G N P C"], positions: Int[Array, "G N P 2"], segments: Int[Array, "G N P"]
+        self,
+        patches: Float[Array, "G N P C"],
+        positions: Int[Array, "G N P 2"],
+        segments: Int[Array, "G N P"],
+        frames: Int[Array, "G N"] | None = None,
     ) -> Float[Array, "G M D"]:
         """Pictures -> the M = N*Q visual tokens of each group, in the language model's width."""
         groups, rows = patches.shape[:2]
         flat = lambda x: constrain(x.reshape(groups * rows, *x.shape[2:]), ("batch",) + (None,) * (x.ndim - 2))  # noqa: E731
         features = self.vision.features(flat(patches), flat(positions), flat(segments))
+        if self.config.pools_frames and frames is not None:
+            features = jnp.where(frames.reshape(-1, 1, 1) > 0, squares(features), features)
         tokens = self.connector(features)
         if self.config.expert:
             tokens = self.ends(tokens)
@@ -277,6 +287,7 @@ def dummy_batch(config: Any, rows: int = 1, length: int = 8, pictures: int = 1, 
         patches=jnp.zeros((1, n, p, c), jnp.float32),
         patch_positions=jnp.zeros((1, n, p, 2), jnp.int32),
         patch_segments=jnp.ones((1, n, p), jnp.int32),
+        frames=jnp.zeros((1, n), jnp.int32) if getattr(config, "pools_frames", False) else None,
         blend_index=jnp.zeros((rows, length, TAPS), jnp.int32) if blend else None,
         blend_weight=jnp.zeros((rows, length, TAPS), jnp.float32) if blend else None,
     )

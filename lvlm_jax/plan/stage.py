@@ -244,7 +244,7 @@ def batch_of(
 
     def grouped(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = leaf.shape
-        if path[0].name.startswith("patch"):  # what travels in groups: [1, N, ...]
+        if path[0].name.startswith(("patch", "frames")):  # what travels in groups: [1, N, ...]
             shape = (groups, pictures // groups, *shape[2:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
 

@@ -121,7 +121,8 @@ class VideoSpec:
     sampler: a key of `SAMPLERS`. frames: the most of one video, the budget of its tokens. fps: frames a second, for the
     samplers "fps", "head", "tail" and "every"; least, multiple: for "fps" (see `by_rate`). newline: a word of
     `NEWLINES`, for models that learn one. sentence: a key of `SENTENCES`. pool: a key of `pooling.POOLS`, how the
-    square of a frame's visual tokens is made smaller.
+    square of a frame's visual tokens is made smaller. fit: how a frame becomes a square, a word of `ImageSpec.fit`;
+    None as pictures do.
     """
 
     sampler: str = "uniform"
@@ -132,6 +133,7 @@ class VideoSpec:
     newline: str = "none"
     sentence: str = "none"
     pool: str = "none"
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         known = {"sampler": SAMPLERS, "newline": NEWLINES, "sentence": SENTENCES, "pool": POOLS}
@@ -190,8 +192,9 @@ class VideoSpec:
                 raise ValueError(f"pool {self.pool!r} leaves nothing of {visual_tokens} visual tokens of a frame")
             one = POOLS[self.pool](own[:visual_tokens].reshape(side, side))
             index = one.index + visual_tokens * np.arange(frames, dtype=np.int32)[:, None, None]
-            blend = Blend(index.reshape(-1, TAPS), np.tile(one.weight, (frames, 1)))
-            side, each, own = pooled_side(side, self.pool), len(one.index), blend.index[:, 0]
+            index = index.reshape(-1, TAPS)
+            blend = None if self.pool == "corner" else Blend(index, np.tile(one.weight, (frames, 1)))
+            side, each, own = pooled_side(side, self.pool), len(one.index), index[:, 0]
         size = {"none": 0, "row": side, "frame": each, "video": len(own)}[self.newline]
         if size:
             own, blend = end_rows(own.reshape(-1, size), blend)
@@ -208,6 +211,7 @@ _FIELDS = {
     "newline": "newline",
     "sentence": "sentence",
     "pool": "pool",
+    "fit": "fit",
 }
 """Our name of a field -> the torch library's, where it has one."""
 

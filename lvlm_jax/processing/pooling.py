@@ -51,14 +51,15 @@ POOLS: dict[str, Callable[[Grid], Blend] | None] = {
     "none": None,
     "bilinear": _half_bilinear,
     "average": _half_average,
+    "corner": _half_average,
 }
 """Name -> a grid of half the side: rounded up and interpolated (LLaVA-OneVision), or rounded down, the mean of each
-square of four (LLaVA-NeXT-Video)."""
+square of four; or the first of each square, where a model has averaged before its connector (LLaVA-NeXT-Video)."""
 
 
 def pooled_side(side: int, pool: str) -> int:
     """The side of a square grid after a pool of `POOLS`."""
-    return {"none": side, "bilinear": -(-side // 2), "average": side // 2}[pool]
+    return {"none": side, "bilinear": -(-side // 2)}.get(pool, side // 2)
 
 
 def end_rows(

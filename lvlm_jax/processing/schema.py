@@ -58,7 +58,7 @@ class Clip:
     """The frames that are taken of a video: the source of the `Image` that stands for it once they are chosen.
 
     indices: slots of the video, `rate` of them a second, in order; times: when each begins, and duration, that of the
-    whole video, in seconds.
+    whole video, in seconds. fit: how a frame becomes a square, a word of `ImageSpec.fit`; None as pictures do.
     """
 
     video: Video
@@ -66,6 +66,7 @@ class Clip:
     times: tuple[float, ...]
     rate: float
     duration: float
+    fit: str | None = None
 
 
 Segment = Text | Image | Video
@@ -176,6 +177,7 @@ class Batch:
     | patches         | float32[G,N,P,C] | normalised pixels of each patch in (row, column, channel) order        |
     | patch_positions | int32[G,N,P,2]   | (row, column) of each patch in its picture                             |
     | patch_segments  | int32[G,N,P]     | 0 padding; 1, 2, ... the pictures that share a vision row              |
+    | frames          | int32[G,N]       | None, or 1 for a frame, whose features are averaged (`pools_frames`)   |
     | blend_index     | int32[B, T, 4]   | None, or the visual tokens whose weighted sum fills a position         |
     | blend_weight    | float32[B, T, 4] | None, or their weights; where one fills it alone 1, 0, 0, 0            |
 
@@ -190,6 +192,7 @@ class Batch:
     patches: Float[Array, "G N P C"] | Float[np.ndarray, "G N P C"]
     patch_positions: Int[Array, "G N P 2"] | Int[np.ndarray, "G N P 2"]
     patch_segments: Int[Array, "G N P"] | Int[np.ndarray, "G N P"]
+    frames: Int[Array, "G N"] | Int[np.ndarray, "G N"] | None = None
     blend_index: Int[Array, "B T 4"] | Int[np.ndarray, "B T 4"] | None = None
     blend_weight: Float[Array, "B T 4"] | Float[np.ndarray, "B T 4"] | None = None
 

@@ -36,7 +36,8 @@ def choose(video: Video, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> Clip:
         indices = spec.indices(info.frames, info.rate)
     except ValueError as error:
         raise VideoError(f"{name_of(video)}: {error}") from None
-    return Clip(video, tuple(indices), tuple(index / info.rate for index in indices), info.rate, info.duration)
+    times = tuple(index / info.rate for index in indices)
+    return Clip(video, tuple(indices), times, info.rate, info.duration, spec.fit)
 
 
 def chosen(example: Example, spec: VideoSpec, max_pixels: int = MAX_PIXELS) -> Example:
@@ -84,7 +85,7 @@ def pictures(image: Image, max_pixels: int = MAX_PIXELS) -> Iterator[PIL.Image.I
 def spec_of(image: Image, spec: ImageSpec) -> ImageSpec:
     """How this picture is read by a `spec` that may cut tiles: frames of a clip have none, nor has one shown whole."""
     if isinstance(image.source, Clip):
-        return dataclasses.replace(spec, tiles=None)
+        return dataclasses.replace(spec, tiles=None, fit=image.source.fit or spec.fit)
     return dataclasses.replace(spec, tiles=None, fit="pad") if image.whole else spec
 
 

@@ -5,11 +5,22 @@ from types import ModuleType
 
 from lvlm_jax.models.lvlm import LVLMConfig
 from lvlm_jax.processing.frames import DEFAULT, VideoSpec
-from lvlm_jax.zoo import idefics, llava, llava_next, llava_onevision, llava_small, nanovlm, open_flamingo, paligemma
+from lvlm_jax.zoo import (
+    idefics,
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    llava_small,
+    nanovlm,
+    open_flamingo,
+    paligemma,
+)
 from lvlm_jax.zoo.spec import Spec
 
 FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family for family in (llava, llava_next, llava_onevision, paligemma, idefics, open_flamingo)
+    family.MODEL_TYPE: family
+    for family in (llava, llava_next, llava_next_video, llava_onevision, paligemma, idefics, open_flamingo)
 }
 """Public ``model_type`` -> family: a module with
 

@@ -66,7 +66,8 @@ SYSTEMS: dict[str, Spec] = {
 def fits(config: LVLMConfig) -> bool:
     """Whether the torch library's class can hold this model."""
     alone = dataclasses.replace(config, newline=False, public=None)
-    return config.newline and config.public in (None, MODEL_TYPE) and llava.fits(alone)
+    others = config.pools_frames or config.public not in (None, MODEL_TYPE)
+    return config.newline and not others and llava.fits(alone)
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[LVLMConfig, int]:
