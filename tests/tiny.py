@@ -128,6 +128,7 @@ SYSTEMS: dict[str, LVLMConfig] = {
     "llava15": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA),
     "llava15_prefix": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, attention="prefix"),
     "llava_next": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, newline=True),
+    "llava_next_video": LVLMConfig(vision=CLIP, connector=MlpConfig(), llm=LLAMA, newline=True, pools_frames=True),
     "llava_onevision": LVLMConfig(
         vision=dataclasses.replace(SIGLIP, feature_layer=-1),
         connector=MlpConfig(),
@@ -218,7 +219,8 @@ def batch(
       pad: the side on which short rows are padded.
 
     Where the config has a newline, it fills the last position of each picture, instead of its last token; in a
-    LLaVA-OneVision the positions before are three parts of their own visual token and one of the next.
+    LLaVA-OneVision the positions before are three parts of their own visual token and one of the next, and in a
+    LLaVA-NeXT-Video every second picture is a frame.
     """
     rng = np.random.default_rng(seed)
     q, side, per = config.visual_tokens, config.vision.image_size, len(rows) // groups
@@ -252,6 +254,8 @@ def batch(
             at += q if part == IMAGE else part
     grid = np.stack(np.meshgrid(*[np.arange(config.vision.grid)] * 2, indexing="ij"), -1).reshape(-1, 2)
     where = np.broadcast_to(grid.astype(np.int32), (*patches.shape[:3], 2)).copy()
+    if getattr(config, "pools_frames", False):
+        fields["frames"] = np.broadcast_to(np.arange(patches.shape[1], dtype=np.int32) % 2, patches.shape[:2]).copy()
     if getattr(config, "public", None) == "llava_onevision":
         plain = (image_index >= 0) & (image_index < patches.shape[1] * q)
         fields["blend_index"] = np.stack([np.maximum(image_index, 0), np.maximum(image_index + plain, 0)], -1)

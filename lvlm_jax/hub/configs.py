@@ -163,6 +163,8 @@ def public_config(config: Config, image_token_id: int | None = None, image: Imag
 
 _FEATURE = {False: "patch", True: "cls_patch"}
 _ANYRES = "anyres"
+_POOL = {"mm_resampler_type": "spatial_pool", "mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}
+"""Their fields of a model that averages frames before the connector, with the values that we know."""
 
 
 def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> LVLMConfig:
@@ -177,7 +179,11 @@ def from_original(raw: Mapping[str, Any], tower: VisionConfig | None = None) -> 
         tower = vision_config(raw["vision_config"])
     known = llava.from_original(raw) if tower is None else _with_tower(raw, tower)
     limited = known.newline and limit_of(raw["image_aspect_ratio"]) is not None
-    return dataclasses.replace(known, public=llava_onevision.MODEL_TYPE) if limited else known
+    pooled = one_of("mm_resampler_type", raw.get("mm_resampler_type") or "none", ["none", _POOL["mm_resampler_type"]])
+    for name in _POOL if pooled != "none" else ():
+        one_of(name, raw.get(name), [_POOL[name]])
+    public = llava_onevision.MODEL_TYPE if limited else None
+    return dataclasses.replace(known, public=public, pools_frames=pooled != "none")
 
 
 def _with_tower(raw: Mapping[str, Any], tower: VisionConfig) -> LVLMConfig:
@@ -238,6 +244,8 @@ def to_original(config: LVLMConfig, image: ImageSpec | None = None) -> dict[str,
     }
     if config.newline:
         out |= _original_tiles(image)
+    if config.pools_frames:
+        out |= _POOL
     return out if names else {**out, "vision_config": family.to_hf(config.vision)}
 
 

@@ -154,6 +154,12 @@ STATUS: tuple[Status, ...] = (
     ),
     Status(
         part="system",
+        what="LLaVA-NeXT-Video (7B): frames averaged before the connector",
+        status="parity, import and export",
+        tested=("tests/parity/test_llava_next_video.py", "tests/hub"),
+    ),
+    Status(
+        part="system",
         what="LLaVA-OneVision (0.5B, 7B, 72B): tiles, several pictures, videos",
         status="parity, import and export",
         tested=("tests/parity/test_llava_onevision.py", "tests/hub"),

@@ -248,6 +248,7 @@ def test_what_a_picture_costs_in_tokens():
         "llava15_7b_perceiver": 64,
         "llavanext_7b": 576,  # of each tile
         **dict.fromkeys(("llavanext_13b", "llavanext_34b", "llavanext_mistral_7b", "llavanext_llama3_8b"), 576),
+        "llavanext_video_7b": 576,
         **{f"llava_onevision_{size}_{stage}": 729 for size in ("0_5b", "7b", "72b") for stage in ("si", "ov")},
         "nanovlm_222m": 49,
         "nanovlm_450m": 64,

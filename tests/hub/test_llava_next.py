@@ -66,6 +66,24 @@ def test_every_layout(fresh, tmp_path, layout):
         assert raw["architectures"] == ["LlavaNextForConditionalGeneration"]
 
 
+def test_a_model_that_reads_videos(tmp_path):
+    folder = tiny.saved(tiny.perturbed(tiny.llava_next_video()), tmp_path / "in")
+    loaded = import_folder(folder)
+    assert (loaded.config.pools_frames, loaded.image_token_id) == (True, 511)
+    out = export_folder(
+        tmp_path / "out", loaded.config, loaded.params, image_spec=SPEC, layout=loaded.layout, image_token_id=511
+    )
+    same_bytes(TensorFolder(folder), TensorFolder(out))
+    raw = json.loads((out / "config.json").read_text())
+    assert (raw["architectures"], raw["video_token_index"]) == (["LlavaNextVideoForConditionalGeneration"], 510)
+    assert import_folder(out).config == loaded.config
+    comparison = verify(out)
+    assert comparison.passed, str(comparison)
+    assert from_original(to_original(loaded.config, SPEC)) == loaded.config
+    with pytest.raises(ValueError, match=r"spatial_pool_mode is 'max', which is not supported; supported: 'average'"):
+        zoo.READS["llava_next_video"].from_hf({**raw, "spatial_pool_mode": "max"})
+
+
 def test_a_complete_folder(fresh, tmp_path):
     loaded = import_folder(fresh)
     out = export_folder(tmp_path / "out", loaded.config, loaded.params, Tokenizer(llama_tiny()), SPEC, "vicuna_v1")

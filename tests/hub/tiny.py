@@ -210,6 +210,17 @@ def llava_next():
     return hf.LlavaNextForConditionalGeneration(config)
 
 
+def llava_next_video():
+    config = hf.LlavaNextVideoConfig(
+        vision_config=hf.CLIPVisionConfig(**TOWER, **PICTURE),
+        text_config=hf.LlamaConfig(**{**DECODER, "max_position_embeddings": 256}),
+        image_token_index=511,
+        video_token_index=510,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return hf.LlavaNextVideoForConditionalGeneration(config)
+
+
 def llava_onevision():
     config = hf.LlavaOnevisionConfig(
         vision_config=hf.SiglipVisionConfig(**TOWER, **PICTURE, vision_use_head=False),

@@ -127,6 +127,7 @@ def test_a_spec_goes_through_its_file_and_back():
         newline="frame",
         sentence="videochat",
         pool="average",
+        fit="crop",
     )
     assert all(getattr(spec, f.name) != f.default for f in dataclasses.fields(spec))
     assert VideoSpec.from_hf(spec.to_hf()) == spec

@@ -11,13 +11,13 @@ from lvlm_jax.infer.rows import left_padded
 from lvlm_jax.processing.chat_templates import TEMPLATES
 from lvlm_jax.processing.encode import DataError, encode
 from lvlm_jax.processing.frames import VideoSpec
-from lvlm_jax.processing.image import ImageSpec
+from lvlm_jax.processing.image import ImageSpec, to_rows
 from lvlm_jax.processing.picture import ImageError
 from lvlm_jax.processing.pooling import POOLS, bilinear, pooled_side, taps
 from lvlm_jax.processing.schema import NEWLINE, TEXT, Blend, Clip, Example, Image, Text, Turn, Video
 from lvlm_jax.processing.tiles import Tiles, limit_of, span
 from lvlm_jax.processing.tokenizer import Tokenizer
-from lvlm_jax.processing.video import read_rows
+from lvlm_jax.processing.video import choose, read_rows
 from tests.tokenizers_tiny import qwen_tiny
 
 Q = 9
@@ -72,6 +72,16 @@ def test_positions_of_pooled_frames(newline, positions):
     np.testing.assert_allclose(found.blend.weight.sum(1), filled)
     assert found.blend.index[filled][:4].max() < Q <= found.blend.index[filled][4:].min()
     assert dataclasses.replace(VIDEO, newline=newline).span(2, 0).blend is None
+
+
+def test_the_first_of_each_square_and_frames_cut_to_the_middle(words):
+    assert VideoSpec(pool="corner").span(2, 16).index.tolist() == [0, 2, 8, 10, 16, 18, 24, 26]
+    assert VideoSpec(pool="corner").span(2, 16).blend is None
+    found = choose(clip(), VideoSpec(frames=1, fit="crop"))
+    (patches, _), (squashed, _) = read_rows(Image(found), SPEC), read_rows(Image(choose(clip(), VIDEO)), SPEC)
+    cut = dataclasses.replace(SPEC, tiles=None, fit="crop")
+    np.testing.assert_array_equal(patches, to_rows(PIL.Image.fromarray(clip().source[0]), cut)[0])
+    assert np.abs(patches[0] - squashed[0]).max() > 0.1
 
 
 def test_a_grid_above_the_limit_is_made_smaller():
@@ -168,7 +178,7 @@ def test_a_text_that_is_cut_keeps_its_blend(words):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VideoSpec(pool="max"), "pool 'max' is unknown; choose one of none, bilinear, average"),
+        (lambda: VideoSpec(pool="max"), "pool 'max' is unknown; choose one of none, bilinear, average, corner"),
         (lambda: VIDEO.span(2, 8), "pool 'bilinear' with 8 visual tokens of a frame, which are no square grid"),
         (lambda: VideoSpec(pool="average").span(2, 1), "pool 'average' leaves nothing of 1 visual tokens of a frame"),
         (lambda: dataclasses.replace(TILES, most=0), "most 0: a grid of at least one tile's tokens"),
