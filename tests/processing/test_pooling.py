@@ -74,7 +74,7 @@ def test_positions_of_pooled_frames(newline, positions):
     assert dataclasses.replace(VIDEO, newline=newline).span(2, 0).blend is None
 
 
-def test_the_first_of_each_square_and_frames_cut_to_the_middle(words):
+def test_the_first_of_each_square_and_frames_cut_to_the_middle():
     assert VideoSpec(pool="corner").span(2, 16).index.tolist() == [0, 2, 8, 10, 16, 18, 24, 26]
     assert VideoSpec(pool="corner").span(2, 16).blend is None
     found = choose(clip(), VideoSpec(frames=1, fit="crop"))
