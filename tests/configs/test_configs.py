@@ -32,6 +32,11 @@ FULL = {
     "llava15_instruct:full": {"instruct": (7_063_427_072, 100)},
     # 32 layers of rank 128 beside seven kernels are 319,815,680 weights and 224 strengths; and the projector.
     "lora_your_data": {"tune": (7_063_427_072 + 319_815_680 + 224, 4.616)},
+    "llava_onevision_align": {"align": (8_030_804_000, 0.2114)},
+    "llava_onevision_align:0.5b": {"align": (893_674_656, 0.2055)},
+    "llava_onevision_mid": {"mid": (8_030_807_584, 100)},
+    "llava_onevision_instruct": {"single": (8_030_807_584, 100), "onevision": (8_030_807_584, 100)},
+    "llava_onevision_instruct:72b": {"onevision": (73_181_570_592, 100)},
     "llavanext_instruct": {"instruct": (7_063_431_168, 100)},
     "nanovlm_222m": {"train": (222_118_464, 100)},
     "paligemma_finetune": {"transfer": (2_923_466_480, 100)},
