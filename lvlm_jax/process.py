@@ -14,9 +14,10 @@ import jax
 def spread_over_cores(groups: Sequence[int]) -> None:
     """Makes one CPU device a core, as many as divide each of `groups`; call it before anything asks for devices.
 
-    XLA runs the small products of a small model on one core, and data parallelism keeps the others busy too. Without
-    effect where an accelerator is the default backend, or where XLA_FLAGS says how many devices there are. Processes
-    that share a machine are given a device each by not calling it.
+    XLA runs the small products of a small model on one core, and data parallelism keeps the others busy too. Where
+    every core has a device, each device's products stay on its core (a word in XLA_FLAGS, which JAX reads later).
+    Without effect where an accelerator is the default backend, or where XLA_FLAGS says how many devices there are.
+    Processes that share a machine are given a device each by not calling it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" in flags:
@@ -25,7 +26,7 @@ def spread_over_cores(groups: Sequence[int]) -> None:
     ways = max(n for n in range(1, cores + 1) if all(count % n == 0 for count in groups))
     jax.config.update("jax_num_cpu_devices", ways)
     if ways == cores and "xla_cpu_multi_thread_eigen" not in flags:
-        # Each core has a device of its own: threads of one would only wait for the others'.
+        # Threads of one device would only wait for the other devices'.
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
