@@ -11,11 +11,12 @@ Run, in the folder of the checkout (npm comes with Node.js; the weights' package
           lvlm chat runs/emoji --image data/emoji/drawings/fluent-64-24e492fb/1f34e.png
 
 Hardware: two CPU cores, 8 GiB of memory
-Measured: 50 minutes, and 67 with compiles and tests beside it; peak 6,444 MiB. Of 1,594 concepts drawn by Fluent, whose
-          drawings are in no stage: the tower finds the right name among all 1,594 for 25.3 % (77, 74 and 69 % of its
-          training drawings of Noto, Twemoji and OpenMoji, unchanged); the language model, asked "What is this?" and
-          given no list, says the very name of 1.00 % after `instruct` and of none after `align`, which taught no chat
-          format. The tower's figures: python -m tests.e2e.emoji_tower runs/emoji
+Measured: two runs. 50 minutes; 102 on a machine of half that speed, with a soak and tests beside it. Peak 6,444 and
+          7,591 MiB. Of 1,594 concepts drawn by Fluent, whose drawings are in no stage: the tower finds the right name
+          among all 1,594 for 25.3 and 24.9 % (77 and 76, 74 and 75, 69 and 67 % of its training drawings of Noto,
+          Twemoji and OpenMoji, unchanged); the language model, asked "What is this?" and given no list, says the very
+          name of 1.00 and 1.19 % after `instruct` and of none after `align`, which taught no chat format. The tower's
+          figures: python -m tests.e2e.emoji_tower runs/emoji
 
 Beside it: nearest mean of two other vendors' drawings, by the features of an EfficientNet-Lite0 that had seen ImageNet,
 finds 46.3 % of Fluent's. A tower from nothing gets half of that, and the language model lags far behind its tower: the
