@@ -11,7 +11,7 @@ Run, in the folder of the checkout (npm comes with Node.js; the weights' package
           lvlm chat runs/emoji --image data/emoji/drawings/fluent-64-24e492fb/1f34e.png
 
 Hardware: two CPU cores, 8 GiB of memory
-Measured: two runs. 50 minutes; 102 on a machine of half that speed, with a soak and tests beside it. Peak 6,444 and
+Measured: two runs. 50 minutes; 102 on another machine, with a soak and other tests beside it. Peak 6,444 and
           7,591 MiB. Of 1,594 concepts drawn by Fluent, whose drawings are in no stage: the tower finds the right name
           among all 1,594 for 25.3 and 24.9 % (77 and 76, 74 and 75, 69 and 67 % of its training drawings of Noto,
           Twemoji and OpenMoji, unchanged); the language model, asked "What is this?" and given no list, says the very
