@@ -80,23 +80,82 @@ def plain_attend(
     bias: Float[Array, "H T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """`attend` in plain products, on any device: scores of all queries and keys stand in memory at once."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = jnp.einsum("BTKRE,BKSE->BKRTS", _grouped(q, k), k, preferred_element_type=jnp.float32)
+    probs = _weights(scores, ranges, scale, softcap, bias)
+    return jnp.einsum("BKRTS,BKSE->BTKRE", probs.astype(v.dtype), v).reshape(q.shape)
+
+
+def attend_cached(
+    q: Float[Array, "B T H E"],
+    k: Float[Array, "B K T E"],
+    v: Float[Array, "B K T E"],
+    cache: LayerCache,
+    ranges: Ranges,
+    index: Int[Array, ""],
+    **look: Any,
+) -> tuple[Float[Array, "B T H E"], LayerCache]:
+    """Writes the new keys and values at `index`, and `attend`s over the cache; what stands in `look` is `attend`'s."""
+    mesh = meshes.active()
+    if q.shape[1] == 1 and meshes.platform() == "cpu" and (mesh is None or mesh.size == 1):
+        return _step_in_place(q, k, v, cache, ranges, index, **look)
+    cache = cache.write(k, v, index)
+    return attend(q, cache.k, cache.v, ranges, **look), cache
+
+
+def _step_in_place(
+    q: Float[Array, "B 1 H E"],
+    k: Float[Array, "B K 1 E"],
+    v: Float[Array, "B K 1 E"],
+    cache: LayerCache,
+    ranges: Ranges,
+    index: Int[Array, ""],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: Float[Array, "H 1 S"] | None = None,
+) -> tuple[Float[Array, "B 1 H E"], LayerCache]:
+    """`attend_cached` for one query a row, which reads the cache before it writes it.
+
+    So a donated cache is written where it lies. Written first, XLA on CPU (jax 0.10.2 to 0.12.0.1) copies, where there
+    is one row, a layer's keys four times a step and its values once.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    one, k, v = _grouped(q, k)[:, 0], k.astype(cache.k.dtype), v.astype(cache.v.dtype)
+    scores = jnp.einsum("BKRE,BKSE->BKRS", one, cache.k, preferred_element_type=jnp.float32)
+    own = (one.astype(jnp.float32) * k.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    here = jnp.arange(cache.k.shape[2]) == index
+    scores = jnp.where(here, own, scores)[:, :, :, None]
+    probs = _weights(scores, ranges, scale, softcap, bias)[:, :, :, 0].astype(v.dtype)
+    out = jnp.einsum("BKRS,BKSE->BKRE", jnp.where(here, 0, probs), cache.v)
+    out += jnp.where(here, probs, 0).sum(axis=-1, keepdims=True) * v
+    # Never above the index; but the compiler does not know, and so writes behind the reading.
+    read = -jnp.isposinf(out.ravel()[0]).astype(index.dtype)
+    return out.reshape(q.shape), cache.write(k, v, jnp.maximum(index, read))
+
+
+def _grouped(q: Float[Array, "B T H E"], k: Float[Array, "B K S E"]) -> Float[Array, "B T K R E"]:
+    """The queries of each head of keys."""
     batch, queries, heads, width = q.shape
-    groups = k.shape[1]
-    scale = 1 / math.sqrt(width) if scale is None else scale
-    q = q.reshape(batch, queries, groups, heads // groups, width)
-    scores = jnp.einsum("BTKRE,BKSE->BKRTS", q, k, preferred_element_type=jnp.float32) * scale
+    return q.reshape(batch, queries, k.shape[1], heads // k.shape[1], width)
+
+
+def _weights(
+    scores: Float[Array, "B K R T S"], ranges: Ranges, scale: float, softcap: float | None, bias: Array | None
+) -> Float[Array, "B K R T S"]:
+    """Products of queries and keys -> how much each query takes of each value."""
+    scores = scores * scale
     if softcap is not None:
         scores = soft_cap(scores, softcap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(groups, heads // groups, *bias.shape[1:])
+        scores = scores + bias.astype(jnp.float32).reshape(*scores.shape[1:3], *bias.shape[1:])
     if ranges.kind != "full":
-        seen = ranges.dense(k.shape[2])[:, None, None]
+        seen = ranges.dense(scores.shape[-1])[:, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1)
     if ranges.kind not in ("full", "causal"):
         probs = jnp.where((ranges.stop > ranges.start)[:, None, None, :, None], probs, 0.0)
-    out = jnp.einsum("BKRTS,BKSE->BTKRE", probs.astype(v.dtype), v)
-    return out.reshape(batch, queries, heads, width)
+    return probs
 
 
 def soft_cap(x: Float[Array, "*B"], cap: float) -> Float[Array, "*B"]:
@@ -168,14 +227,17 @@ class Attention(nn.Module):
             k, v = turn(norm(name="k_norm")(k)).swapaxes(1, 2), v.swapaxes(1, 2)
             if context is not None:
                 cache = LayerCache(k, v)
-            elif cache is not None:
-                cache = cache.write(k, v, index)
-        if cache is not None:
-            k, v = cache.k, cache.v
+        keys = x.shape[1] if cache is None else cache.k.shape[-2]
         if self.alibi is not None:
             slots = jnp.arange(x.shape[1]) + (0 if cache is None else index)
-            bias = positions.alibi(slots, k.shape[2], self.heads, self.alibi)
-        out = attend(q, k, v, ranges, scale=self.scale, softcap=self.softcap, bias=bias)
+            bias = positions.alibi(slots, keys, self.heads, self.alibi)
+        look = {"scale": self.scale, "softcap": self.softcap, "bias": bias}
+        if cache is None:
+            out = attend(q, k, v, ranges, **look)
+        elif index is None or context is not None:
+            out = attend(q, cache.k, cache.v, ranges, **look)
+        else:
+            out, cache = attend_cached(q, k, v, cache, ranges, index, **look)
         out = out.reshape(*x.shape[:-1], self.heads * self.head_dim)
         if self.inner_norm is not None:
             out = LayerNorm(self.inner_norm, self.dtype, axes=("heads",), name="norm")(out)
