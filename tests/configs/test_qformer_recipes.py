@@ -63,7 +63,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param("qformer", marks=pytest.mark.nightly), "pformer"])
 def test_steps_and_a_resumed_run_with_the_same_bits(album, tmp_path, name):
     """What is drawn, negatives or hidden words, follows from the seed and the step alone."""
     train, parts, words = CASES[name]

@@ -55,7 +55,7 @@ def run(root, tmp_path_factory):
     return train(root, tmp_path_factory.mktemp("runs") / "first")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_scores_names_and_drawings(run):
     summary = json.loads((run / "evaluation" / "after_unified" / "summary.json").read_text())
     assert {"exact_match", "exact_match[twemoji]", "exact_match[fluent]", "drawn@1", "drawn@10"} <= set(
@@ -80,7 +80,7 @@ def test_a_run_scores_names_and_drawings(run):
         np.testing.assert_array_equal(other[path], leaf, err_msg=path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_workdir_loads_and_answers(run, tmp_path, capsys):
     model = lvlm_jax.load(run)
     assert isinstance(model, InterleavedSystem)

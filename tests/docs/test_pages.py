@@ -19,7 +19,7 @@ from lvlm_jax.connectors import PerceiverConfig, QFormerConfig
 DOCS = Path(__file__).parents[2] / "docs"
 WHOLE = ("your_data.md", "your_checkpoint.md", "your_mixture.md")
 """Pages whose every block runs."""
-LONG = ("your_mixture.md",)
+LONG = ("your_checkpoint.md", "your_mixture.md")
 """Of them those that train for minutes."""
 
 

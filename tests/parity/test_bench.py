@@ -48,7 +48,7 @@ def test_every_part_in_turns_with_torch(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["train", "decode"])
+@pytest.mark.parametrize("part", [pytest.param("train", marks=pytest.mark.nightly), "decode"])
 def test_sides_with_different_rows_fail(part, monkeypatch):
     def other_rows(path, examples, measured, labels):
         others = case.make_examples(measured, len(examples), seed=1)
