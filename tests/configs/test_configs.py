@@ -113,12 +113,12 @@ def test_the_recipes_that_there_are():
             recipe.load(f"{name}:huge")
 
 
-def _is_slow(word):
+def _marks(word):
     """Recipes with an argument differ from those without it in sizes; Flamingo's tower is slow to trace."""
-    return ":" in word or word == "flamingo"
+    return [pytest.mark.nightly] if ":" in word else [pytest.mark.slow] if word == "flamingo" else []
 
 
-@pytest.mark.parametrize("word", [pytest.param(w, marks=pytest.mark.slow) if _is_slow(w) else w for w in WORDS])
+@pytest.mark.parametrize("word", [pytest.param(word, marks=_marks(word)) for word in WORDS])
 def test_a_recipe(word):
     found = recipe.load(word)
     assert found.name == word.partition(":")[0]
